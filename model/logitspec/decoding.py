@@ -1,0 +1,149 @@
+"""The decoding loop every method shares: prefill, then draft, verify, accept, commit until done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .acceptance import TreeTensors, Verdict, accept_greedy
+from .draft_tree import DraftTree
+from .drafters import Drafter
+from .errors import InputError
+from .kv_cache import KVCache
+from .modeling_llama_kv import LlamaKVForCausalLM
+
+
+@dataclass
+class DecodingResult:
+    """One generation: what came out, in how many steps, and where the time went.
+
+    A step is one verification forward; prefill is none. `sum(accept_lengths) == len(tokens)` always.
+    Seconds are wall time per phase, summed over the steps; `verify` includes building the inputs,
+    the forward, acceptance and the one transfer down. On a GPU the cache moves of `commit` run
+    behind the next step's work.
+    """
+
+    prompt_tokens: int
+    tokens: list[int] = field(default_factory=list)  # generated ids, EOS included
+    accept_lengths: list[int] = field(default_factory=list)  # tokens committed per step
+    tree_sizes: list[int] = field(default_factory=list)  # nodes verified per step, root included
+    prefill_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    commit_seconds: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        return len(self.accept_lengths)
+
+    @property
+    def mean_accepted_tokens(self) -> float:
+        """MAT: tokens per verification forward."""
+        return len(self.tokens) / self.steps
+
+
+@torch.inference_mode()
+def generate(
+    model: LlamaKVForCausalLM,
+    prompt_ids: Sequence[int],
+    drafter: Drafter,
+    *,
+    max_new_tokens: int,
+    eos_token_ids: Collection[int] = (),
+    on_commit: Callable[[list[int]], None] | None = None,
+) -> DecodingResult:
+    """Decode greedily with a drafter; the tokens are the target's own, whatever the drafter.
+
+    Args:
+        model: the target, from modeling_llama_kv.load.
+        prompt_ids: token ids of the prompt, at least one.
+        drafter: proposes the trees.
+        max_new_tokens: most tokens to generate; never exceeded.
+        eos_token_ids: generation ends with the first of these, which is kept.
+        on_commit: called after each step with the tokens it committed, for streaming.
+
+    Raises:
+        InputError: an empty prompt, fewer than one new token, or more tokens than the model's positions.
+    """
+    check_lengths(len(prompt_ids), max_new_tokens, model.max_positions)
+    result = DecodingResult(prompt_tokens=len(prompt_ids))
+    cache = model.cache_for(len(prompt_ids) + max_new_tokens + drafter.capacity)
+
+    clock = time.perf_counter()
+    verdict = prefill(model, prompt_ids, cache, drafter.top_k)
+    result.prefill_seconds = time.perf_counter() - clock
+
+    clock = time.perf_counter()
+    drafter.reset(prompt_ids)
+    result.draft_seconds = time.perf_counter() - clock
+
+    finished = False
+    while not finished:
+        remaining = max_new_tokens - len(result.tokens)
+        start = time.perf_counter()
+        tree = drafter.draft(verdict.next_root, verdict.top_ids).without_deeper_than(remaining - 1)
+        drafted = time.perf_counter()
+        verdict = verify(model, tree, cache, drafter.top_k)
+        verified = time.perf_counter()
+        path = until_eos(tree, verdict.path, eos_token_ids)
+        cache.keep(path)
+        drafter.observe(tree, path)
+        committed = [tree.tokens[node] for node in path]
+        result.tokens += committed
+        result.accept_lengths.append(len(path))
+        result.tree_sizes.append(len(tree))
+        result.draft_seconds += drafted - start
+        result.verify_seconds += verified - drafted
+        result.commit_seconds += time.perf_counter() - verified
+        if on_commit is not None:
+            on_commit(committed)
+        finished = len(result.tokens) >= max_new_tokens or committed[-1] in eos_token_ids
+    return result
+
+
+def prefill(
+    model: LlamaKVForCausalLM, prompt_ids: Sequence[int], cache: KVCache, top_k: int
+) -> Verdict:
+    """Run the prompt through the model into the cache; its last logits choose the first root."""
+    ids = torch.tensor(prompt_ids, device=model.device)
+    positions = torch.arange(len(prompt_ids), device=model.device)
+    logits = model(ids, positions, cache, last_position=len(prompt_ids) - 1, last_only=True)
+    cache.keep(range(len(prompt_ids)))
+    return accept_greedy(logits, TreeTensors.upload(DraftTree(prompt_ids[-1], 1), logits.device), top_k)
+
+
+def verify(model: LlamaKVForCausalLM, tree: DraftTree, cache: KVCache, top_k: int) -> Verdict:
+    """One forward over all nodes of the tree, and what the target accepts of them. Commits nothing."""
+    tensors = TreeTensors.upload(tree, model.device)
+    logits = model(
+        tensors.tokens,
+        tensors.depths + cache.length,
+        cache,
+        last_position=cache.length + max(tree.depths),
+        tree_mask=tensors.ancestors,
+    )
+    return accept_greedy(logits, tensors, top_k)
+
+
+def until_eos(tree: DraftTree, path: list[int], eos_token_ids: Collection[int]) -> list[int]:
+    """The path up to and including its first EOS."""
+    for count, node in enumerate(path, start=1):
+        if tree.tokens[node] in eos_token_ids:
+            return path[:count]
+    return path
+
+
+def check_lengths(prompt_tokens: int, max_new_tokens: int, max_positions: int) -> None:
+    """Raise InputError unless prompt and new tokens fit the model's positions."""
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; give 1 or more")
+    if prompt_tokens < 1:
+        raise InputError("the prompt is empty; give at least one token")
+    if prompt_tokens + max_new_tokens > max_positions:
+        raise InputError(
+            f"the prompt's {prompt_tokens} tokens and max_new_tokens {max_new_tokens} exceed the model's "
+            f"{max_positions} positions; shorten one of them"
+        )

@@ -1,0 +1,88 @@
+"""The draft tree: what a drafter proposes and one forward verifies. Pure host data.
+
+Node 0 is the root, the next token already known for certain; every other node is a guess whose
+parent stands before it. Drafters build trees, decoding.py verifies them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InputError
+
+
+class DraftTree:
+    """A tree of at most `capacity` tokens, root included.
+
+    Attributes:
+        tokens: token id per node, the root's first.
+        parents: index of each node's parent, always smaller than its own; the root's is 0.
+        depths: edges between each node and the root.
+    """
+
+    def __init__(self, root: int, capacity: int) -> None:
+        if capacity < 1:
+            raise InputError(f"the draft tree's capacity is {capacity}; it holds at least the root: give 1 or more")
+        self.capacity = capacity
+        self.tokens = [root]
+        self.parents = [0]
+        self.depths = [0]
+        self._children: dict[tuple[int, int], int] = {}  # (parent, token) -> first such child
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def full(self) -> bool:
+        return len(self.tokens) >= self.capacity
+
+    def add(self, token: int, parent: int) -> int:
+        """Append one node below `parent` and return its index.
+
+        Raises:
+            IndexError: the tree is full, or has no such parent.
+        """
+        if self.full:
+            raise IndexError(f"the draft tree is full: its capacity is {self.capacity}")
+        if not 0 <= parent < len(self.tokens):
+            raise IndexError(f"no node {parent} in a draft tree of {len(self.tokens)} nodes")
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.depths.append(self.depths[parent] + 1)
+        node = len(self.tokens) - 1
+        self._children.setdefault((parent, token), node)
+        return node
+
+    def add_branch(self, tokens: Sequence[int], *, merge: bool = False) -> None:
+        """Hang a chain of tokens below the root, cut to the room that is left.
+
+        With `merge` the chain shares the nodes of an equal prefix already in the tree (a trie);
+        without, branches stay apart even where they begin alike, as in the paper (SPEC: section 3).
+        """
+        node = 0
+        for token in tokens:
+            known = self._children.get((node, token)) if merge else None
+            if known is None and self.full:
+                return
+            node = self.add(token, node) if known is None else known
+
+    def without_deeper_than(self, depth: int) -> DraftTree:
+        """The same tree without the nodes below `depth`; itself when there are none."""
+        if max(self.depths) <= depth:
+            return self
+        cut = DraftTree(self.tokens[0], self.capacity)
+        index = {0: 0}
+        for node in range(1, len(self.tokens)):
+            if self.depths[node] <= depth:
+                index[node] = cut.add(self.tokens[node], index[self.parents[node]])
+        return cut
+
+    def ancestor_mask(self) -> npt.NDArray[np.bool_]:
+        """[n, n] bool: entry (i, j) is true when node j is node i or one of its ancestors."""
+        mask = np.eye(len(self.tokens), dtype=np.bool_)
+        for node in range(1, len(self.tokens)):
+            mask[node] |= mask[self.parents[node]]
+        return mask

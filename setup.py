@@ -1,0 +1,40 @@
+"""Installs model/logitspec as the package `logitspec`."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+
+
+def requirements() -> list[str]:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+setup(
+    name="logitspec",
+    version="0.1.0",
+    description="Retrieval-based speculative decoding via next next token speculation",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={"logitspec": "model/logitspec", "logitspec.drafters": "model/logitspec/drafters"},
+    packages=["logitspec", "logitspec.drafters"],
+    package_data={"logitspec": ["py.typed"]},
+    install_requires=requirements(),
+    extras_require={
+        "dev": [
+            "hypothesis>=6.100",
+            "mypy>=1.13",
+            "pytest>=8.2",
+            "pytest-timeout>=2.3",
+            "ruff>=0.8",
+            "types-requests",
+            "types-tqdm",
+        ],
+        "ray": ["ray>=2.40"],
+        "plots": ["matplotlib>=3.9"],
+    },
+)
