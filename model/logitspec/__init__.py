@@ -5,14 +5,15 @@ from .draft_tree import DraftTree
 from .drafters import DRAFTERS, Drafter, LogitSpecDrafter, VanillaDrafter, register
 from .errors import InputError
 from .kv_cache import KVCache
-from .modeling_llama_kv import LlamaKVForCausalLM, load
+from .loading import load
+from .modeling_llama_kv import LlamaKVForCausalLM
 from .ngram_pool import NgramPool
 
 __all__ = [
     "DRAFTERS",
     "DecodingResult",
-    "Drafter",
     "DraftTree",
+    "Drafter",
     "InputError",
     "KVCache",
     "LlamaKVForCausalLM",

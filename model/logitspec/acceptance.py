@@ -42,7 +42,7 @@ class Verdict:
 
 
 def accept_greedy(logits: torch.Tensor, tree: TreeTensors, top_k: int) -> Verdict:
-    """The longest path on which every node is its parent's argmax (SPEC: section 4).
+    """The longest path on which every node is its parent's argmax (docs/method.md, 4).
 
     Among paths of that length the one whose last node was drafted first wins.
 

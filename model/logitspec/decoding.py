@@ -20,7 +20,7 @@ from .modeling_llama_kv import LlamaKVForCausalLM
 class DecodingResult:
     """One generation: what came out, in how many steps, and where the time went.
 
-    A step is one verification forward; prefill is none. `sum(accept_lengths) == len(tokens)` always.
+    A step is one verification forward; prefill is none. sum(accept_lengths) == len(tokens) always.
     Seconds are wall time per phase, summed over the steps; `verify` includes building the inputs,
     the forward, acceptance and the one transfer down. On a GPU the cache moves of `commit` run
     behind the next step's work.
@@ -58,7 +58,7 @@ def generate(
     """Decode greedily with a drafter; the tokens are the target's own, whatever the drafter.
 
     Args:
-        model: the target, from modeling_llama_kv.load.
+        model: the target, from `load`.
         prompt_ids: token ids of the prompt, at least one.
         drafter: proposes the trees.
         max_new_tokens: most tokens to generate; never exceeded.
@@ -66,7 +66,7 @@ def generate(
         on_commit: called after each step with the tokens it committed, for streaming.
 
     Raises:
-        InputError: an empty prompt, fewer than one new token, or more tokens than the model's positions.
+        InputError: an empty prompt, no new tokens, or more tokens than the model has positions.
     """
     check_lengths(len(prompt_ids), max_new_tokens, model.max_positions)
     result = DecodingResult(prompt_tokens=len(prompt_ids))
@@ -112,11 +112,13 @@ def prefill(
     positions = torch.arange(len(prompt_ids), device=model.device)
     logits = model(ids, positions, cache, last_position=len(prompt_ids) - 1, last_only=True)
     cache.keep(range(len(prompt_ids)))
-    return accept_greedy(logits, TreeTensors.upload(DraftTree(prompt_ids[-1], 1), logits.device), top_k)
+    return accept_greedy(
+        logits, TreeTensors.upload(DraftTree(prompt_ids[-1], 1), logits.device), top_k
+    )
 
 
 def verify(model: LlamaKVForCausalLM, tree: DraftTree, cache: KVCache, top_k: int) -> Verdict:
-    """One forward over all nodes of the tree, and what the target accepts of them. Commits nothing."""
+    """One forward over all nodes of the tree and what the target accepts; commits nothing."""
     tensors = TreeTensors.upload(tree, model.device)
     logits = model(
         tensors.tokens,
@@ -144,6 +146,6 @@ def check_lengths(prompt_tokens: int, max_new_tokens: int, max_positions: int) -
         raise InputError("the prompt is empty; give at least one token")
     if prompt_tokens + max_new_tokens > max_positions:
         raise InputError(
-            f"the prompt's {prompt_tokens} tokens and max_new_tokens {max_new_tokens} exceed the model's "
-            f"{max_positions} positions; shorten one of them"
+            f"the prompt's {prompt_tokens} tokens and max_new_tokens {max_new_tokens} exceed "
+            f"the model's {max_positions} positions; shorten one of them"
         )

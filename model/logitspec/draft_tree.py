@@ -25,7 +25,9 @@ class DraftTree:
 
     def __init__(self, root: int, capacity: int) -> None:
         if capacity < 1:
-            raise InputError(f"the draft tree's capacity is {capacity}; it holds at least the root: give 1 or more")
+            raise InputError(
+                f"the draft tree's capacity is {capacity}; give 1 or more, the root counts"
+            )
         self.capacity = capacity
         self.tokens = [root]
         self.parents = [0]
@@ -60,7 +62,7 @@ class DraftTree:
         """Hang a chain of tokens below the root, cut to the room that is left.
 
         With `merge` the chain shares the nodes of an equal prefix already in the tree (a trie);
-        without, branches stay apart even where they begin alike, as in the paper (SPEC: section 3).
+        without, branches stay apart even if they begin alike: the paper's way (docs/method.md, 3).
         """
         node = 0
         for token in tokens:

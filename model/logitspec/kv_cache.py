@@ -40,7 +40,9 @@ class KVCache:
             for device, layers in Counter(devices).items()
         }
         rows = {device: iter(store) for device, store in self._store.items()}
-        self._layers = [next(rows[device]) for device in devices]  # each [2, heads, capacity, head_dim]
+        self._layers = [
+            next(rows[device]) for device in devices
+        ]  # each [2, heads, capacity, head_dim]
 
     def reset(self) -> None:
         """Forget every position; the memory stays."""
@@ -50,7 +52,8 @@ class KVCache:
         """Raise InputError unless a forward over `tokens` more tokens fits."""
         if self.length + tokens > self.capacity:
             raise InputError(
-                f"{tokens} more tokens after {self.length} do not fit a KV cache of {self.capacity} slots; "
+                f"{tokens} more tokens after {self.length} do not fit the {self.capacity} slots "
+                "of the KV cache; "
                 "allocate it for prompt + max_new_tokens + draft tree capacity"
             )
 

@@ -1,19 +1,18 @@
 """The patched Llama family: one forward over a draft tree with a preallocated KV cache.
 
-Covers every architecture in ARCHITECTURES by configuration. `load` is the entry; decoding.py calls
-the model. Parameter names are the checkpoint's own, so transformers loads the weights.
+Covers every architecture in ARCHITECTURES by configuration. loading.py loads it, decoding.py calls
+it. Parameter names are the checkpoint's own, so transformers loads the weights.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -21,12 +20,6 @@ from .errors import InputError
 from .kv_cache import KVCache
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")  # config.model_type
-DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
 
 
 class RMSNorm(nn.Module):
@@ -82,7 +75,11 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         n = x.shape[0]
         if self.qkv_proj is not None:
-            sizes = (self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim)
+            sizes = (
+                self.heads * self.head_dim,
+                self.kv_heads * self.head_dim,
+                self.kv_heads * self.head_dim,
+            )
             q, k, v = self.qkv_proj(x).split(sizes, dim=-1)
         else:
             q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
@@ -159,7 +156,9 @@ class LlamaKVModel(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
@@ -168,10 +167,10 @@ class LlamaKVForCausalLM(PreTrainedModel):
 
     config_class = PreTrainedConfig
     base_model_prefix = "model"
-    _no_split_modules = ["DecoderLayer"]
-    _skip_keys_device_placement = ["cache"]
+    _no_split_modules: ClassVar[list[str]] = ["DecoderLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["cache"]
     _supports_sdpa = True
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -183,10 +182,8 @@ class LlamaKVForCausalLM(PreTrainedModel):
 
     @property
     def max_positions(self) -> int:
-        """Longest sequence the model may see: its positions, or its sliding window when that is shorter."""
-        window = getattr(self.config, "sliding_window", None)
-        positions = int(self.config.max_position_embeddings)
-        return positions if window is None else min(positions, int(window))
+        """See the function of this name."""
+        return max_positions(self.config)
 
     @property
     def layer_devices(self) -> list[torch.device]:
@@ -194,13 +191,13 @@ class LlamaKVForCausalLM(PreTrainedModel):
         return [execution_device(layer) for layer in self.model.layers]
 
     def fuse(self) -> None:
-        """Turn q/k/v and gate/up into one matrix each wherever they are plain linears on one device."""
-        for layer in self.model.layers:
+        """Make one matrix of q/k/v, one of gate/up, where they are plain linears on one device."""
+        for layer in cast("list[DecoderLayer]", self.model.layers):
             layer.self_attn.fuse()
             layer.mlp.fuse()
 
     def cache_for(self, capacity: int) -> KVCache:
-        """An empty KV cache of at least `capacity` slots: the last one again if it is large enough."""
+        """An empty KV cache of at least `capacity` slots: the last one, if it is large enough."""
         if self._cache is None or self._cache.capacity < capacity:
             self._cache = None  # frees the old one before the new is allocated
             self._cache = KVCache(
@@ -214,8 +211,12 @@ class LlamaKVForCausalLM(PreTrainedModel):
         return self._cache
 
     def _cos_sin(self, positions: torch.Tensor, last: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotary cos and sin, each [n, 1, head_dim], from a table that grows up to max_positions."""
-        if self._rope is None or self._rope[0].shape[0] <= last or self._rope[0].device != positions.device:
+        """Rotary cos and sin, each [n, 1, head_dim], from a table that grows to max_positions."""
+        if (
+            self._rope is None
+            or self._rope[0].shape[0] <= last
+            or self._rope[0].device != positions.device
+        ):
             size = min(self.max_positions, max(1024, 2 * (last + 1)))
             like = torch.empty(0, dtype=self.dtype, device=positions.device)
             rows = torch.arange(size, device=positions.device)[None]
@@ -254,7 +255,9 @@ class LlamaKVForCausalLM(PreTrainedModel):
         n = input_ids.shape[0]
         cache.require(n)
         if last_position >= self.max_positions:
-            raise InputError(f"position {last_position} is past the model's {self.max_positions} positions")
+            raise InputError(
+                f"position {last_position} is past the model's {self.max_positions} positions"
+            )
         cos, sin = self._cos_sin(positions, last_position)
         mask = None
         if n > 1 and (tree_mask is not None or cache.length > 0):
@@ -275,8 +278,16 @@ class LlamaKVForCausalLM(PreTrainedModel):
         return self.lm_head(x).to(input_ids.device)  # type: ignore[no-any-return]
 
 
+def max_positions(config: Any) -> int:
+    """Longest sequence a model may see: its positions, or its sliding window if shorter."""
+    window = getattr(config, "sliding_window", None)
+    positions = int(config.max_position_embeddings)
+    return positions if window is None else min(positions, int(window))
+
+
 def head_dim(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    given = getattr(config, "head_dim", None)
+    return int(given or config.hidden_size // config.num_attention_heads)
 
 
 def execution_device(module: nn.Module) -> torch.device:
@@ -313,55 +324,3 @@ def fuse_linears(*linears: nn.Linear) -> nn.Linear | None:
             getattr(linear, name).data = whole[row : row + linear.out_features]
             row += linear.out_features
     return fused
-
-
-def load_config(path: str) -> Any:
-    """The configuration of a checkpoint this file can run.
-
-    Raises:
-        InputError: there is no such checkpoint, or its architecture is not in ARCHITECTURES.
-    """
-    is_hub_id = not os.path.exists(path) and path.count("/") <= 1 and not path.startswith((".", "/", "~"))
-    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
-        raise InputError(f"the model directory {path} holds no config.json; give a checkpoint directory or a hub id")
-    if not os.path.isdir(path) and not is_hub_id:
-        raise InputError(f"no model directory {path}; give a checkpoint directory or a hub id")
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"the model {path} is neither a local directory nor a readable hub id: {reason}") from error
-    if config.model_type not in ARCHITECTURES:
-        raise InputError(
-            f"the model {path} is of the architecture {config.model_type!r}; supported are {', '.join(ARCHITECTURES)}"
-        )
-    return config
-
-
-def load(
-    path: str,
-    *,
-    dtype: torch.dtype,
-    device_map: str | dict[str, Any] = "cpu",
-    max_memory: dict[int | str, int | str] | None = None,
-) -> LlamaKVForCausalLM:
-    """Load a checkpoint of the Llama family for draft-tree decoding.
-
-    Args:
-        path: a local directory or a hub id.
-        dtype: of weights, activations and cache.
-        device_map: a device, or anything transformers' from_pretrained takes ("auto" spreads the
-            layers over the devices in `max_memory`; each layer's cache lies where the layer runs).
-        max_memory: as in from_pretrained.
-
-    Raises:
-        InputError: no such checkpoint, or not an architecture this file can run.
-    """
-    config = load_config(path)
-    model: LlamaKVForCausalLM = LlamaKVForCausalLM.from_pretrained(
-        path, config=config, dtype=dtype, device_map=device_map, max_memory=max_memory
-    )
-    model.eval()
-    model.requires_grad_(False)
-    model.fuse()
-    return model

@@ -11,20 +11,26 @@ class NgramPool:
     """For every n-gram of the context up to `max_ngram_size`, the continuation worth proposing.
 
     Among the occurrences of an n-gram with at least one token after them the one with the longest
-    available continuation wins, capped at `num_pred_tokens`; among equals the latest (SPEC: section 2).
-    So an occurrence has to be noticed at two ages only: with one token after it, when it wins if the
-    n-gram is new (it is the eldest of the young), and with `num_pred_tokens` after it, when it wins
-    always (it is the latest of the mature). That makes O(max_ngram_size) work per token.
+    available continuation wins, capped at `num_pred_tokens`; among equals the latest
+    (docs/method.md, 2). So an occurrence has to be noticed at two ages only: with one token after
+    it, when it wins if the n-gram is new (it is the eldest of the young), and with
+    `num_pred_tokens` after it, when it wins always (it is the latest of the mature). That makes
+    O(max_ngram_size) work per token.
     """
 
     def __init__(self, max_ngram_size: int, num_pred_tokens: int) -> None:
-        for name, value in (("max_ngram_size", max_ngram_size), ("num_pred_tokens", num_pred_tokens)):
+        for name, value in (
+            ("max_ngram_size", max_ngram_size),
+            ("num_pred_tokens", num_pred_tokens),
+        ):
             if value < 1:
                 raise InputError(f"{name} is {value}; give 1 or more")
         self.max_ngram_size = max_ngram_size
         self.num_pred_tokens = num_pred_tokens
         self.ids: list[int] = []
-        self._start: dict[tuple[int, ...], int] = {}  # n-gram -> where its continuation begins in ids
+        self._start: dict[
+            tuple[int, ...], int
+        ] = {}  # n-gram -> where its continuation begins in ids
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Append tokens to the context."""
@@ -44,7 +50,7 @@ class NgramPool:
         """The continuation of the longest suffix of `sequence` that the context holds.
 
         Returns:
-            At most `num_pred_tokens` tokens; empty when not even the last token was followed by one.
+            At most `num_pred_tokens` tokens; empty when not even the last token is known.
         """
         for n in range(min(self.max_ngram_size, len(sequence)), 0, -1):
             start = self._start.get(tuple(sequence[-n:]))

@@ -30,7 +30,7 @@ class Drafter(ABC):
 
         Args:
             root: the next token, already chosen by the target; node 0 of the tree.
-            top_ids: the `top_k` best token ids of the last logits (those that chose root), best first.
+            top_ids: the `top_k` best token ids of the logits that chose root, best first.
         """
 
     def observe(self, tree: DraftTree, path: Sequence[int]) -> None:  # noqa: B027 - optional

@@ -12,7 +12,7 @@ from .base import Drafter, register
 
 
 def branch_length(rank: int) -> int:
-    """How many tokens the branch of the guess at `rank` may have, the guess included (SPEC: section 3)."""
+    """Most tokens in the branch of the guess at `rank`, the guess included (docs/method.md, 3)."""
     if rank <= 8:
         return 4
     return 3 if rank <= 32 else 1

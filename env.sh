@@ -1,0 +1,25 @@
+# Sourced by eval.sh and test.sh, which have gone to the repository root: gives a .venv that holds
+# what the named requirement sources ask for. Installs once; a stamp remembers what was installed.
+#
+#   use_environment NAME PIP-ARGUMENT...     e.g. use_environment run -r requirements.txt
+
+use_environment() {
+    stamp=".venv/.installed-$1"
+    shift
+    now=$(cat requirements.txt constraints.txt setup.py | cksum)
+    if [ ! -x .venv/bin/python ] || ! .venv/bin/python -c 'import pip' 2>/dev/null; then
+        echo "creating .venv with ${PYTHON:-python3}" >&2
+        "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+            echo "${0##*/}: ${PYTHON:-python3} is not Python 3.10 or newer; set PYTHON to one that is" >&2
+            exit 2
+        }
+        "${PYTHON:-python3}" -m venv --clear .venv
+    fi
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$now" ]; then
+        echo "installing $* into .venv" >&2
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$@"
+        echo "$now" >"$stamp"
+    fi
+    PATH="$PWD/.venv/bin:$PATH"
+    export PATH
+}

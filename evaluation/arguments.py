@@ -1,0 +1,180 @@
+"""Every flag of the inference scripts, once; a script adds only its own method's.
+
+Also how a command of this repository ends on bad input: one sentence and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from model.logitspec.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes --some-flag and --some_flag alike, and answers bad flags with one sentence."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args([hyphenated(word) for word in given], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; --help lists the flags\n")
+
+
+def hyphenated(word: str) -> str:
+    """--max_ngram_size=3 as --max-ngram-size=3; anything but a long flag as it is."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number not below `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        return value
+
+    return parse
+
+
+def plain_name(text: str) -> str:
+    """An argparse type: a name that is one component of a path."""
+    if not re.fullmatch(r"[\w.+=@-]+", text) or set(text) == {"."}:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a plain name (letters, digits and . _ - + = @ only)"
+        )
+    return text
+
+
+def inference_parser(prog: str, description: str) -> Parser:
+    """A parser with the flags that all inference scripts share."""
+    parser = Parser(prog=f"python -m evaluation.{prog}", description=description)
+    add = parser.add_argument
+    add("--model-path", required=True, help="checkpoint: a local directory or a hub id")
+    add(
+        "--model-id", required=True, type=plain_name, help="name of this run; names the answer file"
+    )
+    add(
+        "--bench-name",
+        default="spec_bench",
+        type=plain_name,
+        help="question set: data/NAME/question.jsonl",
+    )
+    add("--question-begin", type=int, metavar="I", help="index of the first question (for a slice)")
+    add(
+        "--question-end", type=int, metavar="J", help="index behind the last question (for a slice)"
+    )
+    add(
+        "--answer-file",
+        type=Path,
+        metavar="FILE",
+        help="trace to write instead of data/NAME/model_answer/ID.jsonl",
+    )
+    add("--max-new-tokens", type=at_least(1), default=1024, help="most tokens generated per turn")
+    add("--num-choices", type=at_least(1), default=1, help="answers generated per question")
+    add(
+        "--num-gpus-per-model",
+        type=at_least(1),
+        default=1,
+        help="GPUs that one copy of the model spans",
+    )
+    add(
+        "--num-gpus-total",
+        type=at_least(1),
+        default=1,
+        help="GPUs in all; more than one copy needs the extra `ray`",
+    )
+    add("--temperature", type=float, default=0.0, help="0 is greedy, the only one supported so far")
+    add(
+        "--dtype",
+        default="auto",
+        help="float16, bfloat16, float32, float64; auto: bfloat16 where the device has it "
+        "natively, else float32 on a CPU, float16 on a GPU",
+    )
+    add(
+        "--device",
+        default="auto",
+        help="cpu, cuda or cuda:N; auto: cuda where there is one, else cpu",
+    )
+    add(
+        "--warmup",
+        type=at_least(0),
+        default=3,
+        help="unmeasured generations before the first question",
+    )
+    add(
+        "--conv-template",
+        metavar="NAME",
+        help="FastChat template, or `tokenizer` for the tokenizer's chat template (default: "
+        "FastChat's if it knows the model, else the tokenizer's)",
+    )
+    add("--seed", type=int, default=0, help="seed of the random number generators")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="start the answer file anew instead of going on with it",
+    )
+    return parser
+
+
+def run_command(prog: str, command: Callable[[], None]) -> int:
+    """Run a command; exit status 0, 2 for bad input (one sentence on stderr), 130 for Ctrl-C."""
+    try:
+        command()
+    except InputError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            f"{prog}: interrupted; what is finished is on disk, the same command goes on",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def answer_path(answer_file: Path | None, bench_name: str, model_id: str) -> Path:
+    """Where a run's trace goes."""
+    if answer_file is not None:
+        return answer_file
+    return ROOT / "data" / bench_name / "model_answer" / f"{model_id}.jsonl"
+
+
+def check_slice(
+    begin: int | None, end: int | None, questions: Sequence[object], path: Path
+) -> slice:
+    """The slice of --question-begin and --question-end.
+
+    Raises:
+        InputError: it is empty or reaches outside the question set.
+    """
+    first = 0 if begin is None else begin
+    last = len(questions) if end is None else end
+    if not 0 <= first < last <= len(questions):
+        raise InputError(
+            f"questions {first} to {last} (--question-begin, --question-end) are no slice of the "
+            f"{len(questions)} in {path}; give 0 <= begin < end <= {len(questions)}"
+        )
+    return slice(first, last)

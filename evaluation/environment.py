@@ -1,0 +1,40 @@
+"""What a run was made with: versions, hardware and commit, for a trace's sidecar."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from .arguments import ROOT
+from .targets import cpu_info
+
+VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "fschat", "numpy")
+
+
+def describe_environment(device: str) -> dict[str, Any]:
+    """Versions, hardware and commit, for the sidecar."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in VERSIONED},
+        "platform": platform.platform(),
+        "device_names": [cpu_info("model name") or platform.machine()] if device == "cpu" else gpus,
+        "threads": torch.get_num_threads(),
+        "commit": git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(git("status", "--porcelain")),
+    }
+
+
+def git(*command: str) -> str | None:
+    """A git command's output in this repository, or None where there is none."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

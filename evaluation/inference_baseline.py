@@ -1,0 +1,36 @@
+"""Answer a benchmark without speculation: python -m evaluation.inference_baseline --help."""
+
+from __future__ import annotations
+
+import sys
+
+from model.logitspec import VanillaDrafter
+
+from .arguments import inference_parser, run_command
+from .engines import HFEngine, KVEngine
+from .eval import Engine, run_eval
+from .targets import Target
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = inference_parser(
+        "inference_baseline", "Answer a benchmark with plain autoregressive decoding."
+    )
+    parser.add_argument(
+        "--engine",
+        choices=["hf", "kv"],
+        default="hf",
+        help="hf: transformers' generate(), the paper's baseline; "
+        "kv: this project's loop with a one-node tree",
+    )
+    args = parser.parse_args(argv)
+
+    def build_engine(target: Target) -> Engine:
+        return HFEngine(target) if args.engine == "hf" else KVEngine(target, VanillaDrafter())
+
+    method = "baseline" if args.engine == "hf" else "vanilla"
+    return run_command(parser.prog, lambda: run_eval(args, method, build_engine))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""From a question's turns to prompt ids, by a FastChat template or the tokenizer's own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from fastchat.conversation import conv_templates, get_conv_template
+
+from model.logitspec.errors import InputError
+
+
+class Conversation(ABC):
+    """One multi-turn exchange: ask, generate, put the answer back, ask again."""
+
+    stop_strings: tuple[str, ...] = ()  # the answer's text ends before the first of these
+
+    @abstractmethod
+    def ask(self, question: str) -> list[int]:
+        """Add a user turn; the prompt ids of the whole conversation, ready for the answer."""
+
+    @abstractmethod
+    def answer(self, text: str) -> None:
+        """Add the assistant's answer to the last turn."""
+
+
+class FastChatConversation(Conversation):
+    """A conversation in a FastChat template."""
+
+    def __init__(self, tokenizer: Any, template: str) -> None:
+        self._tokenizer = tokenizer
+        self._conv = get_conv_template(template)
+        stop = self._conv.stop_str
+        self.stop_strings = tuple([stop] if isinstance(stop, str) else stop or ())
+
+    def ask(self, question: str) -> list[int]:
+        self._conv.append_message(self._conv.roles[0], question)
+        self._conv.append_message(self._conv.roles[1], None)
+        return list(self._tokenizer(self._conv.get_prompt()).input_ids)
+
+    def answer(self, text: str) -> None:
+        self._conv.update_last_message(text)
+
+
+class ChatTemplateConversation(Conversation):
+    """A conversation in the tokenizer's chat template."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._messages: list[dict[str, str]] = []
+
+    def ask(self, question: str) -> list[int]:
+        self._messages.append({"role": "user", "content": question})
+        ids = self._tokenizer.apply_chat_template(
+            self._messages, add_generation_prompt=True, return_dict=False
+        )
+        return list(ids)
+
+    def answer(self, text: str) -> None:
+        self._messages.append({"role": "assistant", "content": text})
+
+
+class PromptFormat:
+    """The template of a run.
+
+    Args:
+        name: the model's, by which FastChat knows it or not.
+        tokenizer: the model's.
+        template: a FastChat template's name, "tokenizer", or None to choose: FastChat's when it
+            knows the model, else the tokenizer's.
+
+    Raises:
+        InputError: no such template, or none to choose.
+    """
+
+    def __init__(self, name: str, tokenizer: Any, template: str | None = None) -> None:
+        if template is None:
+            template = fastchat_template(name) or "tokenizer"
+            if template == "tokenizer" and not tokenizer.chat_template:
+                raise InputError(
+                    f"FastChat knows no template for {name}, its tokenizer has no chat template; "
+                    "name one with --conv-template (raw gives the question as it is)"
+                )
+        elif template == "tokenizer" and not tokenizer.chat_template:
+            raise InputError(
+                f"the tokenizer of {name} has no chat template; "
+                "give --conv-template a FastChat name"
+            )
+        elif template != "tokenizer" and template not in conv_templates:
+            raise InputError(
+                f"FastChat has no template {template!r}; it has {', '.join(sorted(conv_templates))}"
+            )
+        self.template = template
+        self._tokenizer = tokenizer
+        stop_ids = None if template == "tokenizer" else get_conv_template(template).stop_token_ids
+        self.stop_token_ids: set[int] = set(stop_ids or ())
+
+    def __str__(self) -> str:
+        if self.template == "tokenizer":
+            return "the tokenizer's chat template"
+        return f"FastChat's template {self.template}"
+
+    def start(self) -> Conversation:
+        if self.template == "tokenizer":
+            return ChatTemplateConversation(self._tokenizer)
+        return FastChatConversation(self._tokenizer, self.template)
+
+
+def fastchat_template(name: str) -> str | None:
+    """The template FastChat has for a model of this name; None when all it has is a generic one."""
+    from fastchat.model.model_adapter import BaseModelAdapter, get_model_adapter
+
+    adapter = get_model_adapter(name)
+    if type(adapter) is BaseModelAdapter:
+        return None
+    return str(adapter.get_default_conv_template(name).name)
+
+
+def answer_text(tokenizer: Any, ids: list[int], stop_strings: tuple[str, ...]) -> str:
+    """Generated ids as the answer's text: no special tokens, cut before a stop string, stripped."""
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, spaces_between_special_tokens=False)
+    for stop in stop_strings:
+        if text.find(stop) > 0:
+            text = text[: text.find(stop)]
+    return text.strip()

@@ -1,0 +1,84 @@
+"""Question sets: data/NAME/question.jsonl, one question a line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.logitspec.errors import InputError
+
+from .arguments import ROOT
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question: its turns are asked one after the other, each with the answers before it."""
+
+    question_id: int | str
+    category: str
+    turns: tuple[str, ...]
+
+
+def question_path(bench_name: str) -> Path:
+    """Where a benchmark's questions lie.
+
+    Raises:
+        InputError: there are none.
+    """
+    path = ROOT / "data" / bench_name / "question.jsonl"
+    if not path.is_file():
+        raise InputError(
+            f"no benchmark {bench_name!r}: data/{bench_name}/question.jsonl is not there; "
+            "`python -m data.prepare NAME` fetches the published ones, or put your own there"
+        )
+    return path
+
+
+def load_questions(path: Path) -> list[Question]:
+    """All questions of a file.
+
+    Raises:
+        InputError: an empty file, or a line that is no question (file and line are named).
+    """
+    questions: dict[int | str, Question] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            question = parse_question(json.loads(line))
+        except ValueError as error:
+            reason = "is not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise InputError(
+                f"{path}:{number} {reason}; "
+                'a line is {"question_id": 1, "category": "qa", "turns": ["…"]}'
+            ) from error
+        if question.question_id in questions:
+            raise InputError(f"{path}:{number} repeats question_id {question.question_id!r}")
+        questions[question.question_id] = question
+    if not questions:
+        raise InputError(f"{path} holds no questions")
+    return list(questions.values())
+
+
+def parse_question(entry: object) -> Question:
+    """A question from a line's JSON; ValueError says what is wrong with it."""
+    if not isinstance(entry, dict):
+        raise ValueError("is not a JSON object")
+    question_id, category, turns = (entry.get(key) for key in ("question_id", "category", "turns"))
+    if isinstance(question_id, bool) or not isinstance(question_id, int | str):
+        raise ValueError("has no number or string 'question_id'")
+    if not isinstance(category, str) or not category:
+        raise ValueError("has no string 'category'")
+    if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t for t in turns):
+        raise ValueError("has no list of non-empty strings 'turns'")
+    return Question(question_id, category, tuple(turns))
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

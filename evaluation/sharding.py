@@ -1,0 +1,53 @@
+"""Several copies of the model at once, each in a Ray worker of its own (extra `ray`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+
+from model.logitspec.errors import InputError
+
+from .eval import Answerer
+from .questions import Question
+from .traces import Record
+
+
+class Worker:
+    """Loads one model when it starts and answers the questions it is handed."""
+
+    def __init__(self, build_answerer: Callable[[], Answerer]) -> None:
+        self._answerer = build_answerer()
+
+    def answer(self, question: Question) -> Record:
+        return self._answerer.answer(question)
+
+
+def answer_in_workers(
+    build_answerer: Callable[[], Answerer],
+    questions: Sequence[Question],
+    workers: int,
+    *,
+    gpus_per_worker: int,
+) -> Generator[Record, None, None]:
+    """Answer questions in `workers` processes; records come in the order they are finished.
+
+    Each worker sees only its own GPUs and takes the next question as soon as it is free.
+
+    Raises:
+        InputError: Ray is not installed.
+    """
+    try:
+        import ray
+        from ray.util import ActorPool
+    except ImportError as error:
+        raise InputError(
+            "more than one copy of the model needs Ray; `pip install -e '.[ray]'` installs it"
+        ) from error
+    ray.init(log_to_driver=False, include_dashboard=False)
+    try:
+        actor = ray.remote(num_gpus=gpus_per_worker)(Worker)
+        pool = ActorPool([actor.remote(build_answerer) for _ in range(workers)])
+        yield from pool.map_unordered(
+            lambda worker, question: worker.answer.remote(question), questions
+        )
+    finally:
+        ray.shutdown()

@@ -1,0 +1,215 @@
+"""Speedup and accept length of a method against a baseline, from their traces.
+
+    python evaluation/speed.py --file-path METHOD.jsonl --base-path BASELINE.jsonl
+
+Per question tokens/s is tokens over wall time; a task's is the mean over its questions, and its
+speedup the ratio of the two means. MAT is the mean of all accept lengths. As in the reference
+implementation, each question's first choice counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: make the repository root importable
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from data.prepare import MT_BENCH_CATEGORIES
+from evaluation.arguments import Parser, run_command
+from evaluation.traces import Record, read_trace
+from model.logitspec.errors import InputError
+
+TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
+TokenCount = Callable[[Record], int]  # of a question's first choice
+Row = dict[str, float]
+
+
+def task_of(category: str) -> str:
+    """A category's task: Spec-Bench puts MT-Bench's eight under one name, others are their own."""
+    return "mt_bench" if category in MT_BENCH_CATEGORIES else category
+
+
+def recorded_tokens(record: Record) -> int:
+    return int(sum(record["choices"][0]["new_tokens"]))
+
+
+def retokenized(tokenizer: Any) -> TokenCount:
+    """Count a choice's tokens as the reference does: its texts encoded again, one token off each.
+
+    Every text is encoded once, whatever number of tasks asks for it.
+    """
+    lengths: dict[str, int] = {}
+
+    def count(record: Record) -> int:
+        texts = record["choices"][0]["turns"]
+        for text in texts:
+            if text not in lengths:
+                lengths[text] = len(tokenizer(text).input_ids) - 1
+        return sum(lengths[text] for text in texts)
+
+    return count
+
+
+def tokens_per_second(records: Sequence[Record], count: TokenCount) -> float:
+    """Mean over questions of tokens over wall time."""
+    return float(np.mean([count(r) / sum(r["choices"][0]["wall_time"]) for r in records]))
+
+
+def compare(
+    trace: Sequence[Record], base: Sequence[Record], count_base: TokenCount
+) -> dict[str, Row]:
+    """One row per task present, Spec-Bench's first in its order, and `overall`."""
+    categories = dict.fromkeys(task_of(r["category"]) for r in trace)
+    names = [t for t in TASKS if t in categories] + [c for c in categories if c not in TASKS]
+    return {
+        name: compare_task(
+            [r for r in trace if name in ("overall", task_of(r["category"]))],
+            [r for r in base if name in ("overall", task_of(r["category"]))],
+            count_base,
+        )
+        for name in [*names, "overall"]
+    }
+
+
+def compare_task(trace: Sequence[Record], base: Sequence[Record], count_base: TokenCount) -> Row:
+    speed = tokens_per_second(trace, recorded_tokens)
+    base_speed = tokens_per_second(base, count_base)
+    accept_lengths = [a for r in trace for a in r["choices"][0]["accept_lengths"]]
+    return {
+        "questions": len(trace),
+        "steps": len(accept_lengths),
+        "mat": float(np.mean(accept_lengths)),
+        "tokens_per_second": speed,
+        "baseline_tokens_per_second": base_speed,
+        "speedup": speed / base_speed,
+    }
+
+
+def read_pair(path: Path, base_path: Path) -> tuple[list[Record], list[Record]]:
+    """A trace and its baseline.
+
+    Raises:
+        InputError: one cannot be read, or they do not answer the same questions.
+    """
+    trace, base = read_trace(path), read_trace(base_path)
+    ours = {(r["question_id"], r["category"]) for r in trace}
+    theirs = {(r["question_id"], r["category"]) for r in base}
+    if ours != theirs:
+        odd = sorted(ours ^ theirs, key=str)
+        raise InputError(
+            f"{path} and {base_path} answer different questions: {len(odd)} are in one only, "
+            f"the first is {odd[0][0]} ({odd[0][1]}); run both over the same questions"
+        )
+    return trace, base
+
+
+def average(runs: Sequence[dict[str, Row]]) -> dict[str, Row]:
+    """Rows over several runs: means, sample standard deviation as KEY_std, MAT over all steps."""
+    rows: dict[str, Row] = {}
+    for name in runs[0]:
+        row: Row = {"questions": runs[0][name]["questions"]}
+        row["steps"] = sum(run[name]["steps"] for run in runs)
+        row["mat"] = sum(run[name]["mat"] * run[name]["steps"] for run in runs) / row["steps"]
+        for key in ("tokens_per_second", "baseline_tokens_per_second", "speedup"):
+            values = [run[name][key] for run in runs]
+            row[key] = float(np.mean(values))
+            row[f"{key}_std"] = float(np.std(values, ddof=1))
+        rows[name] = row
+    return rows
+
+
+def show(rows: dict[str, Row], title: str) -> None:
+    """The table on the terminal."""
+    table = Table(title=title, title_justify="left")
+    for column in ("task", "questions", "MAT", "tokens/s", "baseline tokens/s", "speedup"):
+        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
+    for name, row in rows.items():
+        if name == "overall":
+            table.add_section()
+
+        def cell(key: str, row: Row = row) -> str:
+            spread = f" ± {row[f'{key}_std']:.2f}" if f"{key}_std" in row else ""
+            return f"{row[key]:.2f}{spread}"
+
+        table.add_row(
+            name,
+            f"{row['questions']:.0f}",
+            cell("mat"),
+            cell("tokens_per_second"),
+            cell("baseline_tokens_per_second"),
+            cell("speedup"),
+        )
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 100)
+
+
+def load_tokenizer(path: str) -> Any:
+    from evaluation.targets import load_tokenizer  # transformers takes seconds to import
+
+    return load_tokenizer(path)
+
+
+def report(args: argparse.Namespace) -> None:
+    """What main() does once the flags are parsed."""
+    if len(args.file_path) != len(args.base_path):
+        raise InputError(
+            f"--file-path has {len(args.file_path)} files, --base-path {len(args.base_path)}; "
+            "give each trace its baseline, in the same order"
+        )
+    if args.mean_report != (len(args.file_path) > 1):
+        raise InputError(
+            f"{len(args.file_path)} trace(s) given; --mean-report takes two or more, "
+            "without it there is one"
+        )
+    pairs = [read_pair(*paths) for paths in zip(args.file_path, args.base_path, strict=True)]
+    count: TokenCount = recorded_tokens
+    if args.tokenizer_path is not None:
+        count = retokenized(load_tokenizer(args.tokenizer_path))
+    runs = [compare(trace, base, count) for trace, base in pairs]
+    if args.mean_report and any(run.keys() != runs[0].keys() for run in runs):
+        raise InputError(
+            "the runs given to --mean-report cover different tasks; give runs of one benchmark"
+        )
+    rows = average(runs) if args.mean_report else runs[0]
+    show(rows, f"{pairs[0][0][0]['model_id']} against {pairs[0][1][0]['model_id']}")
+    if args.json is not None:
+        try:
+            args.json.write_text(json.dumps({"tasks": rows}, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {args.json}: {error.strerror}") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(
+        "evaluation/speed.py", "Speedup and accept length of a method against a baseline."
+    )
+    add = parser.add_argument
+    add("--file-path", type=Path, nargs="+", required=True, help="trace of the method")
+    add("--base-path", type=Path, nargs="+", required=True, help="trace of the baseline")
+    add(
+        "--tokenizer-path",
+        help="count the baseline's tokens by encoding its texts with this checkpoint's tokenizer, "
+        "as the reference implementation does (default: use the counts recorded in the trace)",
+    )
+    add(
+        "--mean-report",
+        action="store_true",
+        help="mean and standard deviation over several runs: give several files to --file-path and "
+        "as many to --base-path",
+    )
+    add("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
+    args = parser.parse_args(argv)
+    return run_command(parser.prog, lambda: report(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

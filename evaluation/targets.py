@@ -1,0 +1,161 @@
+"""The target of a run: what the flags mean for device, dtype, tokenizer, template and EOS ids.
+
+Everything here is settled, or refused, before any weights are loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig
+
+from model.logitspec.errors import InputError
+from model.logitspec.loading import DTYPES, load_config
+from model.logitspec.modeling_llama_kv import max_positions
+
+from .prompts import PromptFormat
+
+
+@dataclass
+class Target:
+    """A checkpoint and where and how it is to run; the weights are the engine's to load."""
+
+    path: str
+    device: str  # cpu, cuda:N, or auto for a model that spans several GPUs
+    dtype: torch.dtype
+    gpus: int
+    tokenizer: Any
+    prompts: PromptFormat
+    eos_token_ids: set[int]
+    max_positions: int
+    config_hash: str
+
+    @classmethod
+    def resolve(cls, args: argparse.Namespace) -> Target:
+        """The target that the shared flags describe.
+
+        Raises:
+            InputError: something they name is not there.
+        """
+        device = resolve_device(args.device, args.num_gpus_per_model)
+        dtype = resolve_dtype(args.dtype, device)
+        config = load_config(args.model_path)
+        tokenizer = load_tokenizer(args.model_path)
+        prompts = PromptFormat(model_name(args.model_path), tokenizer, args.conv_template)
+        return cls(
+            path=args.model_path,
+            device=device,
+            dtype=dtype,
+            gpus=args.num_gpus_per_model,
+            tokenizer=tokenizer,
+            prompts=prompts,
+            eos_token_ids=eos_token_ids(args.model_path, config, tokenizer)
+            | prompts.stop_token_ids,
+            max_positions=max_positions(config),
+            config_hash=config_hash(config),
+        )
+
+    def loading(self) -> dict[str, Any]:
+        """Keyword arguments of from_pretrained that put the weights where they belong."""
+        memory = None
+        if self.device == "auto":  # these GPUs and no offloading
+            memory = {i: torch.cuda.get_device_properties(i).total_memory for i in range(self.gpus)}
+        return {"dtype": self.dtype, "device_map": self.device, "max_memory": memory}
+
+
+def resolve_device(name: str, gpus_per_model: int = 1) -> str:
+    """`cpu` or `cuda:N` for --device; "auto" as the device_map when the model spans several GPUs.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if gpus else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"device {name!r} is not known; give auto, cpu, cuda or cuda:N")
+    if name == "cpu":
+        if gpus_per_model > 1:
+            raise InputError(
+                f"--num-gpus-per-model is {gpus_per_model} on device cpu; "
+                "leave it at 1 or use --device cuda"
+            )
+        return name
+    index = int(name.partition(":")[2] or 0)
+    needed = max(index + 1, gpus_per_model)
+    if needed > gpus:
+        raise InputError(
+            f"device {name} with {gpus_per_model} GPU(s) per model needs {needed}, "
+            f"torch sees {gpus} here; use --device cpu or fewer GPUs"
+        )
+    return "auto" if gpus_per_model > 1 else f"cuda:{index}"
+
+
+def resolve_dtype(name: str, device: str) -> torch.dtype:
+    """The dtype --dtype means on a device (see its help).
+
+    Raises:
+        InputError: no dtype of that name.
+    """
+    if name == "auto":
+        if device != "cpu":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            return torch.bfloat16 if native else torch.float16
+        features = cpu_info("flags", "Features").split()
+        native = any(name in features for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        return torch.bfloat16 if native else torch.float32
+    if name not in DTYPES:
+        raise InputError(f"dtype {name!r} is not known; give auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def cpu_info(*keys: str) -> str:
+    """The first of some entries of /proc/cpuinfo; empty where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    entries = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in entries if key.strip() in keys), "")
+
+
+def load_tokenizer(path: str) -> Any:
+    """The checkpoint's tokenizer."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"no tokenizer in {path}: {reason}") from error
+
+
+def eos_token_ids(path: str, config: Any, tokenizer: Any) -> set[int]:
+    """Every id that ends a generation: the generation config's or config's, the tokenizer's."""
+    try:
+        configured = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:
+        configured = getattr(config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return {int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None}
+
+
+def model_name(path: str) -> str:
+    """A checkpoint's own name: the hub id's last part, also for a snapshot in a hub cache."""
+    cached = re.search(r"models--[^/\\]*?--([^/\\]+)", path)
+    return cached[1] if cached else Path(path).resolve().name
+
+
+def config_hash(config: Any) -> str:
+    """SHA-256 of the model's configuration, to tell two checkpoints of one name apart."""
+    known = {
+        k: v
+        for k, v in config.to_dict().items()
+        if k not in ("_name_or_path", "transformers_version")
+    }
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()

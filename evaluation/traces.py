@@ -1,0 +1,185 @@
+"""The trace of a run: one JSON line per question, and a sidecar that says how it was made.
+
+The lines have the reference implementation's fields, so its tools read them, and these per turn
+besides: output_ids, prompt_tokens, tree_sizes, prefill/draft/verify/commit_seconds.
+`NAME.jsonl` has the sidecar `NAME.meta.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from model.logitspec.errors import InputError
+
+Record = dict[str, Any]
+
+PHASES = ("prefill_seconds", "draft_seconds", "verify_seconds", "commit_seconds")
+
+
+def validate(record: object) -> str | None:
+    """What is wrong with a trace line, or None. Lines of the reference implementation pass."""
+    if not isinstance(record, dict):
+        return "is not a JSON object"
+    for key in ("question_id", "category", "choices"):
+        if key not in record:
+            return f"has no {key!r}"
+    if not isinstance(record["choices"], list) or not record["choices"]:
+        return "has no choices"
+    for choice in record["choices"]:
+        if not isinstance(choice, dict):
+            return "has a choice that is not an object"
+        if not isinstance(choice.get("turns"), list) or not all(
+            isinstance(t, str) for t in choice["turns"]
+        ):
+            return "has no list of texts 'turns' in a choice"
+        for key in ("new_tokens", "wall_time", "accept_lengths"):
+            values = choice.get(key)
+            if not isinstance(values, list) or not values or not all(is_number(v) for v in values):
+                return f"has no list of numbers {key!r} in a choice"
+        if sum(choice["wall_time"]) <= 0:
+            return "has a wall_time that is not positive"
+    return None
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def read_trace(path: Path) -> list[Record]:
+    """All lines of a trace.
+
+    Raises:
+        InputError: no such file, an empty one, a line that is no trace line, or a question twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"cannot read the trace {path}: {reason}") from error
+    records: dict[Any, Record] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(
+                f"{path}:{number} is not JSON; delete the line or run again to repair it"
+            ) from error
+        if (problem := validate(record)) is not None:
+            raise InputError(f"{path}:{number} {problem}; it is no trace line")
+        if record["question_id"] in records:
+            raise InputError(
+                f"{path}:{number} repeats question {record['question_id']}; "
+                "delete one of the two lines"
+            )
+        records[record["question_id"]] = record
+    if not records:
+        raise InputError(f"the trace {path} is empty; run the inference script first")
+    return list(records.values())
+
+
+def meta_path(path: Path) -> Path:
+    return path.with_suffix(".meta.json")
+
+
+class TraceWriter:
+    """Appends answers to a trace so that none is ever lost: one fsynced line per question.
+
+    A file that is there already is gone on with, if it was made with the same settings; a torn last
+    line, left by a killed run, is cut off.
+
+    Args:
+        path: of the trace.
+        settings: all that an answer depends on; compared with the sidecar's.
+        environment: device, versions and the like; recorded, not compared.
+        overwrite: start anew.
+
+    Raises:
+        InputError: the file cannot be written, or was made with other settings.
+    """
+
+    def __init__(
+        self, path: Path, settings: Record, environment: Record, *, overwrite: bool = False
+    ) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                path.unlink(missing_ok=True)
+                meta_path(path).unlink(missing_ok=True)
+            self._check_settings(settings)
+            with path.open("ab"):
+                pass
+            self.done = [record["question_id"] for record in self._repair()]
+            write_atomically(meta_path(path), {"settings": settings, "environment": environment})
+        except OSError as error:
+            raise InputError(
+                f"cannot write the answer file {path}: {error.strerror}; "
+                "choose another with --answer-file"
+            ) from error
+
+    def _check_settings(self, settings: Record) -> None:
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            return
+        try:
+            before = json.loads(meta_path(self.path).read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.path} exists without a readable {meta_path(self.path).name} "
+                "that says how it was made; "
+                "choose another --model-id or --answer-file, or give --overwrite"
+            ) from error
+        now = json.loads(json.dumps(settings))
+        changed = sorted(
+            key for key in before.keys() | now.keys() if before.get(key) != now.get(key)
+        )
+        if changed:
+            first = changed[0]
+            raise InputError(
+                f"{self.path} was made with {first} {before.get(first)!r}, "
+                f"now it is {now.get(first)!r}; "
+                "choose another --model-id or --answer-file, or give --overwrite"
+            )
+
+    def _repair(self) -> list[Record]:
+        """Cut off a torn last line and give the records before it."""
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with self.path.open("rb+") as file:
+                file.truncate(len(whole))
+                os.fsync(file.fileno())
+        return read_trace(self.path) if whole else []
+
+    def write(self, record: Record) -> None:
+        """Append one line and return when it is on disk.
+
+        Raises:
+            InputError: it cannot be written, as on a full disk; what was there before stays whole.
+        """
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("ab") as file:
+                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            with self.path.open("rb+") as file:
+                file.truncate(size)
+            raise InputError(
+                f"cannot write to {self.path}: {error.strerror}; "
+                "make room and run the same command to go on"
+            ) from error
+        self.done.append(record["question_id"])
+
+
+def write_atomically(path: Path, content: Record) -> None:
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
