@@ -93,8 +93,8 @@ class TraceWriter:
     Args:
         path: of the trace.
         settings: all that an answer depends on; compared with the sidecar's.
-        environment: device, versions and the like; recorded, not compared.
-        overwrite: start anew.
+        environment: device, versions and the like; recorded (each different one), not compared.
+        overwrite: start anew; the old file is kept as NAME.jsonl.bak.
 
     Raises:
         InputError: the file cannot be written, or was made with other settings.
@@ -106,25 +106,28 @@ class TraceWriter:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if overwrite:
-                path.unlink(missing_ok=True)
-                meta_path(path).unlink(missing_ok=True)
-            self._check_settings(settings)
+            if overwrite and path.exists():
+                path.replace(path.with_name(path.name + ".bak"))
+            environments = self._environments(settings)
             with path.open("ab"):
                 pass
             self.done = [record["question_id"] for record in self._repair()]
-            write_atomically(meta_path(path), {"settings": settings, "environment": environment})
+            if environment not in environments:
+                environments.append(environment)
+            write_atomically(meta_path(path), {"settings": settings, "environments": environments})
         except OSError as error:
             raise InputError(
                 f"cannot write the answer file {path}: {error.strerror}; "
                 "choose another with --answer-file"
             ) from error
 
-    def _check_settings(self, settings: Record) -> None:
+    def _environments(self, settings: Record) -> list[Record]:
+        """Those the file was made in so far; refuses a file made with other settings."""
         if not self.path.exists() or self.path.stat().st_size == 0:
-            return
+            return []
         try:
-            before = json.loads(meta_path(self.path).read_text(encoding="utf-8"))["settings"]
+            meta = json.loads(meta_path(self.path).read_text(encoding="utf-8"))
+            before, environments = meta["settings"], list(meta["environments"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.path} exists without a readable {meta_path(self.path).name} "
@@ -142,6 +145,7 @@ class TraceWriter:
                 f"now it is {now.get(first)!r}; "
                 "choose another --model-id or --answer-file, or give --overwrite"
             )
+        return environments
 
     def _repair(self) -> list[Record]:
         """Cut off a torn last line and give the records before it."""

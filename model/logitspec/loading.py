@@ -51,7 +51,7 @@ def load(
     *,
     dtype: torch.dtype,
     device_map: str | dict[str, Any] = "cpu",
-    max_memory: dict[int | str, int | str] | None = None,
+    **options: Any,
 ) -> LlamaKVForCausalLM:
     """Load a checkpoint of the Llama family for draft-tree decoding.
 
@@ -59,16 +59,20 @@ def load(
         path: a local directory or a hub id.
         dtype: of weights, activations and cache.
         device_map: a device, or anything transformers' from_pretrained takes ("auto" spreads the
-            layers over the devices in `max_memory`; each layer's cache lies where the layer runs).
-        max_memory: as in from_pretrained.
+            layers over all devices; each layer's cache lies where the layer runs).
+        options: passed on to from_pretrained (max_memory, offload_folder, …).
 
     Raises:
         InputError: no such checkpoint, or not of an architecture that the patched model covers.
     """
     config = load_config(path)
-    model: LlamaKVForCausalLM = LlamaKVForCausalLM.from_pretrained(
-        path, config=config, dtype=dtype, device_map=device_map, max_memory=max_memory
-    )
+    try:
+        model: LlamaKVForCausalLM = LlamaKVForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, device_map=device_map, **options
+        )
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"no weights can be loaded from {path}: {reason}") from error
     model.eval()
     model.requires_grad_(False)
     model.fuse()

@@ -1,0 +1,92 @@
+"""Fixtures: the real default model, small random checkpoints, question sets of a test's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from data.prepare import DEFAULT_MODEL, is_whole
+from model.logitspec import LlamaKVForCausalLM, load
+
+TINY = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.6,  # far from uniform logits, so that argmax is never a close call
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def default_model_path() -> str:
+    if not is_whole(DEFAULT_MODEL):
+        pytest.fail("the default model is not prepared: python -m data.prepare default-model")
+    return str(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def default_model(default_model_path: str) -> LlamaKVForCausalLM:
+    """The real default model in float32."""
+    return load(default_model_path, dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def default_tokenizer(default_model_path: str) -> Any:
+    return AutoTokenizer.from_pretrained(default_model_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small random Llama without a tokenizer, vocabulary 97."""
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "tiny-llama", LlamaConfig(**TINY))
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_path: str) -> LlamaKVForCausalLM:
+    return load(tiny_path, dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def chat_path(tmp_path_factory: pytest.TempPathFactory, default_tokenizer: Any) -> str:
+    """A small random Llama with the default model's tokenizer and chat template."""
+    config = LlamaConfig(**TINY | {"vocab_size": len(default_tokenizer)})
+    path = save_tiny(tmp_path_factory.mktemp("chat") / "tiny-chat", config)
+    default_tokenizer.save_pretrained(path)
+    return path
+
+
+def save_tiny(path: Path, config: Any, cls: Any = LlamaForCausalLM) -> str:
+    torch.manual_seed(0)
+    cls(config).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def make_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """make_bench(*questions): a benchmark `mine`; its folder. Strings are taken as lines verbatim."""
+    monkeypatch.setattr("evaluation.questions.ROOT", tmp_path)
+    monkeypatch.setattr("evaluation.arguments.ROOT", tmp_path)
+
+    def make(*questions: Any) -> Path:
+        folder = tmp_path / "data" / "mine"
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [q if isinstance(q, str) else json.dumps(q) for q in questions]
+        (folder / "question.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        return folder
+
+    return make
+
+
+def question(question_id: int, *turns: str, category: str = "qa") -> dict[str, Any]:
+    return {"question_id": question_id, "category": category, "turns": list(turns) or ["Hello?"]}

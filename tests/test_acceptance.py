@@ -1,0 +1,65 @@
+"""accept_greedy against a walk down the tree."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.logitspec import DraftTree
+from model.logitspec.acceptance import TreeTensors, Verdict, accept_greedy
+
+VOCAB = 4
+
+
+def verdict(tree: DraftTree, chosen: list[int], top_k: int = 0) -> Verdict:
+    """Accept with logits whose argmax after node i is chosen[i], then falling with the token id."""
+    logits = -torch.arange(VOCAB, dtype=torch.float32).repeat(len(tree), 1)
+    logits[torch.arange(len(tree)), torch.tensor(chosen)] = 10.0
+    return accept_greedy(logits, TreeTensors.upload(tree, torch.device("cpu")), top_k)
+
+
+def deepest_first(tree: DraftTree, chosen: list[int]) -> list[int]:
+    """The longest agreed path; of equally long ones the one whose last node was drafted first."""
+    agreed = [[0]]
+    for node in range(1, len(tree)):
+        for path in list(agreed):
+            parent = tree.parents[node]
+            if path[-1] == parent and chosen[parent] == tree.tokens[node]:
+                agreed.append([*path, node])
+    longest = max(map(len, agreed))
+    return min((path for path in agreed if len(path) == longest), key=lambda path: path[-1])
+
+
+@given(st.data())
+def test_the_longest_agreed_path_is_accepted(data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, 12))
+    tree = DraftTree(0, size)
+    for node in range(1, size):
+        tree.add(data.draw(st.integers(0, VOCAB - 1)), data.draw(st.integers(0, node - 1)))
+    chosen = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=size, max_size=size))
+    result = verdict(tree, chosen)
+    assert result.path == deepest_first(tree, chosen)
+    assert result.next_root == chosen[result.path[-1]]
+
+
+def test_a_match_below_a_wrong_parent_does_not_count() -> None:
+    tree = DraftTree(0, 4)
+    tree.add_branch([1, 2, 3])
+    assert verdict(tree, chosen=[3, 2, 3, 0]).path == [0]
+
+
+def test_equal_branches_the_first_wins() -> None:
+    tree = DraftTree(0, 8)
+    tree.add_branch([1])
+    tree.add_branch([1, 2])
+    tree.add_branch([1, 2])
+    assert verdict(tree, chosen=[1, 2, 2, 0, 2, 0]).path == [0, 2, 3]
+
+
+def test_top_ids_are_those_of_the_last_accepted_node_best_first() -> None:
+    tree = DraftTree(0, 2)
+    tree.add_branch([1])
+    assert verdict(tree, chosen=[1, 3], top_k=3).top_ids == [3, 0, 1]
+    assert verdict(tree, chosen=[2, 3], top_k=2).top_ids == [2, 0]
+    assert len(verdict(tree, chosen=[1, 3], top_k=99).top_ids) == VOCAB

@@ -1,0 +1,281 @@
+"""The inference scripts, in process, on a small random model: traces, resuming, bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from evaluation import inference_baseline, inference_logitspec
+from evaluation.equal import main as equal
+from evaluation.speed import main as speed
+
+from .conftest import question, save_tiny
+
+Make = Callable[..., Path]
+SCRIPTS = {"baseline": inference_baseline, "logitspec": inference_logitspec}
+
+
+@pytest.fixture
+def run(chat_path: str) -> Callable[..., int]:
+    """run(script, *flags): its exit status, on benchmark `mine` with a short generation."""
+
+    def call(script: str, *flags: str, model: str = chat_path) -> int:
+        argv = ["--model-path", model, "--model-id", script, "--bench-name", "mine"]
+        argv += ["--max-new-tokens", "12", "--dtype", "float32", "--device", "cpu"]
+        try:
+            return SCRIPTS[script].main([*argv, "--warmup", "0", *flags])
+        except SystemExit as exit_:
+            return int(exit_.code or 0)
+
+    return call
+
+
+def answers(folder: Path, name: str) -> list[dict[str, Any]]:
+    lines = (folder / "model_answer" / f"{name}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_traces_of_baseline_and_logitspec(run: Callable[..., int], make_bench: Make) -> None:
+    folder = make_bench(question(1, "Who?", "Why?", category="writing"), question(5, "Where?"))
+    assert run("baseline") == 0
+    assert run("logitspec", "--num-choices", "2") == 0
+    base, ours = answers(folder, "baseline"), answers(folder, "logitspec")
+    assert [r["question_id"] for r in ours] == [1, 5]
+    for record in base + ours:
+        assert record["model_id"] in SCRIPTS
+        assert record["answer_id"]
+        assert record["tstamp"] > 1.7e9
+        assert [c["index"] for c in record["choices"]] == list(range(len(record["choices"])))
+        for choice in record["choices"]:
+            count = 2 if record["question_id"] == 1 else 1
+            per_turn = {k: v for k, v in choice.items() if k not in ("index", "accept_lengths")}
+            assert all(len(values) == count for values in per_turn.values())
+            assert sum(choice["accept_lengths"]) == sum(choice["new_tokens"])
+            assert sum(choice["decoding_steps"]) == len(choice["accept_lengths"])
+            assert [len(ids) for ids in choice["output_ids"]] == choice["new_tokens"]
+            assert [len(sizes) for sizes in choice["tree_sizes"]] == choice["decoding_steps"]
+            assert all(0 < n <= 12 for n in choice["new_tokens"])
+            assert all(s > 0 for s in choice["wall_time"])
+    first = ours[0]["choices"][0]
+    assert first["prompt_tokens"][1] > first["prompt_tokens"][0] + first["new_tokens"][0]
+    spent = sum(first[f"{phase}_seconds"][0] for phase in ("prefill", "draft", "verify", "commit"))
+    assert 0.5 * first["wall_time"][0] < spent <= first["wall_time"][0]
+    assert base[0]["choices"][0]["verify_seconds"] == [None, None]  # generate() does not tell
+    for old, new in zip(base, ours, strict=True):
+        for choice in new["choices"]:
+            assert choice["output_ids"] == old["choices"][0]["output_ids"]
+
+
+def test_the_loop_with_one_node_is_a_baseline_too(
+    run: Callable[..., int], make_bench: Make
+) -> None:
+    folder = make_bench(question(1))
+    assert run("baseline") == 0
+    assert run("baseline", "--engine", "kv", "--model-id", "kv") == 0
+    traces = [str(folder / "model_answer" / f"{name}.jsonl") for name in ("baseline", "kv")]
+    assert equal(traces) == 0
+    assert speed(["--file-path", traces[1], "--base-path", traces[0]]) == 0
+    assert answers(folder, "kv")[0]["choices"][0]["verify_seconds"][0] > 0
+
+
+def test_a_rerun_does_what_is_missing(
+    run: Callable[..., int], make_bench: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_bench(*(question(i, f"Question {i}?") for i in range(4)))
+    assert run("logitspec", "--question-begin", "1", "--question-end", "3") == 0
+    assert [r["question_id"] for r in answers(folder, "logitspec")] == [1, 2]
+    before = answers(folder, "logitspec")
+    assert run("logitspec") == 0
+    after = answers(folder, "logitspec")
+    assert after[:2] == before
+    assert [r["question_id"] for r in after] == [1, 2, 0, 3]
+    capsys.readouterr()
+    assert run("logitspec") == 0
+    assert "holds 4 of 4 answers" in capsys.readouterr().out
+    assert answers(folder, "logitspec") == after
+
+
+def test_other_settings_need_overwrite(
+    run: Callable[..., int], make_bench: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_bench(question(1))
+    assert run("logitspec") == 0
+    assert run("logitspec", "--draft_tree_capacity", "8") == 2
+    assert "draft_tree_capacity 64, now it is 8" in capsys.readouterr().err
+    assert run("logitspec", "--draft_tree_capacity=8", "--overwrite") == 0
+    meta = json.loads((folder / "model_answer" / "logitspec.meta.json").read_text())
+    assert meta["settings"]["draft_tree_capacity"] == 8
+    assert meta["environments"][0]["versions"]["torch"]
+
+
+@pytest.mark.parametrize("capacity", ["1", "7"])
+def test_a_capacity_below_num_pred_tokens_works(
+    run: Callable[..., int], make_bench: Make, capacity: str
+) -> None:
+    folder = make_bench(question(1))
+    assert run("baseline") == 0
+    assert run("logitspec", "--draft-tree-capacity", capacity, "--num-pred-tokens", "20") == 0
+    choice = answers(folder, "logitspec")[0]["choices"][0]
+    assert max(choice["tree_sizes"][0]) <= int(capacity)
+    assert choice["output_ids"] == answers(folder, "baseline")[0]["choices"][0]["output_ids"]
+
+
+def test_a_fastchat_template_and_another_answer_file(
+    run: Callable[..., int],
+    make_bench: Make,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_bench(question(1, "Who?", "Why?"))
+    out = tmp_path / "elsewhere" / "a.jsonl"
+    assert run("logitspec", "--conv-template", "vicuna_v1.1", "--answer-file", str(out)) == 0
+    assert "FastChat's template vicuna_v1.1" in capsys.readouterr().out
+    assert len(json.loads(out.read_text())["choices"][0]["turns"]) == 2
+
+
+def test_ctrl_c_keeps_what_is_finished(
+    run: Callable[..., int],
+    make_bench: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from evaluation.eval import Answerer
+
+    folder = make_bench(*(question(i) for i in range(3)))
+    answer = Answerer.answer
+
+    def interrupted(self: Answerer, asked: Any) -> dict[str, Any]:
+        if asked.question_id == 2:
+            raise KeyboardInterrupt
+        return answer(self, asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Answerer, "answer", interrupted)
+        assert run("logitspec") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert [r["question_id"] for r in answers(folder, "logitspec")] == [0, 1]
+    assert run("logitspec") == 0
+    assert [r["question_id"] for r in answers(folder, "logitspec")] == [0, 1, 2]
+
+
+def test_several_workers_give_the_same_answers(chat_path: str, make_bench: Make) -> None:
+    pytest.importorskip("ray")
+    import argparse
+
+    from evaluation.engines import KVEngine
+    from evaluation.eval import Answerer
+    from evaluation.questions import load_questions
+    from evaluation.sharding import answer_in_workers
+    from evaluation.targets import Target
+    from model.logitspec import LogitSpecDrafter
+
+    folder = make_bench(*(question(i, f"Question {i}?") for i in range(5)))
+    args = argparse.Namespace(
+        model_path=chat_path, model_id="x", device="cpu", dtype="float32", num_gpus_per_model=1,
+        conv_template=None, max_new_tokens=8, num_choices=1, seed=0,
+    )  # fmt: skip
+
+    def build() -> Answerer:
+        target = Target.resolve(args)
+        return Answerer(target, KVEngine(target, LogitSpecDrafter()), args)
+
+    questions = load_questions(folder / "question.jsonl")
+    alone = {q.question_id: build().answer(q)["choices"][0]["output_ids"] for q in questions}
+    shared = {
+        record["question_id"]: record["choices"][0]["output_ids"]
+        for record in answer_in_workers(build, questions, workers=2, gpus_per_worker=0)
+    }
+    assert shared == alone
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model-path", "/nowhere/model"], "no model directory /nowhere/model"),
+        (["--bench-name", "nothing"], "no benchmark 'nothing'"),
+        (["--bench-name", "../mine"], "'../mine' is not a plain name"),
+        (["--question-begin", "2"], "questions 2 to 2 (--question-begin, --question-end)"),
+        (["--question-begin", "-1"], "questions -1 to 2"),
+        (["--question-end", "3"], "questions 0 to 3"),
+        (["--question-begin", "1", "--question-end", "1"], "are no slice of the 2 in"),
+        (["--max-new-tokens", "0"], "'0' is not a whole number of 1 or more"),
+        (["--max-new-tokens", "500"], "question 1: the prompt's"),
+        (["--dtype", "float8"], "dtype 'float8' is not known"),
+        (["--device", "tpu"], "device 'tpu' is not known"),
+        (["--temperature", "0.7"], "temperature 0.7 is not supported"),
+        (["--conv-template", "nonsense"], "FastChat has no template 'nonsense'"),
+        (["--answer-file", "/dev/null/a.jsonl"], "cannot write the answer file"),
+        (["--num-gpus-total", "3", "--num-gpus-per-model", "2"], "is no multiple of"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_bad_input(
+    script: str,
+    flags: list[str],
+    message: str,
+    run: Callable[..., int],
+    make_bench: Make,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_bench(question(1), question(2))
+    assert run(script, *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("knob", ["max-ngram-size", "num_pred_tokens", "draft-tree-capacity"])
+def test_knobs_below_one_are_refused(
+    knob: str, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("logitspec", f"--{knob}", "0") == 2
+    assert "'0' is not a whole number of 1 or more" in capsys.readouterr().err
+
+
+def test_cuda_where_there_is_none_is_refused(
+    run: Callable[..., int],
+    make_bench: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_bench(question(1))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert run("logitspec", "--device", "cuda") == 2
+    assert "torch sees 0 here" in capsys.readouterr().err
+    assert run("logitspec", "--num-gpus-total", "2") == 2
+    assert "--num-gpus-total is 2, torch sees 0 GPU(s) here" in capsys.readouterr().err
+
+
+def test_another_architecture_is_refused(
+    run: Callable[..., int],
+    make_bench: Make,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_bench(question(1))
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2)
+    path = save_tiny(tmp_path / "gpt2", config, GPT2LMHeadModel)
+    assert run("logitspec", model=path) == 2
+    assert "'gpt2'; supported are llama, mistral, qwen2, qwen3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "question.jsonl:2 is not JSON"), ("", "")])
+def test_bad_questions_are_refused(
+    content: str,
+    message: str,
+    run: Callable[..., int],
+    make_bench: Make,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = make_bench(question(1), content)
+    if not content:
+        (folder / "question.jsonl").write_text("")
+        message = "holds no questions"
+    assert run("logitspec") == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""KVCache: what is kept, what moves, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.logitspec import InputError, KVCache
+
+CPU = torch.device("cpu")
+
+
+def filled(layers: int, capacity: int, committed: int, nodes: int) -> KVCache:
+    """A cache whose keys hold their slot's number plus 100 per layer, and values the negative."""
+    cache = KVCache([CPU] * layers, 2, 4, capacity, torch.float32)
+    for start, count in ((0, committed), (committed, nodes)):
+        for layer in range(layers):
+            slots = torch.arange(start, start + count, dtype=torch.float32) + 100 * layer
+            keys = slots[None, :, None].expand(2, count, 4)
+            cache.append(layer, keys, -keys)
+        if start == 0 and committed:
+            cache.keep(range(committed))
+    return cache
+
+
+def contents(cache: KVCache, layer: int) -> list[float]:
+    nothing = torch.empty(2, 0, 4)
+    keys, values = cache.append(layer, nothing, nothing)
+    assert torch.equal(keys, -values)
+    return (keys[0, :, 0] - 100 * layer).tolist()
+
+
+@given(st.integers(0, 5), st.integers(1, 9), st.data())
+def test_keep_leaves_committed_positions_and_the_path(
+    committed: int, nodes: int, data: st.DataObject
+) -> None:
+    path = sorted(data.draw(st.sets(st.integers(0, nodes - 1))))
+    cache = filled(3, committed + nodes, committed, nodes)
+    cache.keep(path)
+    expected = [*range(committed), *(committed + node for node in path)]
+    assert cache.length == len(expected)
+    for layer in range(3):
+        assert contents(cache, layer) == expected
+
+
+def test_append_gives_everything_so_far_without_committing() -> None:
+    cache = filled(1, 8, 2, 1)
+    new = torch.full((2, 3, 4), 7.0)
+    keys, values = cache.append(0, new, new)
+    assert keys.shape == values.shape == (2, 5, 4)
+    assert keys[0, :, 0].tolist() == [0, 1, 7, 7, 7]
+    assert cache.length == 2
+
+
+def test_reset_empties_and_keeps_the_memory() -> None:
+    cache = filled(1, 4, 3, 1)
+    before = cache.append(0, torch.empty(2, 0, 4), torch.empty(2, 0, 4))[0].data_ptr()
+    cache.reset()
+    assert cache.length == 0
+    assert cache.append(0, torch.empty(2, 1, 4), torch.empty(2, 1, 4))[0].data_ptr() == before
+
+
+def test_bounds_are_checked_before_a_forward() -> None:
+    cache = filled(1, 4, 3, 1)
+    cache.require(1)
+    with pytest.raises(InputError, match="2 more tokens after 3 do not fit the 4 slots"):
+        cache.require(2)

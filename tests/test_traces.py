@@ -1,0 +1,131 @@
+"""TraceWriter: resuming, repairing, refusing; read_trace: what a trace line must hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.traces import TraceWriter, meta_path, read_trace
+from model.logitspec import InputError
+
+SETTINGS = {"method": "logitspec", "dtype": "float32"}
+
+
+def record(question_id: int, **changes: Any) -> dict[str, Any]:
+    choice = {
+        "index": 0,
+        "turns": ["text"],
+        "decoding_steps": [2],
+        "new_tokens": [3],
+        "wall_time": [0.5],
+        "accept_lengths": [2, 1],
+    }
+    return {"question_id": question_id, "category": "qa", "choices": [choice | changes]}
+
+
+def writer(path: Path, overwrite: bool = False, **changes: str) -> TraceWriter:
+    return TraceWriter(path, SETTINGS | changes, {"device": "x"}, overwrite=overwrite)
+
+
+def test_a_rerun_goes_on_where_the_file_ends(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.jsonl"
+    first = writer(path)
+    assert first.done == []
+    first.write(record(1))
+    second = writer(path)
+    assert second.done == [1]
+    second.write(record(2))
+    assert [r["question_id"] for r in read_trace(path)] == [1, 2]
+    TraceWriter(path, SETTINGS, {"device": "y"})
+    meta = json.loads(meta_path(path).read_text())
+    assert meta == {"settings": SETTINGS, "environments": [{"device": "x"}, {"device": "y"}]}
+
+
+@pytest.mark.parametrize("kept", [1, 30, 60])
+def test_a_torn_last_line_is_cut_off(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "a.jsonl"
+    writer(path).write(record(1))
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:kept])
+    assert writer(path).done == [1]
+    assert path.read_bytes() == whole
+
+
+def test_other_settings_are_refused_unless_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    writer(path).write(record(1))
+    with pytest.raises(InputError, match="made with dtype 'float32', now it is 'float16'"):
+        writer(path, dtype="float16")
+    assert writer(path).done == [1]
+    assert writer(path, overwrite=True, dtype="float16").done == []
+    assert path.read_bytes() == b""
+    assert read_trace(path.with_name("a.jsonl.bak"))[0]["question_id"] == 1
+
+
+def test_a_file_of_unknown_making_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record(1)) + "\n")
+    with pytest.raises(InputError, match=r"without a readable a\.meta\.json"):
+        writer(path)
+    assert read_trace(path)
+
+
+def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write the answer file"):
+        writer(tmp_path / "file" / "a.jsonl")
+
+
+def test_a_failed_write_leaves_the_lines_before_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    trace = writer(path)
+    trace.write(record(1))
+    before = path.read_bytes()
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(InputError, match="No space left on device"):
+            trace.write(record(2))
+    assert path.read_bytes() == before
+    trace.write(record(2))
+    assert len(read_trace(path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "is not JSON"),
+        ("3", "is not a JSON object"),
+        ('{"category": "qa", "choices": []}', "has no 'question_id'"),
+        ('{"question_id": 1, "category": "qa", "choices": []}', "has no choices"),
+        (json.dumps(record(1, new_tokens=[])), "'new_tokens'"),
+        (json.dumps(record(1, new_tokens=["3"])), "'new_tokens'"),
+        (json.dumps(record(1, accept_lengths=None)), "'accept_lengths'"),
+        (json.dumps(record(1, wall_time=[0.0])), "a wall_time that is not positive"),
+        (json.dumps(record(1, turns=[None])), "'turns'"),
+        (json.dumps(record(7)), "repeats question 7"),
+    ],
+)
+def test_a_bad_trace_line_is_named(line: str, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record(7)) + "\n" + line + "\n")
+    with pytest.raises(InputError) as refused:
+        read_trace(path)
+    assert f"{path}:2 " in str(refused.value)
+    assert problem in str(refused.value)
+
+
+def test_no_trace_and_an_empty_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        read_trace(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(InputError, match="is empty"):
+        read_trace(tmp_path / "empty.jsonl")
