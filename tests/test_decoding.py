@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -119,27 +120,22 @@ def test_calls_do_not_leak_into_each_other(tiny: LlamaKVForCausalLM) -> None:
 def test_committed_tokens_are_streamed(tiny: LlamaKVForCausalLM) -> None:
     steps: list[list[int]] = []
     expected = vanilla(tiny, 20).tokens
-    result = generate(
-        tiny, PROMPT, Oracle(expected, 3), max_new_tokens=20, on_commit=steps.append
-    )
+    result = generate(tiny, PROMPT, Oracle(expected, 3), max_new_tokens=20, on_commit=steps.append)
     assert [len(step) for step in steps] == result.accept_lengths
-    assert sum(steps, []) == result.tokens
+    assert list(itertools.chain(*steps)) == result.tokens
 
 
 def test_a_drafter_over_its_capacity_is_refused(tiny: LlamaKVForCausalLM) -> None:
-    drafter = Oracle([1] * 600, ahead=500)
-    drafter.capacity = 1 + 500
+    class Greedy(Oracle):
+        def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
+            self.capacity = 7
+            return super().draft(root, top_ids)
+
+    greedy = Greedy([], ahead=0)
+    greedy.capacity = 2
     tiny._cache = None
-    drafter.draft = lambda root, top_ids: _chain(root, 600)  # type: ignore[method-assign]
-    with pytest.raises(InputError, match="do not fit the"):
-        generate(tiny, PROMPT, drafter, max_new_tokens=20 + 460)
-
-
-def _chain(root: int, size: int) -> DraftTree:
-    tree = DraftTree(root, size)
-    for _ in range(size - 1):
-        tree.add(3, parent=0)
-    return tree
+    with pytest.raises(InputError, match=f"7 more tokens after 7 do not fit the {7 + 4 + 2} slots"):
+        generate(tiny, PROMPT, greedy, max_new_tokens=4)
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,7 @@ def test_the_pool_holds_committed_tokens_only() -> None:
     assert drafter.pool.ids == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    "knob", ["max_ngram_size", "num_pred_tokens", "draft_tree_capacity"]
-)
+@pytest.mark.parametrize("knob", ["max_ngram_size", "num_pred_tokens", "draft_tree_capacity"])
 def test_knobs_below_one_are_refused(knob: str) -> None:
     with pytest.raises(InputError, match=f"{knob} is 0; give 1 or more"):
         LogitSpecDrafter(**{knob: 0})

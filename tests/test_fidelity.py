@@ -49,9 +49,7 @@ def test_tokens_and_accept_lengths_are_the_references(
     drafter = LogitSpecDrafter(
         trace["max_ngram_size"], trace["num_pred_tokens"], trace["draft_tree_capacity"]
     )
-    result = generate(
-        default_model, prompt_ids, drafter, max_new_tokens=limit, eos_token_ids=[EOS]
-    )
+    result = generate(default_model, prompt_ids, drafter, max_new_tokens=limit, eos_token_ids=[EOS])
 
     expected = trace["output_ids"][:limit]
     if EOS in expected:

@@ -67,7 +67,7 @@ def test_templates_that_are_not_there_are_refused(default_tokenizer: Any) -> Non
 
 
 def test_answer_text(default_tokenizer: Any) -> None:
-    ids = default_tokenizer(" One. ### Two.").input_ids + [2]
+    ids = [*default_tokenizer(" One. ### Two.").input_ids, 2]
     assert answer_text(default_tokenizer, ids, ()) == "One. ### Two."
     assert answer_text(default_tokenizer, ids, ("###",)) == "One."
 

@@ -51,7 +51,9 @@ def test_logitspec_gives_the_baselines_output_in_float32(
             "--warmup", "0",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    equal = python("-m", "evaluation.equal", *(str(out / f"{s}.jsonl") for s in ("baseline", "logitspec")))
+    equal = python(
+        "-m", "evaluation.equal", *(str(out / f"{s}.jsonl") for s in ("baseline", "logitspec"))
+    )
     assert equal.returncode == 0, equal.stdout + equal.stderr
     assert ("28 of 28" if full else "7 of 7") in equal.stdout
     speed = python(
@@ -61,7 +63,15 @@ def test_logitspec_gives_the_baselines_output_in_float32(
         "--tokenizer-path", default_model_path,
     )  # fmt: skip
     assert speed.returncode == 0, speed.stderr
-    for row in ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag", "overall"):
+    for row in (
+        "mt_bench",
+        "translation",
+        "summarization",
+        "qa",
+        "math_reasoning",
+        "rag",
+        "overall",
+    ):
         assert row in speed.stdout
 
 
@@ -86,9 +96,13 @@ def test_eval_sh_from_another_directory(one_per_task: str, tmp_path: Path) -> No
 
 
 def test_eval_sh_refuses_unknown_arguments() -> None:
-    done = subprocess.run(["sh", str(ROOT / "eval.sh"), "--nonsense"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["sh", str(ROOT / "eval.sh"), "--nonsense"], capture_output=True, text=True
+    )
     assert done.returncode == 2
-    assert done.stderr == "eval.sh: unknown argument --nonsense; it takes --setup, --help or nothing\n"
+    assert (
+        done.stderr == "eval.sh: unknown argument --nonsense; it takes --setup, --help or nothing\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,7 +122,16 @@ def test_it_installs_as_the_package_logitspec(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "model", source / "model")
     for name in ("setup.py", "pyproject.toml", "requirements.txt", "README.md"):
         shutil.copy(ROOT / name, source / name)
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(target),
+    ]
     done = subprocess.run([*install, str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     code = "import logitspec; print(logitspec.__file__, logitspec.LogitSpecDrafter().capacity)"

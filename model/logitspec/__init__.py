@@ -1,13 +1,36 @@
-"""LogitSpec: speculative decoding without a draft model, by next next token speculation."""
+"""LogitSpec: speculative decoding without a draft model, by next next token speculation.
 
-from .decoding import DecodingResult, generate
-from .draft_tree import DraftTree
-from .drafters import DRAFTERS, Drafter, LogitSpecDrafter, VanillaDrafter, register
-from .errors import InputError
-from .kv_cache import KVCache
-from .loading import load
-from .modeling_llama_kv import LlamaKVForCausalLM
-from .ngram_pool import NgramPool
+The names below are imported when they are first used: torch and transformers take seconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .decoding import DecodingResult, generate
+    from .draft_tree import DraftTree
+    from .drafters import DRAFTERS, Drafter, LogitSpecDrafter, VanillaDrafter, register
+    from .errors import InputError
+    from .kv_cache import KVCache
+    from .loading import load
+    from .modeling_llama_kv import LlamaKVForCausalLM
+    from .ngram_pool import NgramPool
+
+_MODULES = {
+    "DRAFTERS": "drafters",
+    "DecodingResult": "decoding",
+    "DraftTree": "draft_tree",
+    "Drafter": "drafters",
+    "InputError": "errors",
+    "KVCache": "kv_cache",
+    "LlamaKVForCausalLM": "modeling_llama_kv",
+    "LogitSpecDrafter": "drafters",
+    "NgramPool": "ngram_pool",
+    "VanillaDrafter": "drafters",
+    "generate": "decoding",
+    "load": "loading",
+    "register": "drafters",
+}
 
 __all__ = [
     "DRAFTERS",
@@ -24,3 +47,9 @@ __all__ = [
     "load",
     "register",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -35,10 +35,13 @@ class KVCache:
         self.devices = list(devices)
         self.capacity = capacity
         self.length = 0
-        self._store: dict[torch.device, torch.Tensor] = {
-            device: torch.empty(layers, 2, heads, capacity, head_dim, dtype=dtype, device=device)
-            for device, layers in Counter(devices).items()
-        }
+        with torch.inference_mode(False):  # writable inside and outside of inference mode
+            self._store: dict[torch.device, torch.Tensor] = {
+                device: torch.empty(
+                    layers, 2, heads, capacity, head_dim, dtype=dtype, device=device
+                )
+                for device, layers in Counter(devices).items()
+            }
         rows = {device: iter(store) for device, store in self._store.items()}
         self._layers = [
             next(rows[device]) for device in devices
