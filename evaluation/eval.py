@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,15 +72,21 @@ class Answerer:
             check_prompt(question, prompt_ids, self.target, self.args.max_new_tokens)
             synchronize(self.target.device)
             start = time.perf_counter()
-            result = self.engine.generate(prompt_ids, self.args.max_new_tokens)
+            try:
+                result = self.engine.generate(prompt_ids, self.args.max_new_tokens)
+            except torch.OutOfMemoryError as error:
+                raise InputError(
+                    f"question {question.question_id}: out of GPU memory with a prompt of "
+                    f"{len(prompt_ids)} tokens; lower --max-new-tokens, or spread the model with "
+                    "--num-gpus-per-model, and run again to go on"
+                ) from error
             synchronize(self.target.device)
             seconds = time.perf_counter() - start
             text = answer_text(self.target.tokenizer, result.tokens, conversation.stop_strings)
             conversation.answer(text)
             choice["turns"].append(text)
-            choice["accept_lengths"] += (
-                result.accept_lengths
-            )  # one list for all turns, as in the reference
+            # one list for all turns, as in the reference
+            choice["accept_lengths"] += result.accept_lengths
             per_turn = {
                 "decoding_steps": result.steps,
                 "new_tokens": len(result.tokens),
@@ -106,14 +113,11 @@ def check_prompt(
 
 def synchronize(device: str) -> None:
     """Wait for everything queued on the GPUs in use; nothing to wait for on a CPU."""
-    if device == "cpu":
-        return
-    for index in (
-        range(torch.cuda.device_count())
-        if device == "auto"
-        else [int(device.removeprefix("cuda:"))]
-    ):
-        torch.cuda.synchronize(index)
+    if device == "auto":
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(index)
+    elif device != "cpu":
+        torch.cuda.synchronize(device)
 
 
 def run_eval(
@@ -143,17 +147,39 @@ def run_eval(
     questions = questions[check_slice(args.question_begin, args.question_end, questions, path)]
     target = Target.resolve(args)
     for question in questions:
-        check_prompt(
-            question, target.prompts.start().ask(question.turns[0]), target, args.max_new_tokens
-        )
-    settings = {
-        "method": method,
-        **(options or {}),
+        prompt_ids = target.prompts.start().ask(question.turns[0])
+        check_prompt(question, prompt_ids, target, args.max_new_tokens)
+    settings = {"method": method, **(options or {}), **run_settings(args, target, path)}
+    environment = describe_environment(target.device) | {"model_path": args.model_path}
+    answer_file = answer_path(args.answer_file, args.bench_name, args.model_id)
+    writer = TraceWriter(answer_file, settings, environment, overwrite=args.overwrite)
+    done = set(writer.done)
+    todo = [question for question in questions if question.question_id not in done]
+    print(
+        f"{method} on {args.bench_name}: {settings['model']}, {settings['dtype']}, "
+        f"{target.device}; prompts in {target.prompts}\n"
+        f"{len(todo)} of {len(questions)} questions to answer, into {answer_file}"
+    )
+
+    def build_answerer() -> Answerer:
+        answerer = Answerer(target, build_engine(target), args)
+        for _ in range(args.warmup):
+            answerer.answer(questions[0])
+        return answerer
+
+    if todo:
+        with closing(answer_all(build_answerer, todo, workers, args)) as records:
+            write_with_progress(records, writer, len(todo))
+
+
+def run_settings(args: argparse.Namespace, target: Target, questions: Path) -> dict[str, Any]:
+    """Everything but the method's own options that an answer depends on."""
+    return {
         "model": model_name(args.model_path),
         "model_config": target.config_hash,
         "model_id": args.model_id,
         "bench_name": args.bench_name,
-        "questions": sha256(path),
+        "questions": sha256(questions),
         "template": target.prompts.template,
         "max_new_tokens": args.max_new_tokens,
         "num_choices": args.num_choices,
@@ -163,44 +189,23 @@ def run_eval(
         "num_gpus_per_model": args.num_gpus_per_model,
         "seed": args.seed,
     }
-    answer_file = answer_path(args.answer_file, args.bench_name, args.model_id)
-    environment = describe_environment(target.device) | {"model_path": args.model_path}
-    writer = TraceWriter(answer_file, settings, environment, overwrite=args.overwrite)
-    done = set(writer.done)
-    todo = [question for question in questions if question.question_id not in done]
-    print(
-        f"{method} on {args.bench_name}: {settings['model']}, {settings['dtype']}, "
-        f"{target.device}; prompts in {target.prompts}"
-    )
-    print(
-        f"output to {answer_file}"
-        + (
-            f", which holds {len(questions) - len(todo)} of {len(questions)} answers"
-            if done
-            else ""
-        )
-    )
-    if not todo:
-        return
 
-    def build_answerer() -> Answerer:
-        answerer = Answerer(target, build_engine(target), args)
-        for _ in range(args.warmup):
-            answerer.answer(questions[0])
-        return answerer
 
-    records: Iterator[Record]
-    if workers == 1:
-        answerer = build_answerer()
-        records = (answerer.answer(question) for question in todo)
-    else:
+def answer_all(
+    build_answerer: Callable[[], Answerer],
+    questions: list[Question],
+    workers: int,
+    args: argparse.Namespace,
+) -> Generator[Record, None, None]:
+    """Answer the questions here, or in several workers; the models are loaded first."""
+    if workers > 1:
         from .sharding import answer_in_workers
 
-        records = answer_in_workers(
-            build_answerer, todo, workers, gpus_per_worker=args.num_gpus_per_model
+        return answer_in_workers(
+            build_answerer, questions, workers, gpus_per_worker=args.num_gpus_per_model
         )
-    with closing(records):
-        write_with_progress(records, writer, len(todo))
+    answerer = build_answerer()
+    return (answerer.answer(question) for question in questions)
 
 
 def count_workers(args: argparse.Namespace) -> int:

@@ -96,7 +96,7 @@ def test_a_rerun_does_what_is_missing(
     assert [r["question_id"] for r in after] == [1, 2, 0, 3]
     capsys.readouterr()
     assert run("logitspec") == 0
-    assert "holds 4 of 4 answers" in capsys.readouterr().out
+    assert "0 of 4 questions to answer" in capsys.readouterr().out
     assert answers(folder, "logitspec") == after
 
 
