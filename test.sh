@@ -10,7 +10,7 @@ fi
 cd "$(dirname "$0")"
 . ./env.sh
 
-use_environment dev -r requirements.txt -e ".[dev]"
+use_environment dev -r requirements.txt -e ".[dev,ray]"
 python -m data.prepare default-model >/dev/null
 if [ -n "${BENCH_FROM-}" ]; then
     python -m data.prepare all --from "$BENCH_FROM" >/dev/null

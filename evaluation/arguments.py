@@ -122,7 +122,7 @@ def inference_parser(prog: str, description: str) -> Parser:
         "--warmup",
         type=at_least(0),
         default=3,
-        help="unmeasured generations before the first question",
+        help="unmeasured runs of the first question",
     )
     add(
         "--conv-template",

@@ -24,6 +24,8 @@ from .questions import Question, load_questions, question_path, sha256
 from .targets import Target, model_name
 from .traces import PHASES, Record, TraceWriter
 
+WARMUP_TOKENS = 64
+
 
 class Engine(Protocol):
     """A loaded model and a way to decode with it."""
@@ -62,6 +64,12 @@ class Answerer:
             "choices": [self._choice(question, index) for index in range(self.args.num_choices)],
             "tstamp": time.time(),
         }
+
+    def warm_up(self, question: Question, times: int) -> None:
+        """Answer a question unmeasured and briefly, so that kernels and memory are in place."""
+        prompt_ids = self.target.prompts.start().ask(question.turns[0])
+        for _ in range(times):
+            self.engine.generate(prompt_ids, min(self.args.max_new_tokens, WARMUP_TOKENS))
 
     def _choice(self, question: Question, index: int) -> Record:
         torch.manual_seed(self.args.seed + index)
@@ -163,8 +171,7 @@ def run_eval(
 
     def build_answerer() -> Answerer:
         answerer = Answerer(target, build_engine(target), args)
-        for _ in range(args.warmup):
-            answerer.answer(questions[0])
+        answerer.warm_up(questions[0], args.warmup)
         return answerer
 
     if todo:
@@ -197,7 +204,7 @@ def answer_all(
     workers: int,
     args: argparse.Namespace,
 ) -> Generator[Record, None, None]:
-    """Answer the questions here, or in several workers; the models are loaded first."""
+    """Answer the questions as they are asked for: here, with a model loaded now, or in workers."""
     if workers > 1:
         from .sharding import answer_in_workers
 

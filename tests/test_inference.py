@@ -197,7 +197,9 @@ def test_several_workers_give_the_same_answers(chat_path: str, make_bench: Make)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model-path", "/nowhere/model"], "no model directory /nowhere/model"),
+        (["--model-path", "/nowhere/model"], "no model directory '/nowhere/model'"),
+        (["--model-path", "tests/nothing"], "no model directory 'tests/nothing'"),
+        (["--model-path", ""], "no model directory ''"),
         (["--bench-name", "nothing"], "no benchmark 'nothing'"),
         (["--bench-name", "../mine"], "'../mine' is not a plain name"),
         (["--question-begin", "2"], "questions 2 to 2 (--question-begin, --question-end)"),

@@ -26,11 +26,11 @@ def load_config(path: str) -> Any:
         InputError: there is no such checkpoint, or its architecture is not in ARCHITECTURES.
     """
     local = Path(path)
+    names_a_path = path.startswith((".", "/", "~")) or path.count("/") != 1 or local.parent.is_dir()
+    if names_a_path and not (path and local.is_dir()):
+        raise InputError(f"no model directory {path!r}; give a checkpoint directory or a hub id")
     if local.is_dir() and not (local / "config.json").is_file():
         raise InputError(f"{path} holds no config.json; give a checkpoint directory or a hub id")
-    looks_local = local.exists() or path.startswith((".", "/", "~")) or path.count("/") != 1
-    if looks_local and not local.is_dir():
-        raise InputError(f"no model directory {path}; give a checkpoint directory or a hub id")
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:

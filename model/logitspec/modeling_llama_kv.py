@@ -70,7 +70,7 @@ class Attention(nn.Module):
         x: torch.Tensor,  # [n, hidden]
         cos: torch.Tensor,  # [n, 1, head_dim]
         sin: torch.Tensor,
-        mask: torch.Tensor | None,  # [groups * n, committed + n] bool; None: causal
+        mask: torch.Tensor | None,  # [groups * n, committed + n], additive; None: causal
         cache: KVCache,
     ) -> torch.Tensor:
         n = x.shape[0]
@@ -224,6 +224,16 @@ class LlamaKVForCausalLM(PreTrainedModel):
             self._rope = cos[0, :, None], sin[0, :, None]
         return self._rope[0][positions], self._rope[1][positions]
 
+    def _additive_mask(
+        self, tree_mask: torch.Tensor | None, n: int, committed: int, device: torch.device
+    ) -> torch.Tensor:
+        """0 where a query row may look, else -inf: [groups * n, committed + n]."""
+        if tree_mask is None:
+            tree_mask = torch.ones(n, n, dtype=torch.bool, device=device).tril()
+        mask = torch.zeros(n, committed + n, dtype=self.dtype, device=device)
+        mask[:, committed:].masked_fill_(~tree_mask, -torch.inf)
+        return mask.repeat(self.config.num_attention_heads // self.config.num_key_value_heads, 1)
+
     @torch.inference_mode()
     def forward(
         self,
@@ -261,10 +271,7 @@ class LlamaKVForCausalLM(PreTrainedModel):
         cos, sin = self._cos_sin(positions, last_position)
         mask = None
         if n > 1 and (tree_mask is not None or cache.length > 0):
-            if tree_mask is None:
-                tree_mask = torch.ones(n, n, dtype=torch.bool, device=input_ids.device).tril()
-            groups = self.config.num_attention_heads // self.config.num_key_value_heads
-            mask = F.pad(tree_mask, (cache.length, 0), value=True).repeat(groups, 1)
+            mask = self._additive_mask(tree_mask, n, cache.length, input_ids.device)
         x = self.model.embed_tokens(input_ids)
         for layer, device in zip(self.model.layers, cache.devices, strict=True):
             if x.device != device:
