@@ -7,13 +7,20 @@ use_environment() {
     stamp=".venv/.installed-$1"
     shift
     now=$(cat requirements.txt constraints.txt setup.py | cksum)
-    if [ ! -x .venv/bin/python ] || ! .venv/bin/python -c 'import pip' 2>/dev/null; then
-        echo "creating .venv with ${PYTHON:-python3}" >&2
+    if [ ! -d .venv ] || [ -e .venv/.unfinished ]; then
         "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
             echo "${0##*/}: ${PYTHON:-python3} is not Python 3.10 or newer; set PYTHON to one that is" >&2
             exit 2
         }
-        "${PYTHON:-python3}" -m venv --clear .venv
+        echo "creating .venv with ${PYTHON:-python3}" >&2
+        mkdir -p .venv
+        : >.venv/.unfinished # a killed run leaves it, and the next one starts over
+        "${PYTHON:-python3}" -m venv .venv
+        rm .venv/.unfinished
+    fi
+    if ! .venv/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+        echo "${0##*/}: .venv is no virtual environment with pip and Python 3.10 or newer; move it away" >&2
+        exit 2
     fi
     if [ "$(cat "$stamp" 2>/dev/null)" != "$now" ]; then
         echo "installing $* into .venv" >&2

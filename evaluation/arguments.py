@@ -17,6 +17,15 @@ from model.logitspec.errors import InputError
 ROOT = Path(__file__).resolve().parent.parent
 
 
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False):
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """Takes --some-flag and --some_flag alike, and answers bad flags with one sentence."""
 
@@ -25,7 +34,7 @@ class Parser(argparse.ArgumentParser):
             prog=prog,
             description=description,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=Formatter,
         )
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
@@ -44,16 +53,17 @@ def hyphenated(word: str) -> str:
     return flag.replace("_", "-") + equals + value
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number not below `least`."""
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number not below `least`, nor above `most` if that is given."""
+    wanted = f"of {least} or more" if most is None else f"from {least} to {most}"
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {wanted}")
         return value
 
     return parse
@@ -70,73 +80,69 @@ def plain_name(text: str) -> str:
 
 def inference_parser(prog: str, description: str) -> Parser:
     """A parser with the flags that all inference scripts share."""
-    parser = Parser(prog=f"python -m evaluation.{prog}", description=description)
+    parser = Parser(f"python -m evaluation.{prog}", description)
+    add_run_flags(parser)
+    add_machine_flags(parser)
+    return parser
+
+
+def add_run_flags(parser: Parser) -> None:
+    """What is asked, of which model, and where the answers go."""
     add = parser.add_argument
     add("--model-path", required=True, help="checkpoint: a local directory or a hub id")
-    add(
-        "--model-id", required=True, type=plain_name, help="name of this run; names the answer file"
-    )
-    add(
-        "--bench-name",
-        default="spec_bench",
-        type=plain_name,
-        help="question set: data/NAME/question.jsonl",
-    )
-    add("--question-begin", type=int, metavar="I", help="index of the first question (for a slice)")
-    add(
-        "--question-end", type=int, metavar="J", help="index behind the last question (for a slice)"
-    )
+    add("--model-id", required=True, type=plain_name, help="name of the run and its answer file")
+    add("--bench-name", default="spec_bench", type=plain_name, help="data/NAME/question.jsonl")
+    add("--question-begin", type=int, metavar="I", help="index of the first question of a slice")
+    add("--question-end", type=int, metavar="J", help="index behind the last question of a slice")
     add(
         "--answer-file",
         type=Path,
         metavar="FILE",
-        help="trace to write instead of data/NAME/model_answer/ID.jsonl",
+        help="instead of data/NAME/model_answer/ID.jsonl",
     )
     add("--max-new-tokens", type=at_least(1), default=1024, help="most tokens generated per turn")
+    add(
+        "--cap-new-tokens",
+        action="store_true",
+        help="give a long prompt fewer new tokens, as many as the model's positions leave, instead "
+        "of refusing it",
+    )
     add("--num-choices", type=at_least(1), default=1, help="answers generated per question")
-    add(
-        "--num-gpus-per-model",
-        type=at_least(1),
-        default=1,
-        help="GPUs that one copy of the model spans",
-    )
-    add(
-        "--num-gpus-total",
-        type=at_least(1),
-        default=1,
-        help="GPUs in all; more than one copy needs the extra `ray`",
-    )
     add("--temperature", type=float, default=0.0, help="0 is greedy, the only one supported so far")
-    add(
-        "--dtype",
-        default="auto",
-        help="float16, bfloat16, float32, float64; auto: bfloat16 where the device has it "
-        "natively, else float32 on a CPU, float16 on a GPU",
-    )
-    add(
-        "--device",
-        default="auto",
-        help="cpu, cuda or cuda:N; auto: cuda where there is one, else cpu",
-    )
-    add(
-        "--warmup",
-        type=at_least(0),
-        default=3,
-        help="unmeasured runs of the first question",
-    )
     add(
         "--conv-template",
         metavar="NAME",
         help="FastChat template, or `tokenizer` for the tokenizer's chat template (default: "
         "FastChat's if it knows the model, else the tokenizer's)",
     )
-    add("--seed", type=int, default=0, help="seed of the random number generators")
+    add("--seed", type=at_least(0, 2**63 - 1), default=0, help="of the random number generators")
     add(
         "--overwrite",
         action="store_true",
-        help="start the answer file anew instead of going on with it",
+        help="start the answer file anew instead of going on with it; the old one is kept as .bak",
     )
-    return parser
+
+
+def add_machine_flags(parser: Parser) -> None:
+    """What the model runs on."""
+    add = parser.add_argument
+    add(
+        "--dtype",
+        default="auto",
+        help="float16, bfloat16, float32, float64; auto: bfloat16 where the device has it "
+        "natively, else float32 on a CPU, float16 on a GPU",
+    )
+    add("--device", default="auto", help="cpu, cuda or cuda:N; auto: cuda where there is one")
+    add(
+        "--num-gpus-per-model", type=at_least(1), default=1, help="GPUs one copy of the model spans"
+    )
+    add(
+        "--num-gpus-total",
+        type=at_least(1),
+        default=1,
+        help="GPUs in all; more than one copy of the model needs the extra `ray`",
+    )
+    add("--warmup", type=at_least(0), default=3, help="unmeasured runs of the first question")
 
 
 def run_command(prog: str, command: Callable[[], None]) -> int:
@@ -148,7 +154,8 @@ def run_command(prog: str, command: Callable[[], None]) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            f"{prog}: interrupted; what is finished is on disk, the same command goes on",
+            f"{prog}: interrupted; what is finished is on disk: run again, without --overwrite, "
+            "to go on",
             file=sys.stderr,
         )
         return 130

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging
 
 from model.logitspec import DecodingResult, Drafter, generate, load
+from model.logitspec.loading import load_weights
 
 from .targets import Target
 
@@ -41,13 +40,11 @@ class HFEngine:
 
     def __init__(self, target: Target) -> None:
         logging.disable_progress_bar()
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
-            target.path, **target.loading()
-        ).eval()
+        self.model = load_weights(AutoModelForCausalLM, target.path, **target.loading()).eval()
         eos = sorted(target.eos_token_ids)
         # The checkpoint's own generation config may hold sampling settings or penalties.
         self.model.generation_config = GenerationConfig(
-            do_sample=False, eos_token_id=eos, pad_token_id=eos[0] if eos else 0
+            do_sample=False, eos_token_id=eos or None, pad_token_id=eos[0] if eos else 0
         )
 
     @torch.inference_mode()

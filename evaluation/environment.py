@@ -17,6 +17,7 @@ VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "fschat", "num
 
 def describe_environment(device: str) -> dict[str, Any]:
     """Versions, hardware and commit, for the sidecar."""
+    changes = git("status", "--porcelain")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "versions": {"python": platform.python_version()}
@@ -25,12 +26,14 @@ def describe_environment(device: str) -> dict[str, Any]:
         "device_names": [cpu_info("model name") or platform.machine()] if device == "cpu" else gpus,
         "threads": torch.get_num_threads(),
         "commit": git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(git("status", "--porcelain")),
+        "uncommitted_changes": None if changes is None else changes != "",
     }
 
 
 def git(*command: str) -> str | None:
     """A git command's output in this repository, or None where there is none."""
+    if not (ROOT / ".git").exists():
+        return None
     try:
         done = subprocess.run(
             ["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True

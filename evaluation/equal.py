@@ -26,13 +26,12 @@ def turns(path: Path) -> dict[tuple[str, int, int], list[int]]:
 
 
 def output_ids(record: Record, choice: Record, path: Path) -> list[list[int]]:
-    try:
-        ids: list[list[int]] = choice["output_ids"]
-    except KeyError as error:
+    ids = choice.get("output_ids")
+    if not isinstance(ids, list) or not all(isinstance(turn, list) for turn in ids):
         raise InputError(
             f"question {record['question_id']} in {path} has no output_ids to compare; "
             "the reference implementation's traces have none"
-        ) from error
+        )
     return ids
 
 

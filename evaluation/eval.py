@@ -77,16 +77,16 @@ class Answerer:
         choice: Record = {"index": index, "turns": [], "accept_lengths": []}
         for asked in question.turns:
             prompt_ids = conversation.ask(asked)
-            check_prompt(question, prompt_ids, self.target, self.args.max_new_tokens)
+            max_new_tokens = allowed_tokens(question, prompt_ids, self.target, self.args)
             synchronize(self.target.device)
             start = time.perf_counter()
             try:
-                result = self.engine.generate(prompt_ids, self.args.max_new_tokens)
+                result = self.engine.generate(prompt_ids, max_new_tokens)
             except torch.OutOfMemoryError as error:
                 raise InputError(
                     f"question {question.question_id}: out of GPU memory with a prompt of "
-                    f"{len(prompt_ids)} tokens; lower --max-new-tokens, or spread the model with "
-                    "--num-gpus-per-model, and run again to go on"
+                    f"{len(prompt_ids)} tokens; what is finished is on disk, start a run of "
+                    "another --model-id with a lower --max-new-tokens or more --num-gpus-per-model"
                 ) from error
             synchronize(self.target.device)
             seconds = time.perf_counter() - start
@@ -110,13 +110,23 @@ class Answerer:
         return choice
 
 
-def check_prompt(
-    question: Question, prompt_ids: list[int], target: Target, max_new_tokens: int
-) -> None:
+def allowed_tokens(
+    question: Question, prompt_ids: list[int], target: Target, args: argparse.Namespace
+) -> int:
+    """How many tokens a turn may generate: --max-new-tokens, or what --cap-new-tokens leaves of it.
+
+    Raises:
+        InputError: the prompt and as many tokens exceed the model's positions.
+    """
+    wanted = int(args.max_new_tokens)
+    if args.cap_new_tokens:
+        wanted = max(1, min(wanted, target.max_positions - len(prompt_ids)))
     try:
-        check_lengths(len(prompt_ids), max_new_tokens, target.max_positions)
+        check_lengths(len(prompt_ids), wanted, target.max_positions)
     except InputError as error:
-        raise InputError(f"question {question.question_id}: {error}") from error
+        way_out = "" if args.cap_new_tokens else "; --cap-new-tokens makes do with what is left"
+        raise InputError(f"question {question.question_id}: {error}{way_out}") from error
+    return wanted
 
 
 def synchronize(device: str) -> None:
@@ -156,7 +166,7 @@ def run_eval(
     target = Target.resolve(args)
     for question in questions:
         prompt_ids = target.prompts.start().ask(question.turns[0])
-        check_prompt(question, prompt_ids, target, args.max_new_tokens)
+        allowed_tokens(question, prompt_ids, target, args)
     settings = {"method": method, **(options or {}), **run_settings(args, target, path)}
     environment = describe_environment(target.device) | {"model_path": args.model_path}
     answer_file = answer_path(args.answer_file, args.bench_name, args.model_id)
@@ -183,7 +193,7 @@ def run_settings(args: argparse.Namespace, target: Target, questions: Path) -> d
     """Everything but the method's own options that an answer depends on."""
     return {
         "model": model_name(args.model_path),
-        "model_config": target.config_hash,
+        "model_fingerprint": target.fingerprint,
         "model_id": args.model_id,
         "bench_name": args.bench_name,
         "questions": sha256(questions),
@@ -192,7 +202,7 @@ def run_settings(args: argparse.Namespace, target: Target, questions: Path) -> d
         "num_choices": args.num_choices,
         "temperature": args.temperature,
         "dtype": str(target.dtype).removeprefix("torch."),
-        "device": target.device,
+        "device": "cpu" if target.device == "cpu" else "cuda",
         "num_gpus_per_model": args.num_gpus_per_model,
         "seed": args.seed,
     }
@@ -223,12 +233,18 @@ def count_workers(args: argparse.Namespace) -> int:
             f"--num-gpus-per-model {args.num_gpus_per_model}"
         )
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    workers = int(args.num_gpus_total // args.num_gpus_per_model)
+    if workers > 1 and args.device not in ("auto", "cuda"):
+        raise InputError(
+            f"--num-gpus-total {args.num_gpus_total} asks for {workers} copies of the model, "
+            f"--device {args.device} has room for one; use --device cuda"
+        )
     if args.num_gpus_total > max(gpus, 1):
         raise InputError(
             f"--num-gpus-total is {args.num_gpus_total}, torch sees {gpus} GPU(s) here; "
             "ask for no more than that"
         )
-    return int(args.num_gpus_total // args.num_gpus_per_model)
+    return workers
 
 
 def write_with_progress(records: Iterable[Record], writer: TraceWriter, count: int) -> None:

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--num-pred-tokens", type=at_least(1), default=20, help="longest continuation retrieved")
     add(
         "--draft-tree-capacity",
-        type=at_least(1),
+        type=at_least(1, 4096),
         default=64,
         help="most nodes of a draft tree, root included",
     )

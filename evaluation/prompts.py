@@ -8,6 +8,7 @@ from typing import Any
 from fastchat.conversation import conv_templates, get_conv_template
 
 from model.logitspec.errors import InputError
+from model.logitspec.loading import brief
 
 
 class Conversation(ABC):
@@ -92,6 +93,12 @@ class PromptFormat:
             )
         self.template = template
         self._tokenizer = tokenizer
+        try:
+            self.start().ask("Does this template work?")
+        except (
+            Exception
+        ) as error:  # FastChat lists styles it cannot print, a Jinja template may fail
+            raise InputError(f"the template {template} gives no prompt: {brief(error)}") from error
         stop_ids = None if template == "tokenizer" else get_conv_template(template).stop_token_ids
         self.stop_token_ids: set[int] = set(stop_ids or ())
 

@@ -11,6 +11,10 @@ from model.logitspec.errors import InputError
 
 from .arguments import ROOT
 
+MT_BENCH_CATEGORIES = (
+    "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Question:
@@ -44,9 +48,11 @@ def load_questions(path: Path) -> list[Question]:
     """
     questions: dict[int | str, Question] = {}
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -77,8 +83,14 @@ def parse_question(entry: object) -> Question:
         raise ValueError("has no string 'category'")
     if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t for t in turns):
         raise ValueError("has no list of non-empty strings 'turns'")
+    if any("\ud800" <= character <= "\udfff" for turn in turns for character in turn):
+        raise ValueError("has half a surrogate pair in 'turns', which is no text")
     return Question(question_id, category, tuple(turns))
 
 
 def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -49,5 +49,11 @@ def answer_in_workers(
         yield from pool.map_unordered(
             lambda worker, question: worker.answer.remote(question), questions
         )
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayActorError as error:
+        raise InputError(f"a worker died: {str(error).splitlines()[0]}") from error
     finally:
         ray.shutdown()

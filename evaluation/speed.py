@@ -22,9 +22,10 @@ if not __package__:  # run as a script: make the repository root importable
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from data.prepare import MT_BENCH_CATEGORIES
 from evaluation.arguments import Parser, run_command
+from evaluation.questions import MT_BENCH_CATEGORIES
 from evaluation.traces import Record, read_trace
 from model.logitspec.errors import InputError
 
@@ -83,6 +84,8 @@ def compare(
 def compare_task(trace: Sequence[Record], base: Sequence[Record], count_base: TokenCount) -> Row:
     speed = tokens_per_second(trace, recorded_tokens)
     base_speed = tokens_per_second(base, count_base)
+    if base_speed == 0:
+        raise InputError("the baseline's answers count no tokens, so there is no speedup to give")
     accept_lengths = [a for r in trace for a in r["choices"][0]["accept_lengths"]]
     return {
         "questions": len(trace),
@@ -119,6 +122,7 @@ def average(runs: Sequence[dict[str, Row]]) -> dict[str, Row]:
         row: Row = {"questions": runs[0][name]["questions"]}
         row["steps"] = sum(run[name]["steps"] for run in runs)
         row["mat"] = sum(run[name]["mat"] * run[name]["steps"] for run in runs) / row["steps"]
+        row["mat_std"] = float(np.std([run[name]["mat"] for run in runs], ddof=1))
         for key in ("tokens_per_second", "baseline_tokens_per_second", "speedup"):
             values = [run[name][key] for run in runs]
             row[key] = float(np.mean(values))
@@ -129,7 +133,7 @@ def average(runs: Sequence[dict[str, Row]]) -> dict[str, Row]:
 
 def show(rows: dict[str, Row], title: str) -> None:
     """The table on the terminal."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for column in ("task", "questions", "MAT", "tokens/s", "baseline tokens/s", "speedup"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     for name, row in rows.items():
@@ -141,7 +145,7 @@ def show(rows: dict[str, Row], title: str) -> None:
             return f"{row[key]:.2f}{spread}"
 
         table.add_row(
-            name,
+            Text(name),
             f"{row['questions']:.0f}",
             cell("mat"),
             cell("tokens_per_second"),
@@ -150,12 +154,6 @@ def show(rows: dict[str, Row], title: str) -> None:
         )
     console = Console()
     console.print(table, width=None if console.is_terminal else 100)
-
-
-def load_tokenizer(path: str) -> Any:
-    from evaluation.targets import load_tokenizer  # transformers takes seconds to import
-
-    return load_tokenizer(path)
 
 
 def report(args: argparse.Namespace) -> None:
@@ -173,6 +171,8 @@ def report(args: argparse.Namespace) -> None:
     pairs = [read_pair(*paths) for paths in zip(args.file_path, args.base_path, strict=True)]
     count: TokenCount = recorded_tokens
     if args.tokenizer_path is not None:
+        from evaluation.targets import load_tokenizer  # transformers takes seconds to import
+
         count = retokenized(load_tokenizer(args.tokenizer_path))
     runs = [compare(trace, base, count) for trace, base in pairs]
     if args.mean_report and any(run.keys() != runs[0].keys() for run in runs):

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from model.logitspec.errors import InputError
-from model.logitspec.loading import DTYPES, load_config
+from model.logitspec.loading import DTYPES, brief, load_config
 from model.logitspec.modeling_llama_kv import max_positions
 
 from .prompts import PromptFormat
@@ -35,7 +35,7 @@ class Target:
     prompts: PromptFormat
     eos_token_ids: set[int]
     max_positions: int
-    config_hash: str
+    fingerprint: str
 
     @classmethod
     def resolve(cls, args: argparse.Namespace) -> Target:
@@ -59,7 +59,7 @@ class Target:
             eos_token_ids=eos_token_ids(args.model_path, config, tokenizer)
             | prompts.stop_token_ids,
             max_positions=max_positions(config),
-            config_hash=config_hash(config),
+            fingerprint=fingerprint(args.model_path, config),
         )
 
     def loading(self) -> dict[str, Any]:
@@ -88,6 +88,11 @@ def resolve_device(name: str, gpus_per_model: int = 1) -> str:
                 "leave it at 1 or use --device cuda"
             )
         return name
+    if gpus_per_model > 1 and ":" in name:
+        raise InputError(
+            f"device {name} is one GPU, --num-gpus-per-model is {gpus_per_model}; "
+            "use --device cuda and choose the GPUs with CUDA_VISIBLE_DEVICES"
+        )
     index = int(name.partition(":")[2] or 0)
     needed = max(index + 1, gpus_per_model)
     if needed > gpus:
@@ -130,17 +135,18 @@ def load_tokenizer(path: str) -> Any:
     """The checkpoint's tokenizer."""
     try:
         return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"no tokenizer in {path}: {reason}") from error
+    except Exception as error:  # whatever a broken file makes of it
+        raise InputError(f"no tokenizer in {path}: {brief(error)}") from error
 
 
 def eos_token_ids(path: str, config: Any, tokenizer: Any) -> set[int]:
     """Every id that ends a generation: the generation config's or config's, the tokenizer's."""
     try:
         configured = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:
+    except OSError:  # a checkpoint need not have one
         configured = getattr(config, "eos_token_id", None)
+    except Exception as error:  # whatever a broken file makes of it
+        raise InputError(f"bad generation_config.json in {path}: {brief(error)}") from error
     ids = configured if isinstance(configured, list) else [configured]
     return {int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None}
 
@@ -148,14 +154,26 @@ def eos_token_ids(path: str, config: Any, tokenizer: Any) -> set[int]:
 def model_name(path: str) -> str:
     """A checkpoint's own name: the hub id's last part, also for a snapshot in a hub cache."""
     cached = re.search(r"models--[^/\\]*?--([^/\\]+)", path)
-    return cached[1] if cached else Path(path).resolve().name
+    return cached[1] if cached else Path(path).absolute().name
 
 
-def config_hash(config: Any) -> str:
-    """SHA-256 of the model's configuration, to tell two checkpoints of one name apart."""
-    known = {
-        k: v
-        for k, v in config.to_dict().items()
-        if k not in ("_name_or_path", "transformers_version")
-    }
-    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+def fingerprint(path: str, config: Any) -> str:
+    """SHA-256 that tells two checkpoints of one name apart: the config and samples of the weights.
+
+    Of each weight file its size and 64 pieces of 4 KiB, spread evenly, for fine-tunes differ
+    everywhere; of a hub id its commit.
+    """
+    known = config.to_dict()
+    for key in ("_name_or_path", "transformers_version"):
+        known.pop(key, None)
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
+    digest.update(str(getattr(config, "_commit_hash", None)).encode())
+    files = [*Path(path).glob("*.safetensors"), *Path(path).glob("*.bin")]
+    for file in sorted(files):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as content:
+            for piece in range(64):
+                content.seek(piece * size // 64)
+                digest.update(content.read(4096))
+    return digest.hexdigest()

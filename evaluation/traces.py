@@ -23,10 +23,10 @@ def validate(record: object) -> str | None:
     """What is wrong with a trace line, or None. Lines of the reference implementation pass."""
     if not isinstance(record, dict):
         return "is not a JSON object"
-    for key in ("question_id", "category", "choices"):
-        if key not in record:
+    for key, kinds in (("question_id", (int, str)), ("category", str), ("model_id", str)):
+        if not isinstance(record.get(key), kinds):
             return f"has no {key!r}"
-    if not isinstance(record["choices"], list) or not record["choices"]:
+    if not isinstance(record.get("choices"), list) or not record["choices"]:
         return "has no choices"
     for choice in record["choices"]:
         if not isinstance(choice, dict):
@@ -55,18 +55,18 @@ def read_trace(path: Path) -> list[Record]:
         InputError: no such file, an empty one, a line that is no trace line, or a question twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"cannot read the trace {path}: {reason}") from error
     records: dict[Any, Record] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line:
+            continue
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise InputError(
-                f"{path}:{number} is not JSON; delete the line or run again to repair it"
-            ) from error
+            raise InputError(f"{path}:{number} is not JSON; delete the line") from error
         if (problem := validate(record)) is not None:
             raise InputError(f"{path}:{number} {problem}; it is no trace line")
         if record["question_id"] in records:
@@ -81,7 +81,7 @@ def read_trace(path: Path) -> list[Record]:
 
 
 def meta_path(path: Path) -> Path:
-    return path.with_suffix(".meta.json")
+    return path.with_name(path.name.removesuffix(".jsonl") + ".meta.json")
 
 
 class TraceWriter:
@@ -94,7 +94,7 @@ class TraceWriter:
         path: of the trace.
         settings: all that an answer depends on; compared with the sidecar's.
         environment: device, versions and the like; recorded (each different one), not compared.
-        overwrite: start anew; the old file is kept as NAME.jsonl.bak.
+        overwrite: start anew; the old files are kept as NAME.jsonl.bak and so on.
 
     Raises:
         InputError: the file cannot be written, or was made with other settings.
@@ -106,8 +106,10 @@ class TraceWriter:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if overwrite and path.exists():
-                path.replace(path.with_name(path.name + ".bak"))
+            if overwrite and path.is_file() and path.stat().st_size > 0:
+                for old in (path, meta_path(path)):
+                    if old.is_file():
+                        old.replace(old.with_name(old.name + ".bak"))
             environments = self._environments(settings)
             with path.open("ab"):
                 pass
@@ -123,11 +125,11 @@ class TraceWriter:
 
     def _environments(self, settings: Record) -> list[Record]:
         """Those the file was made in so far; refuses a file made with other settings."""
-        if not self.path.exists() or self.path.stat().st_size == 0:
+        if not self.path.is_file() or self.path.stat().st_size == 0:
             return []
         try:
             meta = json.loads(meta_path(self.path).read_text(encoding="utf-8"))
-            before, environments = meta["settings"], list(meta["environments"])
+            before, environments = dict(meta["settings"]), list(meta["environments"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.path} exists without a readable {meta_path(self.path).name} "
@@ -163,18 +165,19 @@ class TraceWriter:
         Raises:
             InputError: it cannot be written, as on a full disk; what was there before stays whole.
         """
-        size = self.path.stat().st_size
+        size = None
         try:
+            size = self.path.stat().st_size
             with self.path.open("ab") as file:
                 file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            with self.path.open("rb+") as file:
-                file.truncate(size)
+            if size is not None:
+                os.truncate(self.path, size)
             raise InputError(
                 f"cannot write to {self.path}: {error.strerror}; "
-                "make room and run the same command to go on"
+                "make room and run again, without --overwrite, to go on"
             ) from error
         self.done.append(record["question_id"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +42,16 @@ def test_the_longest_agreed_path_is_accepted(data: st.DataObject) -> None:
     result = verdict(tree, chosen)
     assert result.path == deepest_first(tree, chosen)
     assert result.next_root == chosen[result.path[-1]]
+
+
+def test_nothing_waits_for_the_device_before_the_one_transfer() -> None:
+    """On the meta device every hidden read of a value fails; tolist() is the first."""
+    tree = DraftTree(0, 4)
+    tree.add_branch([1, 2, 3])
+    tensors = TreeTensors.upload(tree, torch.device("meta"))
+    with pytest.raises(NotImplementedError) as stopped:
+        accept_greedy(torch.empty(4, VOCAB, device="meta"), tensors, top_k=2)
+    assert str(stopped.traceback[1].statement).lstrip().startswith("answer = ")
 
 
 def test_a_match_below_a_wrong_parent_does_not_count() -> None:

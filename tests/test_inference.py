@@ -64,7 +64,7 @@ def test_traces_of_baseline_and_logitspec(run: Callable[..., int], make_bench: M
     first = ours[0]["choices"][0]
     assert first["prompt_tokens"][1] > first["prompt_tokens"][0] + first["new_tokens"][0]
     spent = sum(first[f"{phase}_seconds"][0] for phase in ("prefill", "draft", "verify", "commit"))
-    assert 0.5 * first["wall_time"][0] < spent <= first["wall_time"][0]
+    assert 0.3 * first["wall_time"][0] < spent <= first["wall_time"][0]
     assert base[0]["choices"][0]["verify_seconds"] == [None, None]  # generate() does not tell
     for old, new in zip(base, ours, strict=True):
         for choice in new["choices"]:
@@ -113,6 +113,31 @@ def test_other_settings_need_overwrite(
     assert meta["environments"][0]["versions"]["torch"]
 
 
+def test_long_prompts_can_be_given_what_is_left(
+    run: Callable[..., int], make_bench: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """512 positions; the second turn's prompt holds the first turn's answer."""
+    folder = make_bench(question(1, "Who? " * 90, "Why?"))
+    assert run("logitspec", "--max-new-tokens", "200") == 2  # refused before anything is loaded
+    assert "question 1: the prompt's" in capsys.readouterr().err
+    assert run("logitspec", "--max-new-tokens", "200", "--cap-new-tokens") == 0
+    choice = answers(folder, "logitspec")[0]["choices"][0]
+    for prompt, new in zip(choice["prompt_tokens"], choice["new_tokens"], strict=True):
+        assert new <= min(200, 512 - prompt)
+    assert choice["prompt_tokens"][1] + choice["new_tokens"][1] == 512
+
+
+def test_a_later_turn_that_is_too_long_can_be_gone_on_with(
+    run: Callable[..., int], make_bench: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_bench(question(1), question(2, "Who? " * 60, "Why? " * 40))
+    assert run("logitspec", "--max-new-tokens", "150") == 2
+    assert "question 2: the prompt's" in capsys.readouterr().err
+    assert [r["question_id"] for r in answers(folder, "logitspec")] == [1]
+    assert run("logitspec", "--max-new-tokens", "150", "--cap-new-tokens") == 0
+    assert [r["question_id"] for r in answers(folder, "logitspec")] == [1, 2]
+
+
 @pytest.mark.parametrize("capacity", ["1", "7"])
 def test_a_capacity_below_num_pred_tokens_works(
     run: Callable[..., int], make_bench: Make, capacity: str
@@ -157,7 +182,7 @@ def test_ctrl_c_keeps_what_is_finished(
     with monkeypatch.context() as patch:
         patch.setattr(Answerer, "answer", interrupted)
         assert run("logitspec") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run again, without --overwrite, to go on" in capsys.readouterr().err
     assert [r["question_id"] for r in answers(folder, "logitspec")] == [0, 1]
     assert run("logitspec") == 0
     assert [r["question_id"] for r in answers(folder, "logitspec")] == [0, 1, 2]
@@ -169,15 +194,15 @@ def test_several_workers_give_the_same_answers(chat_path: str, make_bench: Make)
 
     from evaluation.engines import KVEngine
     from evaluation.eval import Answerer
-    from evaluation.questions import load_questions
+    from evaluation.questions import Question, load_questions
     from evaluation.sharding import answer_in_workers
     from evaluation.targets import Target
-    from model.logitspec import LogitSpecDrafter
+    from model.logitspec import InputError, LogitSpecDrafter
 
     folder = make_bench(*(question(i, f"Question {i}?") for i in range(5)))
     args = argparse.Namespace(
         model_path=chat_path, model_id="x", device="cpu", dtype="float32", num_gpus_per_model=1,
-        conv_template=None, max_new_tokens=8, num_choices=1, seed=0,
+        conv_template=None, max_new_tokens=8, cap_new_tokens=False, num_choices=1, seed=0,
     )  # fmt: skip
 
     def build() -> Answerer:
@@ -191,6 +216,10 @@ def test_several_workers_give_the_same_answers(chat_path: str, make_bench: Make)
         for record in answer_in_workers(build, questions, workers=2, gpus_per_worker=0)
     }
     assert shared == alone
+
+    too_long = Question(9, "qa", ("Who? " * 600,))
+    with pytest.raises(InputError, match=r"^question 9: the prompt's"):
+        list(answer_in_workers(build, [too_long], workers=1, gpus_per_worker=0))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -214,6 +243,8 @@ def test_several_workers_give_the_same_answers(chat_path: str, make_bench: Make)
         (["--conv-template", "nonsense"], "FastChat has no template 'nonsense'"),
         (["--answer-file", "/dev/null/a.jsonl"], "cannot write the answer file"),
         (["--num-gpus-total", "3", "--num-gpus-per-model", "2"], "is no multiple of"),
+        (["--seed", "100000000000000000000"], "is not a whole number from 0 to"),
+        (["--conv-template", "gemini"], "the template gemini gives no prompt"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
@@ -237,7 +268,7 @@ def test_knobs_below_one_are_refused(
     knob: str, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("logitspec", f"--{knob}", "0") == 2
-    assert "'0' is not a whole number of 1 or more" in capsys.readouterr().err
+    assert "'0' is not a whole number" in capsys.readouterr().err
 
 
 def test_cuda_where_there_is_none_is_refused(
@@ -251,6 +282,10 @@ def test_cuda_where_there_is_none_is_refused(
     assert run("logitspec", "--device", "cuda") == 2
     assert "torch sees 0 here" in capsys.readouterr().err
     assert run("logitspec", "--num-gpus-total", "2") == 2
+    assert (
+        "asks for 2 copies of the model, --device cpu has room for one" in capsys.readouterr().err
+    )
+    assert run("logitspec", "--num-gpus-total", "2", "--device", "auto") == 2
     assert "--num-gpus-total is 2, torch sees 0 GPU(s) here" in capsys.readouterr().err
 
 

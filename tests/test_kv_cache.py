@@ -54,6 +54,19 @@ def test_append_gives_everything_so_far_without_committing() -> None:
     assert cache.length == 2
 
 
+def test_each_layer_lies_on_its_own_device() -> None:
+    meta = torch.device("meta")
+    cache = KVCache([CPU, meta, CPU], 2, 4, 8, torch.float32)
+    for layer, device in enumerate(cache.devices):
+        new = torch.full((2, 3, 4), float(layer), device=device)
+        assert cache.append(layer, new, new)[0].device == device
+    cache.keep([0, 2])
+    assert cache.length == 2
+    for layer in (0, 2):
+        nothing = torch.empty(2, 0, 4)
+        assert torch.all(cache.append(layer, nothing, nothing)[0] == layer)
+
+
 def test_reset_empties_and_keeps_the_memory() -> None:
     cache = filled(1, 4, 3, 1)
     before = cache.append(0, torch.empty(2, 0, 4), torch.empty(2, 0, 4))[0].data_ptr()

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
@@ -25,6 +27,7 @@ from transformers import (
 
 from model.logitspec import DraftTree, InputError, LlamaKVForCausalLM, load
 from model.logitspec.acceptance import TreeTensors
+from model.logitspec.loading import load_weights
 
 from .conftest import TINY, save_tiny
 
@@ -205,14 +208,37 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
         load(path, dtype=torch.float32)
 
 
+def test_longrope_is_refused_by_name(tmp_path: Path) -> None:
+    factors = [1.0] * 4
+    rope = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors}
+    rope |= {"rope_theta": 1e4, "original_max_position_embeddings": 64}
+    config = LlamaConfig(**TINY, rope_parameters=rope)
+    with pytest.raises(InputError, match="'longrope'; supported are default, linear"):
+        load(save_tiny(tmp_path / "long", config), dtype=torch.float32)
+
+
+def test_missing_and_broken_weights_are_refused(tmp_path: Path) -> None:
+    path = Path(save_tiny(tmp_path / "torn", LlamaConfig(**TINY)))
+    weights = load_file(path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    for cls in (LlamaKVForCausalLM, AutoModelForCausalLM):
+        with pytest.raises(InputError, match=r"lack 1 tensor.*layers\.1\.mlp\.up_proj"):
+            load_weights(cls, str(path), config=AutoConfig.from_pretrained(path))
+    content = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"cannot load the weights of .*SafetensorError"):
+        load(str(path), dtype=torch.float32)
+
+
 def test_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model directory"):
         load(str(tmp_path / "nothing"), dtype=torch.float32)
     with pytest.raises(InputError, match=r"holds no config\.json"):
         load(str(tmp_path), dtype=torch.float32)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="neither a local directory nor a readable hub id"):
+    with pytest.raises(InputError, match="cannot read the config"):
         load(str(tmp_path), dtype=torch.float32)
     (tmp_path / "config.json").write_text(json.dumps(LlamaConfig(**TINY).to_dict()))
-    with pytest.raises(InputError, match="weights"):
+    with pytest.raises(InputError, match="cannot load the weights"):
         load(str(tmp_path), dtype=torch.float32)

@@ -176,6 +176,14 @@ def test_a_prepared_model_is_left_alone_and_a_torn_one_is_not_trusted(
     assert [file.name for file in target.parent.iterdir()] == ["model"]
 
 
+def test_a_model_of_other_making_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="was not made by this command"):
+        prepare_default_model(tmp_path, tmp_path / "model")
+    assert (tmp_path / "model" / "config.json").exists()
+
+
 def test_a_killed_conversion_leaves_nothing_that_is_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from evaluation.prompts import PromptFormat, answer_text, fastchat_template
-from evaluation.targets import model_name, resolve_device, resolve_dtype
+from evaluation.targets import fingerprint, model_name, resolve_device, resolve_dtype
 from model.logitspec import InputError
+
+from .conftest import TINY
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,8 @@ def test_templates_that_are_not_there_are_refused(default_tokenizer: Any) -> Non
     class Bare:
         chat_template = None
 
+    with pytest.raises(InputError, match="the template gemini gives no prompt: ValueError"):
+        PromptFormat("x", default_tokenizer, "gemini")
     for given in (None, "tokenizer"):
         with pytest.raises(InputError, match="no chat template"):
             PromptFormat("some-base-model", Bare(), given)
@@ -123,3 +129,24 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("cuda", gpus_per_model=2) == "auto"
     with pytest.raises(InputError, match="needs 3, torch sees 2"):
         resolve_device("cuda:2")
+    with pytest.raises(InputError, match="cuda:1 is one GPU, --num-gpus-per-model is 2"):
+        resolve_device("cuda:1", gpus_per_model=2)
+
+
+def test_two_checkpoints_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    config = LlamaConfig(**TINY)
+    prints = set()
+    for step in range(2):
+        path = tmp_path / str(step) / "final"
+        path.mkdir(parents=True)
+        (path / "model.safetensors").write_bytes(bytes([step]) * 300_000)
+        assert fingerprint(str(path), config) == fingerprint(str(path), config)
+        prints.add(fingerprint(str(path), config))
+    prints.add(fingerprint(str(path), LlamaConfig(**TINY | {"num_hidden_layers": 7})))
+    assert len(prints) == 3
+
+
+def test_a_link_to_a_checkpoint_keeps_its_name(tmp_path: Path) -> None:
+    (tmp_path / "blob").mkdir()
+    (tmp_path / "vicuna-7b-v1.3").symlink_to(tmp_path / "blob")
+    assert model_name(str(tmp_path / "vicuna-7b-v1.3")) == "vicuna-7b-v1.3"

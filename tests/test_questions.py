@@ -34,6 +34,7 @@ def test_the_quick_set_has_four_questions_for_every_row_of_the_report() -> None:
         ('{"question_id": 2, "category": "qa", "turns": []}', "'turns'"),
         ('{"question_id": 2, "category": "qa", "turns": "a"}', "'turns'"),
         ('{"question_id": 2, "category": "qa", "turns": [""]}', "'turns'"),
+        ('{"question_id": 2, "category": "qa", "turns": ["\\ud83d"]}', "surrogate"),
         ('{"question_id": 1, "category": "qa", "turns": ["a"]}', "repeats question_id 1"),
     ],
 )
@@ -44,6 +45,13 @@ def test_a_malformed_line_is_named(line: str, problem: str, tmp_path: Path) -> N
         load_questions(path)
     assert problem in str(refused.value)
     assert f"{path}:3 " in str(refused.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "question.jsonl"
+    line = '{"question_id": 1, "category": "qa", "turns": ["a\u2028b"]}\n'
+    path.write_text(line, encoding="utf-8-sig")
+    assert load_questions(path)[0].turns == ("a\u2028b",)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:

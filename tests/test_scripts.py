@@ -20,7 +20,7 @@ QUICK = ROOT / "data" / "quick" / "question.jsonl"
 def one_per_task() -> Iterator[str]:
     """A benchmark of the last quick question of every task; gone after the test."""
     folder = ROOT / "data" / "one-per-task"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)  # a killed test run leaves it
     lines = QUICK.read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "question.jsonl").write_text("".join(lines[3::4]), encoding="utf-8")
     yield folder.name

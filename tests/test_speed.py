@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from evaluation.speed import compare, main, recorded_tokens, retokenized
+from model.logitspec import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -127,7 +128,25 @@ def test_mean_report(traces: tuple[str, str], tmp_path: Path) -> None:
     row = json.loads(out.read_text())["tasks"]["overall"]
     assert row["speedup"] == pytest.approx((3.25 + 1.625) / 2)
     assert row["speedup_std"] == pytest.approx(np.std([3.25, 1.625], ddof=1))
-    assert row["mat"] == pytest.approx(np.mean([4, 4, 2, 20, 10, 3, 3, 6, 6, 1, 1, 1]))
+    accepted = [4, 4, 2, 20, 10, 3, 3, 6, 6]
+    assert row["mat"] == pytest.approx(np.mean([*accepted, 1, 1, 1]))
+    assert row["mat_std"] == pytest.approx(np.std([np.mean(accepted), 1], ddof=1))
+
+
+def test_a_baseline_without_tokens_has_no_speed() -> None:
+    with pytest.raises(InputError, match="count no tokens"):
+        compare(METHOD, BASE, lambda record: 0)
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = [record(1, "math[easy]", [3], [1.0], [3]), record(2, "[/b]", [3], [1.0], [3])]
+    path = str(write(tmp_path / "odd.jsonl", odd))
+    assert main(["--file-path", path, "--base-path", path]) == 0
+    out = capsys.readouterr().out
+    assert "math[easy]" in out
+    assert "[/b]" in out
 
 
 def test_differing_question_sets_are_refused(

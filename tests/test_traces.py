@@ -23,7 +23,12 @@ def record(question_id: int, **changes: Any) -> dict[str, Any]:
         "wall_time": [0.5],
         "accept_lengths": [2, 1],
     }
-    return {"question_id": question_id, "category": "qa", "choices": [choice | changes]}
+    return {
+        "question_id": question_id,
+        "category": "qa",
+        "model_id": "m",
+        "choices": [choice | changes],
+    }
 
 
 def writer(path: Path, overwrite: bool = False, **changes: str) -> TraceWriter:
@@ -63,6 +68,44 @@ def test_other_settings_are_refused_unless_overwritten(tmp_path: Path) -> None:
     assert writer(path, overwrite=True, dtype="float16").done == []
     assert path.read_bytes() == b""
     assert read_trace(path.with_name("a.jsonl.bak"))[0]["question_id"] == 1
+
+
+def test_overwriting_twice_keeps_the_last_answers_and_their_sidecar(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    writer(path).write(record(1))
+    for _ in range(2):  # the second time there is nothing worth keeping
+        writer(path, overwrite=True)
+    assert read_trace(tmp_path / "a.jsonl.bak")
+    assert json.loads((tmp_path / "a.meta.json.bak").read_text())["settings"] == SETTINGS
+
+
+def test_a_directory_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with pytest.raises(InputError, match="cannot write the answer file"):
+        writer(tmp_path / "folder", overwrite=True)
+    assert (tmp_path / "folder" / "inside").is_dir()
+
+
+def test_line_separators_inside_an_answer_do_not_end_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    text = "one\u2028two\u2029three\u0085four\nfive\x0csix"
+    writer(path).write(record(1, turns=[text]))
+    assert read_trace(path)[0]["choices"][0]["turns"] == [text]
+    assert writer(path).done == [1]
+
+
+def test_every_trace_has_a_sidecar_of_its_own(tmp_path: Path) -> None:
+    names = ("run-v1.3", "run-v1.4", "run.json", "run.jsonl")
+    assert len({meta_path(tmp_path / name) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("sidecar", ["", "3", '{"settings": 3, "environments": []}'])
+def test_a_broken_sidecar_is_refused(tmp_path: Path, sidecar: str) -> None:
+    path = tmp_path / "a.jsonl"
+    writer(path).write(record(1))
+    meta_path(path).write_text(sidecar)
+    with pytest.raises(InputError, match="without a readable"):
+        writer(path)
 
 
 def test_a_file_of_unknown_making_is_refused(tmp_path: Path) -> None:
@@ -105,7 +148,9 @@ def test_a_failed_write_leaves_the_lines_before_it_whole(
         ("{", "is not JSON"),
         ("3", "is not a JSON object"),
         ('{"category": "qa", "choices": []}', "has no 'question_id'"),
-        ('{"question_id": 1, "category": "qa", "choices": []}', "has no choices"),
+        ('{"question_id": [1], "category": "qa", "model_id": "m"}', "has no 'question_id'"),
+        ('{"question_id": 1, "category": "qa"}', "has no 'model_id'"),
+        ('{"question_id": 1, "category": "qa", "model_id": "m", "choices": []}', "has no choices"),
         (json.dumps(record(1, new_tokens=[])), "'new_tokens'"),
         (json.dumps(record(1, new_tokens=["3"])), "'new_tokens'"),
         (json.dumps(record(1, accept_lengths=None)), "'accept_lengths'"),

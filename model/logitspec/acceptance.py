@@ -58,8 +58,10 @@ def accept_greedy(logits: torch.Tensor, tree: TreeTensors, top_k: int) -> Verdic
     agreed[0] = True
     reached = (agreed | ~tree.ancestors).all(dim=-1)  # [n]: every ancestor agreed
     order = torch.arange(n, 0, -1, device=logits.device)
-    last = torch.where(reached, tree.depths * n + order, 0).argmax()
-    best = logits[last].topk(min(top_k, logits.shape[1])).indices
-    answer = torch.cat((tree.ancestors[last].long(), chosen[last][None], best)).tolist()
-    path = [node for node in range(n) if answer[node]]
-    return Verdict(path, next_root=answer[n], top_ids=answer[n + 1 :])
+    # [1]-shaped and index_select: indexing by a 0-dimensional tensor would wait for the device
+    last = torch.where(reached, tree.depths * n + order, 0).argmax().view(1)
+    best = logits.index_select(0, last)[0].topk(min(top_k, logits.shape[1])).indices
+    path = tree.ancestors.index_select(0, last)[0].long()
+    answer = torch.cat((path, chosen.index_select(0, last), best)).tolist()
+    accepted = [node for node in range(n) if answer[node]]
+    return Verdict(accepted, next_root=answer[n], top_ids=answer[n + 1 :])

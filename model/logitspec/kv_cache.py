@@ -83,7 +83,8 @@ class KVCache:
         if start < len(path):
             first = self.length + start
             last = self.length + len(path)
+            nodes = torch.tensor(path[start:]) + self.length
             for device, store in self._store.items():
-                source = torch.tensor(path[start:], device=device) + self.length
+                source = nodes.to(device, non_blocking=True)
                 store[..., first:last, :] = store.index_select(-2, source)
         self.length += len(path)

@@ -18,12 +18,14 @@ DTYPES = {
     "float64": torch.float64,
 }
 
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+
 
 def load_config(path: str) -> Any:
     """The configuration of a checkpoint that the patched model can run.
 
     Raises:
-        InputError: there is no such checkpoint, or its architecture is not in ARCHITECTURES.
+        InputError: there is no such checkpoint, or it is none of ARCHITECTURES and ROPE_TYPES.
     """
     local = Path(path)
     names_a_path = path.startswith((".", "/", "~")) or path.count("/") != 1 or local.parent.is_dir()
@@ -33,17 +35,43 @@ def load_config(path: str) -> Any:
         raise InputError(f"{path} holds no config.json; give a checkpoint directory or a hub id")
     try:
         config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"the model {path} is neither a local directory nor a readable hub id: {reason}"
-        ) from error
+    except Exception as error:  # whatever a broken file makes of it
+        raise InputError(f"cannot read the config of the model {path}: {brief(error)}") from error
     if config.model_type not in ARCHITECTURES:
         raise InputError(
             f"the model {path} is of the architecture {config.model_type!r}; "
             f"supported are {', '.join(ARCHITECTURES)}"
         )
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope not in ROPE_TYPES:
+        raise InputError(
+            f"the model {path} has rope_type {rope!r}; supported are {', '.join(ROPE_TYPES)}"
+        )
     return config
+
+
+def load_weights(cls: Any, path: str, **options: Any) -> Any:
+    """cls.from_pretrained, which fills missing tensors with random numbers, without that.
+
+    Raises:
+        InputError: the weights cannot be read, or do not fill the model.
+    """
+    try:
+        model, info = cls.from_pretrained(path, output_loading_info=True, **options)
+    except Exception as error:  # whatever a broken file, or too small a device, makes of it
+        raise InputError(f"cannot load the weights of {path}: {brief(error)}") from error
+    wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if wrong:
+        raise InputError(
+            f"the weights of {path} lack {len(wrong)} tensor(s), the first is {wrong[0]}"
+        )
+    return model
+
+
+def brief(error: Exception) -> str:
+    """An exception in a line: its type and what it says first."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
 def load(
@@ -63,16 +91,12 @@ def load(
         options: passed on to from_pretrained (max_memory, offload_folder, …).
 
     Raises:
-        InputError: no such checkpoint, or not of an architecture that the patched model covers.
+        InputError: no such checkpoint, not of an architecture covered, or without all weights.
     """
     config = load_config(path)
-    try:
-        model: LlamaKVForCausalLM = LlamaKVForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, device_map=device_map, **options
-        )
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"no weights can be loaded from {path}: {reason}") from error
+    model: LlamaKVForCausalLM = load_weights(
+        LlamaKVForCausalLM, path, config=config, dtype=dtype, device_map=device_map, **options
+    )
     model.eval()
     model.requires_grad_(False)
     model.fuse()

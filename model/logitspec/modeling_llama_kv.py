@@ -168,7 +168,6 @@ class LlamaKVForCausalLM(PreTrainedModel):
     config_class = PreTrainedConfig
     base_model_prefix = "model"
     _no_split_modules: ClassVar[list[str]] = ["DecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["cache"]
     _supports_sdpa = True
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
 
@@ -182,7 +181,7 @@ class LlamaKVForCausalLM(PreTrainedModel):
 
     @property
     def max_positions(self) -> int:
-        """See the function of this name."""
+        """Most tokens of prompt and output together (max_positions of the config)."""
         return max_positions(self.config)
 
     @property
