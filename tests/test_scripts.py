@@ -45,7 +45,7 @@ def test_logitspec_gives_the_baselines_output_in_float32(
             "--model-id", script,
             "--bench-name", bench,
             "--answer-file", str(out / f"{script}.jsonl"),
-            "--max-new-tokens", "128" if full else "24",
+            "--max-new-tokens", "128" if full else "32",
             "--temperature", "0.0",
             "--dtype", "float32",
             "--warmup", "0",
