@@ -231,6 +231,20 @@ def test_missing_and_broken_weights_are_refused(tmp_path: Path) -> None:
         load(str(path), dtype=torch.float32)
 
 
+def test_tensors_without_a_place_are_refused(tmp_path: Path) -> None:
+    path = Path(save_tiny(tmp_path / "spare", LlamaConfig(**TINY)))
+    weights = load_file(path / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # old checkpoints
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    load(str(path), dtype=torch.float32)
+    weights["model.layers.1.self_attn.q_proj.bias"] = torch.ones(32)
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        InputError, match=r"no place for, the first is .*1\.self_attn\.q_proj\.bias"
+    ):
+        load(str(path), dtype=torch.float32)
+
+
 def test_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model directory"):
         load(str(tmp_path / "nothing"), dtype=torch.float32)

@@ -18,6 +18,7 @@ DTYPES = {
     "float64": torch.float64,
 }
 
+HARMLESS_TENSORS = ("rotary_emb.inv_freq", "lm_head.weight")  # recomputed; tied where unexpected
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
@@ -54,7 +55,7 @@ def load_weights(cls: Any, path: str, **options: Any) -> Any:
     """cls.from_pretrained, which fills missing tensors with random numbers, without that.
 
     Raises:
-        InputError: the weights cannot be read, or do not fill the model.
+        InputError: the weights cannot be read, do not fill the model, or do not fit it.
     """
     try:
         model, info = cls.from_pretrained(path, output_loading_info=True, **options)
@@ -64,6 +65,13 @@ def load_weights(cls: Any, path: str, **options: Any) -> Any:
     if wrong:
         raise InputError(
             f"the weights of {path} lack {len(wrong)} tensor(s), the first is {wrong[0]}"
+        )
+    # A tensor without a place is harmless in transformers' own classes, which know what they drop.
+    spare = [key for key in info["unexpected_keys"] if not key.endswith(HARMLESS_TENSORS)]
+    if spare and cls is LlamaKVForCausalLM:
+        raise InputError(
+            f"{path} holds {len(spare)} tensor(s) that the patched model has no place for, "
+            f"the first is {min(spare)}"
         )
     return model
 
