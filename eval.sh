@@ -63,13 +63,16 @@ if [ -z "${MODEL_PATH-}" ] || [ "${1-}" = --setup ]; then
     MODEL_PATH=${MODEL_PATH:-$default_model}
 fi
 if [ "${1-}" = --setup ]; then
+    echo "ready: .venv and $default_model"
     exit 0
 fi
-if [ ! -f "data/$BENCH/question.jsonl" ]; then
-    python -m data.prepare "$BENCH"
-fi
+case "$BENCH" in # any other is the user's own, which must be there
+    spec_bench | mt_bench | humaneval | gsm8k | cnndm)
+        python -m data.prepare "$BENCH" >/dev/null
+        ;;
+esac
 
-MODEL_NAME=${MODEL_NAME:-$(basename "$MODEL_PATH" | tr -c '[:alnum:]._\n-' '_')}
+MODEL_NAME=$(basename "${MODEL_NAME:-$MODEL_PATH}" | tr -c '[:alnum:]._\n-' '_')
 answers="data/$BENCH/model_answer"
 run="$DTYPE-temp-$TEMP-new-$MAX_NEW_TOKENS"
 baseline="$MODEL_NAME-vanilla-$run"

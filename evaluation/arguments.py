@@ -21,7 +21,7 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults that say something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False):
+        if action.default is None or action.default is False:  # but show a 0
             return action.help
         return super()._get_help_string(action)
 
@@ -139,8 +139,7 @@ def add_machine_flags(parser: Parser) -> None:
     add(
         "--num-gpus-total",
         type=at_least(1),
-        default=1,
-        help="GPUs in all; more than one copy of the model needs the extra `ray`",
+        help="GPUs in all (default: those of one copy); more copies need the extra `ray`",
     )
     add("--warmup", type=at_least(0), default=3, help="unmeasured runs of the first question")
 

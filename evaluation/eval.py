@@ -170,6 +170,8 @@ def run_eval(
     settings = {"method": method, **(options or {}), **run_settings(args, target, path)}
     environment = describe_environment(target.device) | {"model_path": args.model_path}
     answer_file = answer_path(args.answer_file, args.bench_name, args.model_id)
+    if answer_file.resolve() == path.resolve():
+        raise InputError(f"the answer file {answer_file} is the question file; choose another")
     writer = TraceWriter(answer_file, settings, environment, overwrite=args.overwrite)
     done = set(writer.done)
     todo = [question for question in questions if question.question_id not in done]
@@ -226,23 +228,23 @@ def answer_all(
 
 
 def count_workers(args: argparse.Namespace) -> int:
-    """How many copies of the model --num-gpus-total asks for."""
-    if args.num_gpus_total % args.num_gpus_per_model:
+    """How many copies of the model --num-gpus-total asks for; one if it is not given."""
+    per_model = args.num_gpus_per_model
+    total = args.num_gpus_total or per_model
+    if total % per_model:
         raise InputError(
-            f"--num-gpus-total {args.num_gpus_total} is no multiple of "
-            f"--num-gpus-per-model {args.num_gpus_per_model}"
+            f"--num-gpus-total {total} is no multiple of --num-gpus-per-model {per_model}"
         )
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    workers = int(args.num_gpus_total // args.num_gpus_per_model)
+    workers = int(total // per_model)
     if workers > 1 and args.device not in ("auto", "cuda"):
         raise InputError(
-            f"--num-gpus-total {args.num_gpus_total} asks for {workers} copies of the model, "
+            f"--num-gpus-total {total} asks for {workers} copies of the model, "
             f"--device {args.device} has room for one; use --device cuda"
         )
-    if args.num_gpus_total > max(gpus, 1):
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if workers > 1 and total > gpus:
         raise InputError(
-            f"--num-gpus-total is {args.num_gpus_total}, torch sees {gpus} GPU(s) here; "
-            "ask for no more than that"
+            f"--num-gpus-total is {total}, torch sees {gpus} GPU(s) here; ask for no more than that"
         )
     return workers
 

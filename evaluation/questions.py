@@ -58,8 +58,9 @@ def load_questions(path: Path) -> list[Question]:
             continue
         try:
             question = parse_question(json.loads(line))
-        except ValueError as error:
-            reason = "is not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
+        except (ValueError, RecursionError) as error:
+            is_json = type(error) is ValueError
+            reason = str(error) if is_json else "is not JSON"
             raise InputError(
                 f"{path}:{number} {reason}; "
                 'a line is {"question_id": 1, "category": "qa", "turns": ["…"]}'
@@ -83,8 +84,9 @@ def parse_question(entry: object) -> Question:
         raise ValueError("has no string 'category'")
     if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t for t in turns):
         raise ValueError("has no list of non-empty strings 'turns'")
-    if any("\ud800" <= character <= "\udfff" for turn in turns for character in turn):
-        raise ValueError("has half a surrogate pair in 'turns', which is no text")
+    text = "".join([str(question_id), category, *turns])
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("has half a surrogate pair, which is no text")
     return Question(question_id, category, tuple(turns))
 
 

@@ -152,8 +152,7 @@ def show(rows: dict[str, Row], title: str) -> None:
             cell("baseline_tokens_per_second"),
             cell("speedup"),
         )
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 100)
+    Console(width=max(Console().width, 120)).print(table)  # wide enough never to cut a cell
 
 
 def report(args: argparse.Namespace) -> None:
@@ -168,6 +167,9 @@ def report(args: argparse.Namespace) -> None:
             f"{len(args.file_path)} trace(s) given; --mean-report takes two or more, "
             "without it there is one"
         )
+    inputs = {path.resolve() for path in (*args.file_path, *args.base_path)}
+    if args.json is not None and args.json.resolve() in inputs:
+        raise InputError(f"--json {args.json} is one of the traces; choose another file")
     pairs = [read_pair(*paths) for paths in zip(args.file_path, args.base_path, strict=True)]
     count: TokenCount = recorded_tokens
     if args.tokenizer_path is not None:

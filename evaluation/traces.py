@@ -45,7 +45,8 @@ def validate(record: object) -> str | None:
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    """Whether a JSON value counts tokens or seconds: finite, not negative, not absurd."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15
 
 
 def read_trace(path: Path) -> list[Record]:
@@ -55,17 +56,17 @@ def read_trace(path: Path) -> list[Record]:
         InputError: no such file, an empty one, a line that is no trace line, or a question twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"cannot read the trace {path}: {reason}") from error
     records: dict[Any, Record] = {}
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line:
+        if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{number} is not JSON; delete the line") from error
         if (problem := validate(record)) is not None:
             raise InputError(f"{path}:{number} {problem}; it is no trace line")

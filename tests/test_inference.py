@@ -243,6 +243,7 @@ def test_several_workers_give_the_same_answers(chat_path: str, make_bench: Make)
         (["--conv-template", "nonsense"], "FastChat has no template 'nonsense'"),
         (["--answer-file", "/dev/null/a.jsonl"], "cannot write the answer file"),
         (["--num-gpus-total", "3", "--num-gpus-per-model", "2"], "is no multiple of"),
+        (["--answer-file", "QUESTIONS"], "is the question file; choose another"),
         (["--seed", "100000000000000000000"], "is not a whole number from 0 to"),
         (["--conv-template", "gemini"], "the template gemini gives no prompt"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
@@ -256,7 +257,8 @@ def test_bad_input(
     make_bench: Make,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    make_bench(question(1), question(2))
+    folder = make_bench(question(1), question(2))
+    flags = [flag.replace("QUESTIONS", str(folder / "question.jsonl")) for flag in flags]
     assert run(script, *flags) == 2
     error = capsys.readouterr().err
     assert message in error

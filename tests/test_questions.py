@@ -27,7 +27,9 @@ def test_the_quick_set_has_four_questions_for_every_row_of_the_report() -> None:
     ("line", "problem"),
     [
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[]", "is not a JSON object"),
+        ('{"question_id": 2, "category": "\\ud83d", "turns": ["a"]}', "surrogate"),
         ('{"category": "qa", "turns": ["a"]}', "has no number or string 'question_id'"),
         ('{"question_id": true, "category": "qa", "turns": ["a"]}', "'question_id'"),
         ('{"question_id": 2, "turns": ["a"]}', "has no string 'category'"),

@@ -116,7 +116,9 @@ def test_as_a_script_it_prints_the_table_and_writes_json(
     assert json.loads(out.read_text())["tasks"]["overall"]["speedup"] == 3.25
 
 
-def test_mean_report(traces: tuple[str, str], tmp_path: Path) -> None:
+def test_mean_report(
+    traces: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     slower = [json.loads(json.dumps(r)) for r in METHOD]
     for r in slower:
         r["choices"][0]["wall_time"] = [2 * s for s in r["choices"][0]["wall_time"]]
@@ -130,6 +132,7 @@ def test_mean_report(traces: tuple[str, str], tmp_path: Path) -> None:
     assert row["speedup_std"] == pytest.approx(np.std([3.25, 1.625], ddof=1))
     accepted = [4, 4, 2, 20, 10, 3, 3, 6, 6]
     assert row["mat"] == pytest.approx(np.mean([*accepted, 1, 1, 1]))
+    assert "± 1.15" in capsys.readouterr().out  # the deviation is not cut off
     assert row["mat_std"] == pytest.approx(np.std([np.mean(accepted), 1], ddof=1))
 
 
@@ -165,6 +168,7 @@ def test_differing_question_sets_are_refused(
         (["--mean-report"], "--mean-report takes two or more"),
         (["--file-path", "a", "b"], "--file-path has 2 files, --base-path 1"),
         (["--file-path", "/nowhere/x.jsonl"], "cannot read the trace /nowhere/x.jsonl"),
+        (["--json", "TRACE"], "is one of the traces; choose another file"),
         (["--json", "/nowhere/x.json"], "cannot write /nowhere/x.json"),
         (["--tokenizer-path", "/nowhere/model"], "no tokenizer in /nowhere/model"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
@@ -177,6 +181,7 @@ def test_bad_input(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     argv = ["--file-path", traces[0], "--base-path", traces[1], *change]
+    argv = [traces[1] if word == "TRACE" else word for word in argv]
     try:
         status = main(argv)
     except SystemExit as exit_:
