@@ -108,7 +108,7 @@ def test_eval_sh_refuses_unknown_arguments() -> None:
 @pytest.mark.parametrize(
     "module",
     ["evaluation.inference_baseline", "evaluation.inference_logitspec", "evaluation.equal",
-     "evaluation.speed", "data.prepare"],
+     "evaluation.speed", "data.prepare", "benchmarks.step_cost"],
 )  # fmt: skip
 def test_help(module: str) -> None:
     done = python("-m", module, "--help")
