@@ -246,9 +246,8 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     from model.logitspec.loading import load_weights
 
     options: dict[str, Any] = {}
-    if hasattr(
-        transformers, "GgufConfig"
-    ):  # newer releases can keep the blocks packed: ask them not to
+    # Newer releases of transformers can keep the blocks packed: ask them not to.
+    if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model = load_weights(
         AutoModelForCausalLM, str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, **options

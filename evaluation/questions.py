@@ -59,8 +59,8 @@ def load_questions(path: Path) -> list[Question]:
         try:
             question = parse_question(json.loads(line))
         except (ValueError, RecursionError) as error:
-            is_json = type(error) is ValueError
-            reason = str(error) if is_json else "is not JSON"
+            by_parse_question = type(error) is ValueError  # json's own errors are more special
+            reason = str(error) if by_parse_question else "is not JSON"
             raise InputError(
                 f"{path}:{number} {reason}; "
                 'a line is {"question_id": 1, "category": "qa", "turns": ["…"]}'
