@@ -82,6 +82,12 @@ def inference_parser(prog: str, description: str) -> Parser:
     """A parser with the flags that all inference scripts share."""
     parser = Parser(f"python -m evaluation.{prog}", description)
     add_run_flags(parser)
+    parser.add_argument(
+        "--answer-file",
+        type=Path,
+        metavar="FILE",
+        help="instead of data/NAME/model_answer/ID.jsonl",
+    )
     add_machine_flags(parser)
     return parser
 
@@ -95,10 +101,11 @@ def add_run_flags(parser: Parser) -> None:
     add("--question-begin", type=int, metavar="I", help="index of the first question of a slice")
     add("--question-end", type=int, metavar="J", help="index behind the last question of a slice")
     add(
-        "--answer-file",
-        type=Path,
-        metavar="FILE",
-        help="instead of data/NAME/model_answer/ID.jsonl",
+        "--question-stride",
+        type=at_least(1),
+        default=1,
+        metavar="K",
+        help="only every K-th of them",
     )
     add("--max-new-tokens", type=at_least(1), default=1024, help="most tokens generated per turn")
     add(
@@ -161,11 +168,9 @@ def run_command(prog: str, command: Callable[[], None]) -> int:
     return 0
 
 
-def answer_path(answer_file: Path | None, bench_name: str, model_id: str) -> Path:
-    """Where a run's trace goes."""
-    if answer_file is not None:
-        return answer_file
-    return ROOT / "data" / bench_name / "model_answer" / f"{model_id}.jsonl"
+def answer_folder(bench_name: str) -> Path:
+    """Where a benchmark's traces go when nothing else is said."""
+    return ROOT / "data" / bench_name / "model_answer"
 
 
 def check_slice(

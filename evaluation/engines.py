@@ -1,15 +1,69 @@
-"""The two ways to run a target: our loop with any drafter, and transformers' generate()."""
+"""The ways to run a target: our loop with any drafter, and transformers' generate()."""
 
 from __future__ import annotations
 
+import time
+from functools import cached_property
+from typing import Any, Protocol
+
 import torch
+from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from model.logitspec import DecodingResult, Drafter, generate, load
+from model.logitspec import DecodingResult, Drafter, LlamaKVForCausalLM, generate, load
 from model.logitspec.loading import load_weights
 
 from .targets import Target
+
+
+class Models:
+    """A target's weights, loaded when first used and once for all engines.
+
+    Args:
+        target: the checkpoint, where and how it is to run.
+        shared: the two classes, ours and transformers', hold the very same tensors; otherwise
+            transformers' loads its own, as it must when the model spans several GPUs.
+    """
+
+    def __init__(self, target: Target, *, shared: bool) -> None:
+        logging.disable_progress_bar()
+        self.target = target
+        self.shared = shared and target.device != "auto"
+
+    @cached_property
+    def kv(self) -> LlamaKVForCausalLM:
+        return load(self.target.path, **self.target.loading())
+
+    @cached_property
+    def hf(self) -> Any:
+        if self.shared:
+            return transformers_twin(self.kv)
+        return load_weights(AutoModelForCausalLM, self.target.path, **self.target.loading()).eval()
+
+
+def transformers_twin(model: LlamaKVForCausalLM) -> Any:
+    """transformers' own model over the tensors of ours: no weight is held twice."""
+    with init_empty_weights(include_buffers=False):
+        twin = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+    wanted = twin.state_dict().keys()
+    weights = {name: t for name, t in model.state_dict().items() if name in wanted}
+    twin.load_state_dict(weights, strict=True, assign=True)
+    twin.tie_weights()
+    return twin.to(model.device).eval().requires_grad_(False)
+
+
+class Engine(Protocol):
+    """A loaded model and a way to decode with it."""
+
+    splits_time: bool  # whether the phases of its results are measured
+
+    def generate(self, prompt_ids: list[int], max_new_tokens: int) -> DecodingResult:
+        """Answer one prompt."""
+
+    def forget(self) -> None:
+        """Drop what the method keeps from one prompt to the next."""
 
 
 class KVEngine:
@@ -17,11 +71,10 @@ class KVEngine:
 
     splits_time = True
 
-    def __init__(self, target: Target, drafter: Drafter) -> None:
-        logging.disable_progress_bar()
-        self.model = load(target.path, **target.loading())
+    def __init__(self, models: Models, drafter: Drafter) -> None:
+        self.model = models.kv
         self.drafter = drafter
-        self.eos_token_ids = target.eos_token_ids
+        self.eos_token_ids = models.target.eos_token_ids
 
     def generate(self, prompt_ids: list[int], max_new_tokens: int) -> DecodingResult:
         return generate(
@@ -32,16 +85,27 @@ class KVEngine:
             eos_token_ids=self.eos_token_ids,
         )
 
+    def forget(self) -> None:
+        self.drafter.forget()
+
 
 class HFEngine:
-    """transformers' generate(), greedy, on transformers' own model: the paper's baseline."""
+    """transformers' generate(), greedy, on transformers' own model: the paper's baseline.
+
+    Args:
+        models: of the target.
+        prompt_lookup_num_tokens: draft as many tokens by transformers' own prompt lookup. A step is
+            then a forward of generate(), the one over the prompt included.
+    """
 
     splits_time = False  # generate() does not say where its time goes
 
-    def __init__(self, target: Target) -> None:
-        logging.disable_progress_bar()
-        self.model = load_weights(AutoModelForCausalLM, target.path, **target.loading()).eval()
-        eos = sorted(target.eos_token_ids)
+    def __init__(self, models: Models, prompt_lookup_num_tokens: int | None = None) -> None:
+        self.model = models.hf
+        self.options: dict[str, Any] = {}
+        if prompt_lookup_num_tokens is not None:
+            self.options["prompt_lookup_num_tokens"] = prompt_lookup_num_tokens
+        eos = sorted(models.target.eos_token_ids)
         # The checkpoint's own generation config may hold sampling settings or penalties.
         self.model.generation_config = GenerationConfig(
             do_sample=False, eos_token_id=eos or None, pad_token_id=eos[0] if eos else 0
@@ -50,9 +114,41 @@ class HFEngine:
     @torch.inference_mode()
     def generate(self, prompt_ids: list[int], max_new_tokens: int) -> DecodingResult:
         ids = torch.tensor([prompt_ids], device=self.model.device)
+        steps = StepStreamer()
+        if self.options:
+            self.options["streamer"] = steps
         output = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            **self.options,
         )
         tokens = output[0, len(prompt_ids) :].tolist()
-        ones = [1] * len(tokens)
-        return DecodingResult(len(prompt_ids), tokens, accept_lengths=ones, tree_sizes=ones)
+        return DecodingResult(
+            len(prompt_ids),
+            tokens,
+            accept_lengths=steps.lengths or [1] * len(tokens),
+            step_seconds=steps.seconds,
+        )
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+
+class StepStreamer(BaseStreamer):  # type: ignore[misc]
+    """Notes how many tokens every step of generate() gave, and how long it took."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+        self.seconds: list[float] = []
+        self._clock: float | None = None
+
+    def put(self, value: torch.Tensor) -> None:
+        now = time.perf_counter()
+        if self._clock is not None:  # the first call brings the prompt
+            self.lengths.append(value.numel())
+            self.seconds.append(now - self._clock)
+        self._clock = now
+
+    def end(self) -> None:
+        """Nothing is pending."""

@@ -1,24 +1,27 @@
-"""run_eval: questions in, trace out. Every inference script ends here with its engine."""
+"""run_eval: questions in, traces out, one per method. All inference scripts end here."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import shortuuid
 import torch
 from tqdm import tqdm
 
-from model.logitspec.decoding import DecodingResult, check_lengths
+from model.logitspec.decoding import check_lengths
 from model.logitspec.errors import InputError
 
-from .arguments import answer_path, check_slice
+from .arguments import check_slice
+from .engines import Engine, Models
 from .environment import describe_environment
+from .methods import Method, Options
 from .prompts import answer_text
 from .questions import Question, load_questions, question_path, sha256
 from .targets import Target, model_name
@@ -27,13 +30,18 @@ from .traces import PHASES, Record, TraceWriter
 WARMUP_TOKENS = 64
 
 
-class Engine(Protocol):
-    """A loaded model and a way to decode with it."""
+@dataclass(frozen=True)
+class Run:
+    """One method's part in an evaluation."""
 
-    splits_time: bool  # whether the phases of its results are measured
+    method: Method
+    options: Options  # all of the method's
+    model_id: str  # names the run in its trace; unique among the runs of an evaluation
+    answer_file: Path
 
-    def generate(self, prompt_ids: list[int], max_new_tokens: int) -> DecodingResult:
-        """Answer one prompt."""
+
+Job = tuple[Question, list[str]]  # a question and the model_ids of the runs to ask, in order
+Answer = tuple[str, Record]  # model_id, trace line
 
 
 class Answerer:
@@ -42,12 +50,16 @@ class Answerer:
     Args:
         target: the checkpoint.
         engine: decodes with it.
+        model_id: of the run.
         args: the shared flags.
     """
 
-    def __init__(self, target: Target, engine: Engine, args: argparse.Namespace) -> None:
+    def __init__(
+        self, target: Target, engine: Engine, model_id: str, args: argparse.Namespace
+    ) -> None:
         self.target = target
         self.engine = engine
+        self.model_id = model_id
         self.args = args
 
     def answer(self, question: Question) -> Record:
@@ -60,16 +72,20 @@ class Answerer:
             "question_id": question.question_id,
             "category": question.category,
             "answer_id": shortuuid.uuid(),
-            "model_id": self.args.model_id,
+            "model_id": self.model_id,
             "choices": [self._choice(question, index) for index in range(self.args.num_choices)],
             "tstamp": time.time(),
         }
 
     def warm_up(self, question: Question, times: int) -> None:
-        """Answer a question unmeasured and briefly, so that kernels and memory are in place."""
+        """Answer a question unmeasured and briefly, so that kernels and memory are in place.
+
+        What the method learnt from it is forgotten: it must not meet the question warm.
+        """
         prompt_ids = self.target.prompts.start().ask(question.turns[0])
         for _ in range(times):
             self.engine.generate(prompt_ids, min(self.args.max_new_tokens, WARMUP_TOKENS))
+        self.engine.forget()
 
     def _choice(self, question: Question, index: int) -> Record:
         torch.manual_seed(self.args.seed + index)
@@ -102,6 +118,9 @@ class Answerer:
                 "output_ids": result.tokens,
                 "prompt_tokens": result.prompt_tokens,
                 "tree_sizes": result.tree_sizes,
+                "step_seconds": [round(seconds, 6) for seconds in result.step_seconds],
+                "misses": result.misses,
+                "next_next_ranks": result.next_next_ranks,
             }
             for phase in PHASES:
                 per_turn[phase] = getattr(result, phase) if self.engine.splits_time else None
@@ -138,19 +157,15 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def run_eval(
-    args: argparse.Namespace,
-    method: str,
-    build_engine: Callable[[Target], Engine],
-    options: dict[str, Any] | None = None,
-) -> None:
-    """Answer a benchmark's questions and write the trace; what the trace already holds is skipped.
+def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
+    """Answer a benchmark's questions with every run's method, and write a trace each.
+
+    The runs take turns question by question, and who begins rotates, so that drift of the machine
+    hits all alike. What a trace holds already is skipped.
 
     Args:
-        args: the shared flags, from arguments.inference_parser.
-        method: its name, for the sidecar.
-        build_engine: loads the weights and gives the engine.
-        options: the method's own settings, for the sidecar.
+        args: the shared flags, from arguments.add_run_flags and add_machine_flags.
+        runs: the methods, with their options and answer files.
 
     Raises:
         InputError: something asked for is not there; found before the model is loaded if it can be.
@@ -163,32 +178,61 @@ def run_eval(
     path = question_path(args.bench_name)
     questions = load_questions(path)
     questions = questions[check_slice(args.question_begin, args.question_end, questions, path)]
+    questions = questions[:: args.question_stride]
     target = Target.resolve(args)
     for question in questions:
         prompt_ids = target.prompts.start().ask(question.turns[0])
         allowed_tokens(question, prompt_ids, target, args)
-    settings = {"method": method, **(options or {}), **run_settings(args, target, path)}
+    for run in runs:
+        run.method.check(run.options)
+    shared = run_settings(args, target, path)
     environment = describe_environment(target.device) | {"model_path": args.model_path}
-    answer_file = answer_path(args.answer_file, args.bench_name, args.model_id)
-    if answer_file.resolve() == path.resolve():
-        raise InputError(f"the answer file {answer_file} is the question file; choose another")
-    writer = TraceWriter(answer_file, settings, environment, overwrite=args.overwrite)
-    done = set(writer.done)
-    todo = [question for question in questions if question.question_id not in done]
+    writers: dict[str, TraceWriter] = {}
+    for run in runs:
+        if run.answer_file.resolve() == path.resolve():
+            raise InputError(f"the answer file {path} is the question file; choose another")
+        own = {"method": run.method.name, **run.options, "model_id": run.model_id}
+        writers[run.model_id] = TraceWriter(
+            run.answer_file, own | shared, environment, overwrite=args.overwrite
+        )
+    jobs = list_jobs(questions, {name: set(writer.done) for name, writer in writers.items()})
+    todo = sum(len(names) for _, names in jobs)
     print(
-        f"{method} on {args.bench_name}: {settings['model']}, {settings['dtype']}, "
-        f"{target.device}; prompts in {target.prompts}\n"
-        f"{len(todo)} of {len(questions)} questions to answer, into {answer_file}"
+        f"{', '.join(run.method.name for run in runs)} on {args.bench_name}: {shared['model']}, "
+        f"{shared['dtype']}, {target.device}; prompts in {target.prompts}\n"
+        f"{todo} of {len(questions) * len(runs)} questions to answer, into "
+        + (str(runs[0].answer_file) if len(runs) == 1 else str(runs[0].answer_file.parent))
     )
 
-    def build_answerer() -> Answerer:
-        answerer = Answerer(target, build_engine(target), args)
-        answerer.warm_up(questions[0], args.warmup)
-        return answerer
+    def build_answerers() -> dict[str, Answerer]:
+        both = len({run.method.own_loop for run in runs}) > 1
+        models = Models(target, shared=both)
+        answerers = {
+            run.model_id: Answerer(
+                target, run.method.engine(models, run.options), run.model_id, args
+            )
+            for run in runs
+        }
+        for answerer in answerers.values():
+            answerer.warm_up(questions[0], args.warmup)
+        return answerers
 
     if todo:
-        with closing(answer_all(build_answerer, todo, workers, args)) as records:
-            write_with_progress(records, writer, len(todo))
+        with closing(answer_all(build_answerers, jobs, workers, args)) as answers:
+            write_with_progress(answers, writers, todo)
+
+
+def list_jobs(questions: Sequence[Question], done: dict[str, set[Any]]) -> list[Job]:
+    """Who is to answer what, in which order: the first run on one question is last on the next."""
+    names = list(done)
+    jobs = []
+    for index, question in enumerate(questions):
+        first = index % len(names)
+        order = names[first:] + names[:first]
+        todo = [name for name in order if question.question_id not in done[name]]
+        if todo:
+            jobs.append((question, todo))
+    return jobs
 
 
 def run_settings(args: argparse.Namespace, target: Target, questions: Path) -> dict[str, Any]:
@@ -196,7 +240,6 @@ def run_settings(args: argparse.Namespace, target: Target, questions: Path) -> d
     return {
         "model": model_name(args.model_path),
         "model_fingerprint": target.fingerprint,
-        "model_id": args.model_id,
         "bench_name": args.bench_name,
         "questions": sha256(questions),
         "template": target.prompts.template,
@@ -211,20 +254,20 @@ def run_settings(args: argparse.Namespace, target: Target, questions: Path) -> d
 
 
 def answer_all(
-    build_answerer: Callable[[], Answerer],
-    questions: list[Question],
+    build_answerers: Callable[[], dict[str, Answerer]],
+    jobs: list[Job],
     workers: int,
     args: argparse.Namespace,
-) -> Generator[Record, None, None]:
+) -> Generator[Answer, None, None]:
     """Answer the questions as they are asked for: here, with a model loaded now, or in workers."""
     if workers > 1:
         from .sharding import answer_in_workers
 
         return answer_in_workers(
-            build_answerer, questions, workers, gpus_per_worker=args.num_gpus_per_model
+            build_answerers, jobs, workers, gpus_per_worker=args.num_gpus_per_model
         )
-    answerer = build_answerer()
-    return (answerer.answer(question) for question in questions)
+    answerers = build_answerers()
+    return ((name, answerers[name].answer(question)) for question, names in jobs for name in names)
 
 
 def count_workers(args: argparse.Namespace) -> int:
@@ -249,17 +292,23 @@ def count_workers(args: argparse.Namespace) -> int:
     return workers
 
 
-def write_with_progress(records: Iterable[Record], writer: TraceWriter, count: int) -> None:
-    """Write each record as it comes, with the running MAT and speed on the progress bar."""
-    accept_lengths: list[int] = []
-    speeds: list[float] = []
-    with tqdm(records, total=count, unit="question") as bar:
-        for record in bar:
-            writer.write(record)
+def write_with_progress(
+    answers: Iterable[Answer], writers: dict[str, TraceWriter], count: int
+) -> None:
+    """Write each record as it comes, with its run's MAT and speed so far on the progress bar."""
+    accept_lengths: dict[str, list[int]] = {name: [] for name in writers}
+    speeds: dict[str, list[float]] = {name: [] for name in writers}
+
+    def so_far(name: str) -> str:
+        return f"MAT {np.mean(accept_lengths[name]):.2f}, {np.mean(speeds[name]):.1f} tokens/s"
+
+    with tqdm(answers, total=count, unit="answer") as bar:
+        for name, record in bar:
+            writers[name].write(record)
             choice = record["choices"][0]
-            accept_lengths += choice["accept_lengths"]
-            speeds.append(sum(choice["new_tokens"]) / sum(choice["wall_time"]))
-            bar.set_postfix_str(
-                f"MAT {np.mean(accept_lengths):.2f}, {np.mean(speeds):.1f} tokens/s"
-            )
-    print(f"mean accepted tokens {np.mean(accept_lengths):.3f}, {np.mean(speeds):.2f} tokens/s")
+            accept_lengths[name] += choice["accept_lengths"]
+            speeds[name].append(sum(choice["new_tokens"]) / sum(choice["wall_time"]))
+            bar.set_postfix_str(so_far(name) if len(writers) == 1 else f"{name}: {so_far(name)}")
+    for name in writers:
+        if speeds[name]:
+            print(f"{name}: {so_far(name)}")

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from model.logitspec import VanillaDrafter
-
 from .arguments import inference_parser, run_command
-from .engines import HFEngine, KVEngine
-from .eval import Engine, run_eval
-from .targets import Target
+from .methods import METHODS
+from .run import run_one
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,12 +21,8 @@ def main(argv: list[str] | None = None) -> int:
         "kv: this project's loop with a one-node tree",
     )
     args = parser.parse_args(argv)
-
-    def build_engine(target: Target) -> Engine:
-        return HFEngine(target) if args.engine == "hf" else KVEngine(target, VanillaDrafter())
-
-    method = "baseline" if args.engine == "hf" else "vanilla"
-    return run_command(parser.prog, lambda: run_eval(args, method, build_engine))
+    method = METHODS["baseline" if args.engine == "hf" else "vanilla"]
+    return run_command(parser.prog, lambda: run_one(args, method))
 
 
 if __name__ == "__main__":

@@ -6,31 +6,31 @@ from collections.abc import Callable, Generator, Sequence
 
 from model.logitspec.errors import InputError
 
-from .eval import Answerer
-from .questions import Question
-from .traces import Record
+from .eval import Answer, Answerer, Job
 
 
 class Worker:
     """Loads one model when it starts and answers the questions it is handed."""
 
-    def __init__(self, build_answerer: Callable[[], Answerer]) -> None:
-        self._answerer = build_answerer()
+    def __init__(self, build_answerers: Callable[[], dict[str, Answerer]]) -> None:
+        self._answerers = build_answerers()
 
-    def answer(self, question: Question) -> Record:
-        return self._answerer.answer(question)
+    def answer(self, job: Job) -> list[Answer]:
+        question, names = job
+        return [(name, self._answerers[name].answer(question)) for name in names]
 
 
 def answer_in_workers(
-    build_answerer: Callable[[], Answerer],
-    questions: Sequence[Question],
+    build_answerers: Callable[[], dict[str, Answerer]],
+    jobs: Sequence[Job],
     workers: int,
     *,
     gpus_per_worker: int,
-) -> Generator[Record, None, None]:
-    """Answer questions in `workers` processes; records come in the order they are finished.
+) -> Generator[Answer, None, None]:
+    """Answer questions in `workers` processes; answers come in the order they are finished.
 
-    Each worker sees only its own GPUs and takes the next question as soon as it is free.
+    Each worker sees only its own GPUs and takes the next question as soon as it is free. What a
+    method keeps across prompts, it keeps per worker.
 
     Raises:
         InputError: Ray is not installed.
@@ -45,10 +45,9 @@ def answer_in_workers(
     ray.init(log_to_driver=False, include_dashboard=False)
     try:
         actor = ray.remote(num_gpus=gpus_per_worker)(Worker)
-        pool = ActorPool([actor.remote(build_answerer) for _ in range(workers)])
-        yield from pool.map_unordered(
-            lambda worker, question: worker.answer.remote(question), questions
-        )
+        pool = ActorPool([actor.remote(build_answerers) for _ in range(workers)])
+        for answers in pool.map_unordered(lambda worker, job: worker.answer.remote(job), jobs):
+            yield from answers
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .decoding import DecodingResult, generate
     from .draft_tree import DraftTree
-    from .drafters import DRAFTERS, Drafter, LogitSpecDrafter, VanillaDrafter, register
+    from .drafters import (
+        DRAFTERS,
+        Drafter,
+        LogitSpecDrafter,
+        PromptLookupDrafter,
+        RacerDrafter,
+        SuffixDrafter,
+        TokenRecyclingDrafter,
+        VanillaDrafter,
+        register,
+    )
     from .errors import InputError
     from .kv_cache import KVCache
     from .loading import load
@@ -26,6 +36,10 @@ _MODULES = {
     "LlamaKVForCausalLM": "modeling_llama_kv",
     "LogitSpecDrafter": "drafters",
     "NgramPool": "ngram_pool",
+    "PromptLookupDrafter": "drafters",
+    "RacerDrafter": "drafters",
+    "SuffixDrafter": "drafters",
+    "TokenRecyclingDrafter": "drafters",
     "VanillaDrafter": "drafters",
     "generate": "decoding",
     "load": "loading",
@@ -42,6 +56,10 @@ __all__ = [
     "LlamaKVForCausalLM",
     "LogitSpecDrafter",
     "NgramPool",
+    "PromptLookupDrafter",
+    "RacerDrafter",
+    "SuffixDrafter",
+    "TokenRecyclingDrafter",
     "VanillaDrafter",
     "generate",
     "load",

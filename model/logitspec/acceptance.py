@@ -39,9 +39,12 @@ class Verdict:
     path: list[int]  # accepted nodes, ascending, the root's index 0 first
     next_root: int  # the target's own token after the path
     top_ids: list[int]  # the best token ids of the logits that chose next_root, best first
+    node_top_ids: list[list[int]]  # the best token ids after each node, in the tree's order
 
 
-def accept_greedy(logits: torch.Tensor, tree: TreeTensors, top_k: int) -> Verdict:
+def accept_greedy(
+    logits: torch.Tensor, tree: TreeTensors, top_k: int, node_top_k: int = 0
+) -> Verdict:
     """The longest path on which every node is its parent's argmax (docs/method.md, 4).
 
     Among paths of that length the one whose last node was drafted first wins.
@@ -50,8 +53,9 @@ def accept_greedy(logits: torch.Tensor, tree: TreeTensors, top_k: int) -> Verdic
         logits: [n, vocab], the target's after each node.
         tree: the n nodes.
         top_k: how many of the best next token ids to report, at most the vocabulary's size.
+        node_top_k: the same for every node, accepted or not.
     """
-    n = logits.shape[0]
+    n, vocab = logits.shape
     # max, not argmax: the same first maximum, and twice as fast on a CPU in bfloat16
     chosen = logits.max(dim=-1).indices  # [n]
     agreed = chosen[tree.parents] == tree.tokens  # [n]
@@ -60,8 +64,15 @@ def accept_greedy(logits: torch.Tensor, tree: TreeTensors, top_k: int) -> Verdic
     order = torch.arange(n, 0, -1, device=logits.device)
     # [1]-shaped and index_select: indexing by a 0-dimensional tensor would wait for the device
     last = torch.where(reached, tree.depths * n + order, 0).argmax().view(1)
-    best = logits.index_select(0, last)[0].topk(min(top_k, logits.shape[1])).indices
+    best = logits.index_select(0, last)[0].topk(min(top_k, vocab)).indices
+    width = min(node_top_k, vocab)
+    after_nodes = logits.topk(width, dim=-1).indices.flatten() if width else best[:0]
     path = tree.ancestors.index_select(0, last)[0].long()
-    answer = torch.cat((path, chosen.index_select(0, last), best)).tolist()
-    accepted = [node for node in range(n) if answer[node]]
-    return Verdict(accepted, next_root=answer[n], top_ids=answer[n + 1 :])
+    answer = torch.cat((path, chosen.index_select(0, last), best, after_nodes)).tolist()
+    end = n + 1 + len(best)
+    return Verdict(
+        path=[node for node in range(n) if answer[node]],
+        next_root=answer[n],
+        top_ids=answer[n + 1 : end],
+        node_top_ids=[answer[i : i + width] for i in range(end, len(answer), width or 1)],
+    )

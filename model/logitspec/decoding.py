@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -14,6 +14,8 @@ from .drafters import Drafter
 from .errors import InputError
 from .kv_cache import KVCache
 from .modeling_llama_kv import LlamaKVForCausalLM
+
+PREFILL_LOGITS = 256  # prompt tokens whose logits are computed at a time, where all are wanted
 
 
 @dataclass
@@ -30,6 +32,12 @@ class DecodingResult:
     tokens: list[int] = field(default_factory=list)  # generated ids, EOS included
     accept_lengths: list[int] = field(default_factory=list)  # tokens committed per step
     tree_sizes: list[int] = field(default_factory=list)  # nodes verified per step, root included
+    step_seconds: list[float] = field(default_factory=list)  # wall time per step
+    # Per step: 1 when drafts followed the last accepted node and all were wrong, else 0
+    misses: list[int] = field(default_factory=list)
+    # Per step that a token came after: the rank, in the logits that chose the root, of the token
+    # after the root; -1 when it is not among the drafter's top_k. Empty when that is 0.
+    next_next_ranks: list[int] = field(default_factory=list)
     prefill_seconds: float = 0.0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
@@ -73,51 +81,74 @@ def generate(
     cache = model.cache_for(len(prompt_ids) + max_new_tokens + drafter.capacity)
 
     clock = time.perf_counter()
-    verdict = prefill(model, prompt_ids, cache, drafter.top_k)
+    verdict = prefill(model, prompt_ids, cache, drafter.top_k, drafter.prompt_top_k)
     result.prefill_seconds = time.perf_counter() - clock
 
     clock = time.perf_counter()
-    drafter.reset(prompt_ids)
+    drafter.reset(prompt_ids, verdict.node_top_ids)
     result.draft_seconds = time.perf_counter() - clock
 
     finished = False
     while not finished:
         remaining = max_new_tokens - len(result.tokens)
         start = time.perf_counter()
-        tree = drafter.draft(verdict.next_root, verdict.top_ids).without_deeper_than(remaining - 1)
+        last_top_ids = verdict.top_ids
+        tree = drafter.draft(verdict.next_root, last_top_ids).without_deeper_than(remaining - 1)
         drafted = time.perf_counter()
-        verdict = verify(model, tree, cache, drafter.top_k)
+        verdict = verify(model, tree, cache, drafter.top_k, drafter.node_top_k)
         verified = time.perf_counter()
         path = until_eos(tree, verdict.path, eos_token_ids)
         cache.keep(path)
-        drafter.observe(tree, path)
+        drafter.observe(tree, path, verdict.node_top_ids)
         committed = [tree.tokens[node] for node in path]
+        ended = committed[-1] in eos_token_ids
         result.tokens += committed
         result.accept_lengths.append(len(path))
         result.tree_sizes.append(len(tree))
+        result.misses.append(int(not ended and path[-1] in tree.parents[1:]))
+        if last_top_ids and committed[0] not in eos_token_ids:
+            next_next = committed[1] if len(path) > 1 else verdict.next_root
+            result.next_next_ranks.append(rank(next_next, last_top_ids))
         result.draft_seconds += drafted - start
         result.verify_seconds += verified - drafted
-        result.commit_seconds += time.perf_counter() - verified
+        end = time.perf_counter()
+        result.commit_seconds += end - verified
+        result.step_seconds.append(end - start)
         if on_commit is not None:
             on_commit(committed)
-        finished = len(result.tokens) >= max_new_tokens or committed[-1] in eos_token_ids
+        finished = ended or len(result.tokens) >= max_new_tokens
     return result
 
 
 def prefill(
-    model: LlamaKVForCausalLM, prompt_ids: Sequence[int], cache: KVCache, top_k: int
+    model: LlamaKVForCausalLM,
+    prompt_ids: Sequence[int],
+    cache: KVCache,
+    top_k: int,
+    prompt_top_k: int = 0,
 ) -> Verdict:
-    """Run the prompt through the model into the cache; its last logits choose the first root."""
+    """Run the prompt through the model into the cache; its last logits choose the first root.
+
+    The verdict's node_top_ids are the best `prompt_top_k` token ids after each prompt token.
+    """
+    n = len(prompt_ids)
     ids = torch.tensor(prompt_ids, device=model.device)
-    positions = torch.arange(len(prompt_ids), device=model.device)
-    logits = model(ids, positions, cache, last_position=len(prompt_ids) - 1, last_only=True)
-    cache.keep(range(len(prompt_ids)))
-    return accept_greedy(
-        logits, TreeTensors.upload(DraftTree(prompt_ids[-1], 1), logits.device), top_k
-    )
+    positions = torch.arange(n, device=model.device)
+    x = model.hidden_states(ids, positions, cache, last_position=n - 1)
+    cache.keep(range(n))
+    logits = model.logits(x[-1:])
+    last = TreeTensors.upload(DraftTree(prompt_ids[-1], 1), logits.device)
+    verdict = accept_greedy(logits, last, top_k)
+    if prompt_top_k:
+        width = min(prompt_top_k, logits.shape[1])
+        best = [model.logits(some).topk(width).indices for some in torch.split(x, PREFILL_LOGITS)]
+        verdict = replace(verdict, node_top_ids=torch.cat(best).tolist())
+    return verdict
 
 
-def verify(model: LlamaKVForCausalLM, tree: DraftTree, cache: KVCache, top_k: int) -> Verdict:
+def verify(
+    model: LlamaKVForCausalLM, tree: DraftTree, cache: KVCache, top_k: int, node_top_k: int = 0
+) -> Verdict:
     """One forward over all nodes of the tree and what the target accepts; commits nothing."""
     tensors = TreeTensors.upload(tree, model.device)
     logits = model(
@@ -127,7 +158,12 @@ def verify(model: LlamaKVForCausalLM, tree: DraftTree, cache: KVCache, top_k: in
         last_position=cache.length + max(tree.depths),
         tree_mask=tensors.ancestors,
     )
-    return accept_greedy(logits, tensors, top_k)
+    return accept_greedy(logits, tensors, top_k, node_top_k)
+
+
+def rank(token: int, top_ids: Sequence[int]) -> int:
+    """Index of a token among the best ones; -1 when it is none of them."""
+    return top_ids.index(token) if token in top_ids else -1
 
 
 def until_eos(tree: DraftTree, path: list[int], eos_token_ids: Collection[int]) -> list[int]:

@@ -58,6 +58,15 @@ class DraftTree:
         self._children.setdefault((parent, token), node)
         return node
 
+    def merge(self, token: int, parent: int) -> int:
+        """The child of `parent` that carries `token`, appended if there is none yet: a trie's way.
+
+        Raises:
+            IndexError: as add().
+        """
+        known = self._children.get((parent, token))
+        return self.add(token, parent) if known is None else known
+
     def add_branch(self, tokens: Sequence[int], *, merge: bool = False) -> None:
         """Hang a chain of tokens below the root, cut to the room that is left.
 

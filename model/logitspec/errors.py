@@ -3,3 +3,10 @@
 
 class InputError(ValueError):
     """Bad input: the message is one sentence naming the thing, its value and the way out."""
+
+
+def require_positive(**numbers: int) -> None:
+    """Raise InputError for the first of the named numbers that is below 1."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}; give 1 or more")

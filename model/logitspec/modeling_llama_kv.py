@@ -261,6 +261,23 @@ class LlamaKVForCausalLM(PreTrainedModel):
         Raises:
             InputError: the tokens do not fit the cache, or a position the model.
         """
+        x = self.hidden_states(
+            input_ids, positions, cache, last_position=last_position, tree_mask=tree_mask
+        )
+        logits: torch.Tensor = self.logits(x[-1:] if last_only else x)
+        return logits.to(input_ids.device)
+
+    @torch.inference_mode()
+    def hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        cache: KVCache,
+        *,
+        last_position: int,
+        tree_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What forward() computes before the final norm and the head: [n, hidden]."""
         n = input_ids.shape[0]
         cache.require(n)
         if last_position >= self.max_positions:
@@ -271,17 +288,19 @@ class LlamaKVForCausalLM(PreTrainedModel):
         mask = None
         if n > 1 and (tree_mask is not None or cache.length > 0):
             mask = self._additive_mask(tree_mask, n, cache.length, input_ids.device)
-        x = self.model.embed_tokens(input_ids)
+        x: torch.Tensor = self.model.embed_tokens(input_ids)
         for layer, device in zip(self.model.layers, cache.devices, strict=True):
             if x.device != device:
                 x, cos, sin = x.to(device), cos.to(device), sin.to(device)
                 mask = None if mask is None else mask.to(device)
             x = layer(x, cos, sin, mask, cache)
-        if last_only:
-            x = x[-1:]
-        x = x.to(execution_device(self.model.norm))
-        x = self.model.norm(x).to(execution_device(self.lm_head))
-        return self.lm_head(x).to(input_ids.device)  # type: ignore[no-any-return]
+        return x
+
+    @torch.inference_mode()
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits [n, vocab] of hidden states [n, hidden], where the head lies."""
+        x = self.model.norm(x.to(execution_device(self.model.norm)))
+        return self.lm_head(x.to(execution_device(self.lm_head)))  # type: ignore[no-any-return]
 
 
 def max_positions(config: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .errors import InputError
+from .errors import require_positive
 
 
 class NgramPool:
@@ -19,12 +19,7 @@ class NgramPool:
     """
 
     def __init__(self, max_ngram_size: int, num_pred_tokens: int) -> None:
-        for name, value in (
-            ("max_ngram_size", max_ngram_size),
-            ("num_pred_tokens", num_pred_tokens),
-        ):
-            if value < 1:
-                raise InputError(f"{name} is {value}; give 1 or more")
+        require_positive(max_ngram_size=max_ngram_size, num_pred_tokens=num_pred_tokens)
         self.max_ngram_size = max_ngram_size
         self.num_pred_tokens = num_pred_tokens
         self.ids: list[int] = []

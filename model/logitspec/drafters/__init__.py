@@ -1,7 +1,21 @@
-"""One file per method; each is a way to propose a draft tree."""
+"""One file per method; each is a way to propose a draft tree. The imports register them."""
 
 from .base import DRAFTERS, Drafter, register
 from .logitspec import LogitSpecDrafter
+from .prompt_lookup import PromptLookupDrafter
+from .racer import RacerDrafter
+from .suffix import SuffixDrafter
+from .token_recycling import TokenRecyclingDrafter
 from .vanilla import VanillaDrafter
 
-__all__ = ["DRAFTERS", "Drafter", "LogitSpecDrafter", "VanillaDrafter", "register"]
+__all__ = [
+    "DRAFTERS",
+    "Drafter",
+    "LogitSpecDrafter",
+    "PromptLookupDrafter",
+    "RacerDrafter",
+    "SuffixDrafter",
+    "TokenRecyclingDrafter",
+    "VanillaDrafter",
+    "register",
+]

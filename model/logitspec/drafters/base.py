@@ -1,9 +1,13 @@
-"""What every method implements, and the registry that finds a method by its name."""
+"""What every method implements, and the registry that finds a method by its name.
+
+To add a method: one file beside this one with a registered subclass of Drafter, and its import in
+__init__.py. The scripts of evaluation/ read its name, summary and flags off the class.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, TypeVar
 
 from ..draft_tree import DraftTree
@@ -14,15 +18,27 @@ class Drafter(ABC):
 
     decoding.generate() calls `reset` once with the prompt, then alternates `draft` and `observe`.
     A drafter sees tokens only: no tensor layout, no mask, no cache.
+
+    The first line of a subclass's docstring is what `--list` says of it. Its __init__ takes keyword
+    arguments with defaults; those that `options` explains become flags of the scripts.
     """
 
     name: ClassVar[str]
+    options: ClassVar[Mapping[str, str]] = {}  # keyword argument of __init__ -> help of its flag
     capacity: int = 1  # most nodes that draft() returns, root included
     top_k: int = 0  # how many of the last logits' best token ids draft() is to be given
+    node_top_k: int = 0  # the same of every verified node's logits, for observe()
+    prompt_top_k: int = 0  # the same of every prompt token's logits, for reset()
 
     @abstractmethod
-    def reset(self, prompt_ids: Sequence[int]) -> None:
-        """Forget the previous generation and take in the prompt."""
+    def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
+        """Forget the previous generation, but for what the method says it keeps, and take in the
+        prompt.
+
+        Args:
+            prompt_ids: token ids of the prompt.
+            top_ids: after each prompt token, the `prompt_top_k` best token ids, best first.
+        """
 
     @abstractmethod
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
@@ -33,8 +49,19 @@ class Drafter(ABC):
             top_ids: the `top_k` best token ids of the logits that chose root, best first.
         """
 
-    def observe(self, tree: DraftTree, path: Sequence[int]) -> None:  # noqa: B027 - optional
-        """Learn from a verified tree: `path` holds the committed nodes, the root's index first."""
+    def observe(  # noqa: B027 - optional
+        self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
+    ) -> None:
+        """Learn from a verified tree.
+
+        Args:
+            tree: what was verified.
+            path: its committed nodes, the root's index first.
+            top_ids: after each node, accepted or not, the `node_top_k` best token ids, best first.
+        """
+
+    def forget(self) -> None:  # noqa: B027 - most methods keep nothing
+        """Drop what reset() keeps across generations: after this the drafter is as good as new."""
 
 
 DRAFTERS: dict[str, type[Drafter]] = {}

@@ -3,10 +3,11 @@ then extend both the next token and every guess by retrieval from the context.""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from ..draft_tree import DraftTree
-from ..errors import InputError
+from ..errors import require_positive
 from ..ngram_pool import NgramPool
 from .base import Drafter, register
 
@@ -20,7 +21,7 @@ def branch_length(rank: int) -> int:
 
 @register("logitspec")
 class LogitSpecDrafter(Drafter):
-    """Retrieval for the next token, then for each next-next-token guess, in rank order.
+    """The paper's: retrieval after the next token and after guesses at the next next token.
 
     Args:
         max_ngram_size: longest n-gram matched, the paper's N.
@@ -33,6 +34,13 @@ class LogitSpecDrafter(Drafter):
         InputError: one of the three numbers is below 1.
     """
 
+    options: ClassVar[Mapping[str, str]] = {
+        "max_ngram_size": "longest n-gram matched in the context",
+        "num_pred_tokens": "longest continuation retrieved",
+        "draft_tree_capacity": "most nodes of a draft tree, root included",
+        "merge": "share equal prefixes of branches, which the paper does not",
+    }
+
     def __init__(
         self,
         max_ngram_size: int = 3,
@@ -41,14 +49,13 @@ class LogitSpecDrafter(Drafter):
         *,
         merge: bool = False,
     ) -> None:
-        if draft_tree_capacity < 1:
-            raise InputError(f"draft_tree_capacity is {draft_tree_capacity}; give 1 or more")
+        require_positive(draft_tree_capacity=draft_tree_capacity)
         self.pool = NgramPool(max_ngram_size, num_pred_tokens)
         self.capacity = draft_tree_capacity
         self.top_k = draft_tree_capacity
         self.merge = merge
 
-    def reset(self, prompt_ids: Sequence[int]) -> None:
+    def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
         self.pool = NgramPool(self.pool.max_ngram_size, self.pool.num_pred_tokens)
         self.pool.extend(prompt_ids)
 
@@ -66,5 +73,7 @@ class LogitSpecDrafter(Drafter):
             tree.add_branch([guess, *retrieved[: length - 1]], merge=self.merge)
         return tree
 
-    def observe(self, tree: DraftTree, path: Sequence[int]) -> None:
+    def observe(
+        self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
+    ) -> None:
         self.pool.extend(tree.tokens[node] for node in path)

@@ -10,9 +10,9 @@ from .base import Drafter, register
 
 @register("vanilla")
 class VanillaDrafter(Drafter):
-    """No drafts at all: the mean accept length is 1 by definition."""
+    """No drafts: plain decoding in this project's own loop, one token a step."""
 
-    def reset(self, prompt_ids: Sequence[int]) -> None:
+    def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
         pass
 
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:

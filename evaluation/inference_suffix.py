@@ -1,0 +1,15 @@
+"""Answer a benchmark with the method suffix: python -m evaluation.inference_suffix --help."""
+
+from __future__ import annotations
+
+import sys
+
+from .run import inference_main
+
+
+def main(argv: list[str] | None = None) -> int:
+    return inference_main("suffix", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,307 @@
+"""Pictures of several methods, from their traces: python -m evaluation.plots --help.
+
+Needs matplotlib (extra `plots`). Every picture is written as PNG and SVG and can be read in black
+and white: bars differ in brightness and hatching, lines in dashes and markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from model.logitspec.errors import InputError
+
+from .arguments import Parser, run_command
+from .comparison import Comparison, Trace, read_comparison
+from .tables import add_trace_flags
+from .traces import PHASES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HATCHES = ("", "//", "..", "\\\\", "xx", "oo", "--", "++")
+DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LONGEST = 12  # accept lengths from here on share a bar
+FEWEST = 20  # steps a rate must rest on to be drawn
+
+Draw = Callable[["Figure", Comparison, argparse.Namespace], None]
+
+
+class NothingToDraw(Exception):
+    """The traces do not hold what a picture shows; the message says what is missing."""
+
+
+def style(index: int, count: int) -> dict[str, Any]:
+    """Colour and hatching of the bars of one method among several."""
+    import matplotlib
+
+    shade = matplotlib.colormaps["viridis"](0.95 - 0.9 * index / max(1, count - 1))
+    return {"color": shade, "hatch": HATCHES[index % len(HATCHES)], "edgecolor": "black",
+            "linewidth": 0.6}  # fmt: skip
+
+
+def line_style(index: int, count: int) -> dict[str, Any]:
+    """The same for lines."""
+    import matplotlib
+
+    shade = matplotlib.colormaps["viridis"](0.85 - 0.85 * index / max(1, count - 1))
+    return {"color": shade, "linestyle": DASHES[index % len(DASHES)],
+            "marker": MARKERS[index % len(MARKERS)], "markersize": 4, "linewidth": 1.4}  # fmt: skip
+
+
+def drafting(comparison: Comparison) -> list[Trace]:
+    """The traces of methods that draft."""
+    found = [trace for trace in comparison.traces if max(trace.accept_lengths) > 1]
+    if not found:
+        raise NothingToDraw("no trace holds a step that accepted a draft")
+    return found
+
+
+def speedup_per_task(figure: Figure, comparison: Comparison, _: argparse.Namespace) -> None:
+    """Grouped bars: a group per task, a bar per method."""
+    name, base = next(iter(comparison.baselines.items()))
+    traces = [trace for trace in comparison.traces if trace is not base]
+    if not traces:
+        raise NothingToDraw("the baseline is the only trace")
+    figure.set_size_inches(10, 4)
+    axes = figure.add_subplot()
+    tasks: list[str | None] = [*comparison.tasks, None]
+    width = 0.86 / len(traces)
+    for index, trace in enumerate(traces):
+        heights = [trace.speeds(task).mean() / base.speeds(task).mean() for task in tasks]
+        places = np.arange(len(tasks)) + (index - (len(traces) - 1) / 2) * width
+        axes.bar(places, heights, width, label=trace.label, **style(index, len(traces)))
+    axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
+    axes.set_xticks(range(len(tasks)), [task or "overall" for task in tasks])
+    axes.set_ylabel(f"speedup over {name}")
+    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+
+
+def accept_lengths(figure: Figure, comparison: Comparison, _: argparse.Namespace) -> None:
+    """A histogram per method: how many tokens its steps committed."""
+    traces = drafting(comparison)
+    columns = min(3, len(traces))
+    rows = -(-len(traces) // columns)
+    figure.set_size_inches(3.4 * columns, 2.3 * rows + 0.4)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(traces) :]:
+        axes.set_visible(False)
+    lengths = np.arange(1, LONGEST + 1)
+    for axes, trace in zip(grid.flat, traces, strict=False):
+        found = np.minimum(trace.accept_lengths, LONGEST)
+        shares = [float((found == n).mean()) for n in lengths]
+        axes.bar(lengths, shares, 0.85, color="0.6", edgecolor="black", linewidth=0.6)
+        axes.axvline(trace.mat, color="black", linestyle="--", linewidth=1)
+        axes.set_title(f"{trace.label}, MAT {trace.mat:.2f}", fontsize=10)
+    ticks = [1, 3, 5, 7, 9, LONGEST]
+    grid[0, 0].set_xticks(ticks, [f"{n}+" if n == LONGEST else str(n) for n in ticks])
+    figure.supxlabel("accept length (dashed: mean)", fontsize=10)
+    figure.supylabel("share of steps", fontsize=10)
+
+
+def conditional_acceptance(trace: Trace) -> dict[int, tuple[int, int]]:
+    """By depth d: of the steps whose path reached d - 1 and had drafts at d, (right, all)."""
+    misses = trace.per_step("misses")
+    lengths = trace.accept_lengths
+    if len(misses) != len(lengths):
+        return {}
+    return {
+        depth: (
+            right := sum(n > depth for n in lengths),
+            right + sum(n == depth for n, missed in zip(lengths, misses, strict=True) if missed),
+        )
+        for depth in range(1, max(lengths) + 1)
+    }
+
+
+def acceptance_by_depth(figure: Figure, comparison: Comparison, _: argparse.Namespace) -> None:
+    """Lines: how often one of the drafts at a depth was right, given the path reached it."""
+    rates: dict[str, dict[int, float]] = {}
+    for trace in drafting(comparison):
+        counts = conditional_acceptance(trace)
+        known = {depth: right / of for depth, (right, of) in counts.items() if of >= FEWEST}
+        if known:
+            rates[trace.label] = known
+    if not rates:
+        raise NothingToDraw(f"no trace records the misses of {FEWEST} steps")
+    figure.set_size_inches(7, 4)
+    axes = figure.add_subplot()
+    for index, (label, known) in enumerate(rates.items()):
+        axes.plot([*known], [*known.values()], label=label, **line_style(index, len(rates)))
+    axes.set_xlabel(f"depth of the draft (root: 0; depths with {FEWEST} steps or more)")
+    axes.set_ylabel("right, given that its parent was")
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False)
+
+
+def acceptance_by_rank(figure: Figure, comparison: Comparison, _: argparse.Namespace) -> None:
+    """Which entry of the last logits the token after the next one is: the paper's motivation."""
+    found = {trace.label: trace.per_step("next_next_ranks") for trace in comparison.traces}
+    found = {label: ranks for label, ranks in found.items() if ranks}
+    if not found:
+        raise NothingToDraw("no trace records next-next-token ranks (logitspec's does)")
+    figure.set_size_inches(9, 3.6)
+    single, cumulative = figure.subplots(1, 2)
+    width = 0.8 / len(found)
+    for index, (label, ranks) in enumerate(found.items()):
+        counted = np.bincount([r for r in ranks if r >= 0], minlength=16) / len(ranks)
+        places = np.arange(16) + (index - (len(found) - 1) / 2) * width
+        single.bar(places, counted[:16], width, label=label, **style(index, len(found)))
+        cumulative.plot(
+            np.arange(1, len(counted) + 1),
+            np.cumsum(counted),
+            label=label,
+            **line_style(index, len(found)),
+        )
+    single.set_xlabel("rank r in the last logits (0: the next token itself)")
+    single.set_ylabel("share of steps: token after next has rank r")
+    cumulative.set_xscale("log", base=2)
+    cumulative.set_xlabel("number of guesses (best entries of the last logits)")
+    cumulative.set_ylabel("share of steps: among them")
+    cumulative.set_ylim(0, 1)
+    cumulative.legend(frameon=False)
+
+
+def tokens_against_time(figure: Figure, comparison: Comparison, args: argparse.Namespace) -> None:
+    """A line per method over the first turn of one question."""
+    wanted = args.question
+    asked = {str(record["question_id"]) for record in comparison.traces[0].records}
+    if wanted is None:
+        wanted = str(comparison.traces[0].records[0]["question_id"])
+    elif wanted not in asked:
+        raise InputError(
+            f"--question {wanted} is in none of the traces; "
+            f"they hold {', '.join(sorted(asked)[:9])} …"
+        )
+    figure.set_size_inches(7, 4)
+    axes = figure.add_subplot()
+    for index, trace in enumerate(comparison.traces):
+        choice = next(c for r, c in zip(trace.records, trace.choices, strict=True)
+                      if str(r["question_id"]) == wanted)  # fmt: skip
+        kind = line_style(index, len(comparison.traces)) | {"marker": ""}
+        steps = (choice.get("step_seconds") or [[]])[0]
+        prefill = (choice.get("prefill_seconds") or [None])[0]
+        if steps and prefill is not None:
+            times = prefill + np.cumsum([0.0, *steps])
+            tokens = np.cumsum([0, *choice["accept_lengths"][: len(steps)]])
+            axes.step(times, tokens, where="post", label=trace.label, **kind)
+        else:
+            end = choice["wall_time"][0], choice["new_tokens"][0]
+            axes.plot([0, end[0]], [0, end[1]], label=f"{trace.label} (mean)", **kind)
+    axes.set_xlabel("seconds, prefill included")
+    axes.set_ylabel("tokens")
+    axes.set_title(f"question {wanted}, first turn", fontsize=10)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def time_per_step(figure: Figure, comparison: Comparison, _: argparse.Namespace) -> None:
+    """Stacked bars: the mean milliseconds of a step, by phase, prefill left out."""
+    shares: dict[str, list[float]] = {}
+    for trace in comparison.traces:
+        spent = {phase: trace.per_turn(phase) for phase in PHASES}
+        if all(spent.values()):
+            totals = {phase: sum(values) for phase, values in spent.items()}
+            rest = sum(trace.per_turn("wall_time")) - sum(totals.values())
+            parts = [totals[f"{p}_seconds"] for p in ("draft", "verify", "commit")] + [rest]
+            shares[trace.label] = [1e3 * part / len(trace.accept_lengths) for part in parts]
+    if not shares:
+        raise NothingToDraw("no trace splits its time into phases")
+    figure.set_size_inches(7, 0.5 + 0.5 * len(shares) + 0.7)
+    axes = figure.add_subplot()
+    left = np.zeros(len(shares))
+    for index, phase in enumerate(("draft", "verify", "commit", "rest")):
+        widths = [parts[index] for parts in shares.values()]
+        axes.barh([*shares], widths, 0.7, left=left, label=phase, **style(index, 4))
+        left += widths
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds per step, mean, without prefill")
+    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+
+
+PICTURES: dict[str, tuple[Draw, str]] = {
+    "speedup": (speedup_per_task, "Speedup per task."),
+    "accept-lengths": (accept_lengths, "How many tokens a step commits."),
+    "depth": (
+        acceptance_by_depth,
+        "How often one of the drafts at a depth is right, given that the path reached it.",
+    ),
+    "rank": (
+        acceptance_by_rank,
+        "Which entry of the last logits the token after the next one is.",
+    ),
+    "time": (tokens_against_time, "Tokens against time for one question."),
+    "phases": (time_per_step, "Where a step's time goes."),
+}
+
+
+def draw_all(comparison: Comparison, folder: Path, args: argparse.Namespace) -> list[str]:
+    """Write every picture the traces allow, as NAME.png and NAME.svg; the names written.
+
+    Raises:
+        InputError: matplotlib is not installed, or a file cannot be written.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise InputError(
+            "plots need matplotlib; `pip install -e '.[plots]'` installs it"
+        ) from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    written = []
+    with matplotlib.rc_context({"svg.hashsalt": "logitspec", "svg.fonttype": "none"}):
+        for name, (draw, _) in PICTURES.items():
+            figure = Figure(layout="constrained")
+            FigureCanvasAgg(figure)
+            try:
+                draw(figure, comparison, args)
+            except NothingToDraw as missing:
+                print(f"no picture `{name}`: {missing}")
+                continue
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                figure.savefig(folder / f"{name}.png", dpi=120)
+                figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+            except OSError as error:
+                raise InputError(
+                    f"cannot write the pictures into {folder}: {error.strerror}; choose another"
+                ) from error
+            written.append(name)
+    return written
+
+
+def add_picture_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--question", metavar="ID", help="whose tokens against time (default: the first answered)"
+    )
+
+
+def report(args: argparse.Namespace) -> None:
+    """What main() does once the flags are parsed."""
+    comparison = read_comparison(args.traces, args.base_path)
+    names = draw_all(comparison, args.output_dir, args)
+    print(f"{', '.join(names)}: PNG and SVG in {args.output_dir}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser("python -m evaluation.plots", "Pictures of several methods from their traces.")
+    add_trace_flags(parser)
+    parser.add_argument(
+        "--output-dir", type=Path, required=True, metavar="DIR", help="where the pictures go"
+    )
+    add_picture_flags(parser)
+    args = parser.parse_args(argv)
+    return run_command(parser.prog, lambda: report(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""A report of several methods, from their traces: what was run on what, the table, the pictures.
+
+    python -m evaluation.report TRACE... --output FILE.md
+
+Tables as LaTeX and CSV and the pictures go into a folder beside FILE.md, named like it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+from model.logitspec.errors import InputError
+
+from .arguments import Parser, run_command
+from .comparison import COMMON, Comparison, read_comparison
+from .plots import PICTURES, add_picture_flags, draw_all
+from .tables import add_trace_flags, compare, to_csv, to_latex, to_markdown, write_text
+
+SHOWN = ("model", "dtype", "template", "max_new_tokens", "temperature")
+
+
+def describe(comparison: Comparison) -> list[str]:
+    """What was run, on what, when: lines of a Markdown list."""
+    first = comparison.traces[0]
+    stamps = [r["tstamp"] for t in comparison.traces for r in t.records if "tstamp" in r]
+    lines = [f"{len(first.records)} questions of {comparison.bench_name or 'a benchmark'}"]
+    lines += [f"{key.replace('_', ' ')}: {first.settings[key]}" for key in SHOWN if first.settings]
+    if stamps:
+        days = sorted({datetime.fromtimestamp(s, timezone.utc).date() for s in stamps})
+        lines.append(f"date: {' to '.join(str(day) for day in dict.fromkeys((days[0], days[-1])))}")
+    seen: list[str] = []
+    for trace in comparison.traces:
+        for environment in trace.environments:
+            versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
+            commit = str(environment["commit"])[:12]
+            changed = " with uncommitted changes" if environment["uncommitted_changes"] else ""
+            said = (
+                f"machine: {', '.join(environment['device_names'])}, "
+                f"{environment['threads']} threads, {environment['platform']}; {versions}; "
+                f"commit {commit}{changed}"
+            )
+            if said not in seen:
+                seen.append(said)
+    return [*lines, *seen]
+
+
+def method_settings(comparison: Comparison) -> list[str]:
+    """The methods' own options: lines of a Markdown list."""
+    lines = []
+    for trace in comparison.traces:
+        skipped = {*COMMON, "method", "model_id", "num_choices", "seed"}
+        own = {key: value for key, value in trace.settings.items() if key not in skipped}
+        if own:
+            lines.append(f"{trace.label}: " + ", ".join(f"{k} {v}" for k, v in own.items()))
+    return lines
+
+
+def report(args: argparse.Namespace) -> None:
+    """What main() does once the flags are parsed."""
+    if args.output.suffix != ".md":
+        raise InputError(f"--output {args.output} is no .md file; give FILE.md")
+    notes = ""
+    if args.notes is not None:
+        try:
+            notes = args.notes.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the notes {args.notes}: {error}") from error
+    comparison = read_comparison(args.traces, args.base_path)
+    table = compare(comparison, published=args.published)
+    folder = args.output.with_suffix("")
+    write_text(folder / "table.tex", to_latex(table))
+    write_text(folder / "table.csv", to_csv(table))
+    names = draw_all(comparison, folder, args)
+    lines = [f"# {table.title}", ""]
+    lines += ["Written by `python -m evaluation.report` from the traces of these runs.", ""]
+    lines += [f"- {line}" for line in describe(comparison)]
+    lines += ["", to_markdown(table)]
+    lines += [f"[LaTeX]({folder.name}/table.tex), [CSV]({folder.name}/table.csv)", ""]
+    options = method_settings(comparison)
+    if options:
+        lines += ["Options:", "", *(f"- {line}" for line in options), ""]
+    if notes:
+        lines += [notes]
+    for name in names:
+        lines += [
+            f"## {PICTURES[name][1].rstrip('.')}",
+            "",
+            f"![{name}]({folder.name}/{name}.png)",
+            "",
+        ]
+    write_text(args.output, "\n".join(lines).rstrip() + "\n")
+    print(f"report: {args.output}; tables and pictures: {folder}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(
+        "python -m evaluation.report", "A report of several methods: table, pictures, settings."
+    )
+    add_trace_flags(parser)
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="FILE.md", help="where the report goes")
+    add("--notes", type=Path, metavar="FILE.md", help="Markdown to put below the table")
+    add("--published", action="store_true", help="append published figures for the bench")
+    add_picture_flags(parser)
+    args = parser.parse_args(argv)
+    return run_command(parser.prog, lambda: report(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Compare methods on a benchmark in one run: python -m evaluation.run --help.
+
+The model is loaded once, the methods answer every question one after the other, and each writes a
+trace of its own. Also what the scripts inference_METHOD.py share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from model.logitspec.errors import InputError
+
+from .arguments import (
+    Parser,
+    add_machine_flags,
+    add_run_flags,
+    answer_folder,
+    inference_parser,
+    run_command,
+)
+from .eval import Run, run_eval
+from .methods import METHODS, Method, add_options, find_method
+
+
+def run_one(args: argparse.Namespace, method: Method) -> None:
+    """Answer a benchmark with one method; its options are read from the namespace too."""
+    answer_file = args.answer_file
+    if answer_file is None:
+        answer_file = answer_folder(args.bench_name) / f"{args.model_id}.jsonl"
+    run_eval(args, [Run(method, method.settings(vars(args)), args.model_id, answer_file)])
+
+
+def inference_main(name: str, argv: Sequence[str] | None = None) -> int:
+    """The command `python -m evaluation.inference_NAME`."""
+    method = METHODS[name]
+    parser = inference_parser(f"inference_{name}", f"Answer a benchmark. {method.summary}")
+    add_options(parser, method)
+    args = parser.parse_args(argv)
+    return run_command(parser.prog, lambda: run_one(args, method))
+
+
+def run_several(args: argparse.Namespace) -> None:
+    """What main() does once the flags are parsed."""
+    names = [name.strip() for name in args.methods.split(",") if name.strip()]
+    methods = [find_method(name) for name in names]
+    if not methods or len(set(names)) < len(names):
+        raise InputError(
+            f"--methods {args.methods!r} names none, or one twice; give names of --list once each"
+        )
+    for name, ignoring in ignored(methods, vars(args)).items():
+        if len(ignoring) == len(methods):
+            raise InputError(
+                f"--{name} means nothing to {args.methods}; leave it out or add a method that "
+                "knows it (--help says which)"
+            )
+        print(f"--{name} is ignored by {', '.join(ignoring)}")
+    folder = args.answer_dir or answer_folder(args.bench_name)
+    run_eval(
+        args,
+        [
+            Run(
+                method,
+                method.settings(vars(args)),
+                model_id=f"{args.model_id}-{method.name}",
+                answer_file=folder / f"{args.model_id}-{method.name}.jsonl",
+            )
+            for method in methods
+        ],
+    )
+
+
+def ignored(methods: Sequence[Method], given: dict[str, Any]) -> dict[str, list[str]]:
+    """Of the options given, those that some of the methods do not have, with these methods."""
+    known = {method.name: {option.name for option in method.options} for method in methods}
+    options = {o.name for m in METHODS.values() for o in m.options} & given.keys()
+    lacking = {o: [name for name, own in known.items() if o not in own] for o in sorted(options)}
+    return {o.replace("_", "-"): names for o, names in lacking.items() if names}
+
+
+class ListMethods(argparse.Action):
+    """Prints the methods and exits, whatever else is asked or missing."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        width = max(map(len, METHODS))
+        for name, method in METHODS.items():
+            print(f"{name:{width}}  {method.summary}")
+        parser.exit()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(
+        "python -m evaluation.run",
+        "Compare methods on a benchmark: one model, the methods take turns question by question.",
+    )
+    parser.add_argument(
+        "--methods", required=True, metavar="A,B,...", help="names of --list, separated by commas"
+    )
+    parser.add_argument(
+        "--list", action=ListMethods, nargs=0, help="name the methods, one line each, and exit"
+    )
+    parser.add_argument(
+        "--answer-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the traces ID-METHOD.jsonl go (default: data/NAME/model_answer)",
+    )
+    add_run_flags(parser)
+    add_machine_flags(parser)
+    add_options(parser, *METHODS.values())
+    args = parser.parse_args(argv)
+    return run_command(parser.prog, lambda: run_several(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

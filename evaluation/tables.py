@@ -1,0 +1,332 @@
+"""One table of several methods, from their traces: python -m evaluation.tables --help.
+
+Speeds and MAT are those of speed.py. The interval is of the overall speedup: the bootstrap over
+questions, method and baseline resampled together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from model.logitspec.errors import InputError
+
+from .arguments import Parser, run_command
+from .comparison import Comparison, Trace, check_comparable, read_comparison
+from .published import PUBLISHED
+
+RESAMPLES = 10_000
+
+
+@dataclass
+class Row:
+    """A method's numbers by column; a missing one is a dash."""
+
+    name: str
+    values: dict[str, float]
+    interval: tuple[float, float] | None = None  # of the column "speedup"
+    source: str = ""  # of figures that are not ours
+
+
+@dataclass
+class Table:
+    """Rows of numbers under common columns, and how it is to be read."""
+
+    title: str
+    columns: dict[str, str]  # key -> heading
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+
+    def cell(self, row: Row, key: str) -> str:
+        """A number as printed, two decimals; a dash where there is none."""
+        if key not in row.values:
+            return "–"
+        text = f"{row.values[key]:.2f}"
+        if key == "speedup" and row.interval is not None:
+            text += f" [{row.interval[0]:.2f}, {row.interval[1]:.2f}]"
+        return text
+
+    def best(self, row: Row, key: str) -> bool:
+        """Whether no measured row is better in a column, as printed."""
+        own = [r.values[key] for r in self.rows if not r.source and key in r.values]
+        return (
+            not row.source
+            and len(own) > 1
+            and key in row.values
+            and round(row.values[key], 2) == round(max(own), 2)
+        )
+
+
+def compare(comparison: Comparison, *, published: bool = False) -> Table:
+    """The table of traces over one benchmark.
+
+    Args:
+        comparison: the traces.
+        published: append the published figures there are for the benchmark.
+
+    Raises:
+        InputError: published figures are wanted and there are none for this benchmark.
+    """
+    main, *others = comparison.baselines.items()
+    tasks = comparison.tasks if len(comparison.tasks) > 1 else []
+    columns = {f"task:{task}": task for task in tasks}
+    columns |= {"mat": "MAT", "tokens_per_second": "tokens/s", "speedup": "speedup [95 %]"}
+    columns |= {f"over:{name}": f"over {name}" for name, _ in others}
+    rows = []
+    for trace in comparison.traces:
+        speeds, base = trace.speeds(), main[1].speeds()
+        values = {
+            f"task:{task}": float(trace.speeds(task).mean() / main[1].speeds(task).mean())
+            for task in tasks
+        }
+        values["mat"] = trace.mat
+        values["tokens_per_second"] = float(speeds.mean())
+        values["speedup"] = float(speeds.mean() / base.mean())
+        for name, other in others:
+            values[f"over:{name}"] = float(speeds.mean() / other.speeds().mean())
+        interval = None if trace is main[1] else bootstrap_interval(speeds, base)
+        rows.append(Row(trace.label, values, interval))
+    title = f"{comparison.bench_name or 'Traces'}: speedup over {main[0]}"
+    notes = [
+        f"{len(comparison.main_baseline.records)} questions; 95 % bootstrap interval over questions"
+    ]
+    if published:
+        rows += published_rows(comparison.bench_name, "speedup", "mat")
+        notes.append("Published figures are their sources' own, on other machines and models.")
+    return Table(title, columns, rows, notes)
+
+
+def compare_benches(comparisons: Sequence[Comparison], *, published: bool = False) -> Table:
+    """The table of several benchmarks: a MAT and a speedup column each, a row per method.
+
+    Raises:
+        InputError: two comparisons are of one benchmark, or of different models or settings.
+    """
+    names = [comparison.bench_name or "" for comparison in comparisons]
+    if "" in names or len(set(names)) < len(names):
+        raise InputError(f"the benches {', '.join(map(repr, names))} are not one of each")
+    first = comparisons[0].traces[0]
+    for other in comparisons[1:]:
+        per_bench = ("bench_name", "questions", "max_new_tokens")
+        check_comparable(first, other.traces[0], but=per_bench)
+    columns: dict[str, str] = {}
+    rows: dict[str, Row] = {}
+    for name, comparison in zip(names, comparisons, strict=True):
+        columns |= {f"mat:{name}": f"{name} MAT", f"speedup:{name}": f"{name} speedup"}
+        base = comparison.main_baseline.speeds().mean()
+        for trace in comparison.traces:
+            row = rows.setdefault(trace.label, Row(trace.label, {}))
+            row.values[f"mat:{name}"] = trace.mat
+            row.values[f"speedup:{name}"] = float(trace.speeds().mean() / base)
+        if published:
+            for row in published_rows(name, f"speedup:{name}", f"mat:{name}"):
+                known = rows.setdefault(f"{row.name} {row.source}", row)
+                known.values |= row.values
+    main = next(iter(comparisons[0].baselines))
+    notes = ["Published figures are their sources' own."] if published else []
+    return Table(f"Speedup over {main}, by benchmark", columns, list(rows.values()), notes)
+
+
+def bootstrap_interval(
+    speeds: npt.NDArray[np.float64], base: npt.NDArray[np.float64]
+) -> tuple[float, float]:
+    """95 % percentile interval of mean(speeds) / mean(base), both [questions], paired."""
+    chosen = np.random.default_rng(0).integers(len(speeds), size=(RESAMPLES, len(speeds)))
+    ratios = speeds[chosen].mean(axis=1) / base[chosen].mean(axis=1)
+    low, high = np.percentile(ratios, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def published_rows(bench_name: str | None, speedup: str, mat: str) -> list[Row]:
+    """The published figures of a benchmark, under the given columns."""
+    found = [p for p in PUBLISHED if p.bench_name == bench_name]
+    if not found:
+        known = ", ".join(sorted({p.bench_name for p in PUBLISHED}))
+        raise InputError(
+            f"no published figures for the bench {bench_name!r}; there are some for {known}"
+        )
+    return [
+        Row(
+            p.method,
+            {key: v for key, v in ((speedup, p.speedup), (mat, p.mat)) if v is not None},
+            source=f"published: {p.model}; {p.source}",
+        )
+        for p in found
+    ]
+
+
+def to_terminal(table: Table) -> str:
+    """For a terminal: rich, with bold for the best."""
+    shown = RichTable(title=Text(table.title), title_justify="left")
+    shown.add_column("method", no_wrap=True)
+    for heading in table.columns.values():
+        shown.add_column(heading, justify="right")
+    for index, row in enumerate(table.rows):
+        cells = [
+            Text(table.cell(row, key), style="bold" if table.best(row, key) else "")
+            for key in table.columns
+        ]
+        name = row.name if not row.source else f"{row.name} ({row.source})"
+        ends = index + 1 < len(table.rows) and bool(row.source) != bool(
+            table.rows[index + 1].source
+        )
+        shown.add_row(Text(name), *cells, end_section=ends)
+    console = Console(
+        file=io.StringIO(), width=max(200, Console().width), force_terminal=sys.stdout.isatty()
+    )
+    console.print(shown)
+    for note in table.notes:
+        console.print(Text(note))
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def to_markdown(table: Table) -> str:
+    lines = [
+        "| method | " + " | ".join(table.columns.values()) + " |",
+        "|---|" + "---:|" * len(table.columns),
+    ]
+    for row in table.rows:
+        cells = [
+            f"**{table.cell(row, key)}**" if table.best(row, key) else table.cell(row, key)
+            for key in table.columns
+        ]
+        name = row.name if not row.source else f"{row.name} *({row.source})*"
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (name, *cells)) + " |")
+    return "\n".join([*lines, "", *(f"{note}  " for note in table.notes)]) + "\n"
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs table; needs \\usepackage{booktabs}."""
+    lines = [
+        r"\begin{tabular}{l" + "r" * len(table.columns) + "}",
+        r"\toprule",
+        " & ".join(map(latex_text, ("method", *table.columns.values()))) + r" \\",
+        r"\midrule",
+    ]
+    for index, row in enumerate(table.rows):
+        if row.source and not table.rows[index - 1].source:
+            lines.append(r"\midrule")
+        cells = [
+            rf"\textbf{{{latex_text(table.cell(row, key))}}}"
+            if table.best(row, key)
+            else latex_text(table.cell(row, key))
+            for key in table.columns
+        ]
+        name = row.name if not row.source else f"{row.name} ({row.source})"
+        lines.append(" & ".join([latex_text(name), *cells]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([f"% {table.title}", *(f"% {note}" for note in table.notes), *lines]) + "\n"
+
+
+def latex_text(text: str) -> str:
+    for plain, escaped in (
+        ("\\", r"\textbackslash "), ("_", r"\_"), ("&", r"\&"), ("%", r"\%"), ("#", r"\#"),
+        ("$", r"\$"), ("–", "--"),
+    ):  # fmt: skip
+        text = text.replace(plain, escaped)
+    return text
+
+
+def to_csv(table: Table) -> str:
+    """All numbers in full, the interval's ends in columns of their own."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    interval = ["speedup_low", "speedup_high"] if "speedup" in table.columns else []
+    writer.writerow(["method", "source", *table.columns, *interval])
+    for row in table.rows:
+        ends = ["", ""] if row.interval is None else [repr(end) for end in row.interval]
+        numbers = [repr(row.values[key]) if key in row.values else "" for key in table.columns]
+        writer.writerow([row.name, row.source, *numbers, *(ends if interval else [])])
+    return out.getvalue()
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {
+    "terminal": to_terminal,
+    "markdown": to_markdown,
+    "latex": to_latex,
+    "csv": to_csv,
+}
+
+
+def by_bench(paths: Sequence[Path]) -> list[list[Path]]:
+    """Paths grouped by the bench their sidecars name, in the order given."""
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(str(Trace.read(path).settings.get("bench_name")), []).append(path)
+    return list(groups.values())
+
+
+def report(args: argparse.Namespace) -> None:
+    """What main() does once the flags are parsed."""
+    if args.by_bench:
+        if args.base_path is not None:
+            raise InputError(
+                f"--base-path {args.base_path} is one bench's; leave it out of --by-bench, which "
+                "takes each bench's own baseline"
+            )
+        comparisons = [read_comparison(paths) for paths in by_bench(args.traces)]
+        table = compare_benches(comparisons, published=args.published)
+    else:
+        comparison = read_comparison(args.traces, args.base_path)
+        table = compare(comparison, published=args.published)
+    text = FORMATS[args.format](table)
+    if args.output is None:
+        print(text, end="")
+        return
+    if args.output.resolve() in {path.resolve() for path in args.traces}:
+        raise InputError(f"--output {args.output} is one of the traces; choose another file")
+    write_text(args.output, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
+
+
+def add_trace_flags(parser: Parser) -> None:
+    """The traces, for the commands that compare them."""
+    parser.add_argument("traces", type=Path, nargs="+", metavar="TRACE", help="one per method")
+    parser.add_argument(
+        "--base-path",
+        type=Path,
+        metavar="TRACE",
+        help="the baseline (default: the trace made with the method baseline, else vanilla)",
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("python -m evaluation.tables", "A table of several methods from their traces.")
+    add_trace_flags(parser)
+    add = parser.add_argument
+    add("--format", choices=FORMATS, default="terminal", help="of the table")
+    add("--output", type=Path, metavar="FILE", help="write the table there instead of printing it")
+    add(
+        "--published",
+        action="store_true",
+        help="append published figures for the bench, each with its source",
+    )
+    add(
+        "--by-bench",
+        action="store_true",
+        help="the traces are of several benches, each with a baseline: MAT and speedup for each",
+    )
+    args = parser.parse_args(argv)
+    return run_command(parser.prog, lambda: report(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Token Recycling (Luo et al., ACL 2025, arXiv 2408.08696): what the target last ranked after a
+token is the draft after that token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from ..draft_tree import DraftTree
+from ..errors import require_positive
+from .base import Drafter, register
+
+SUCCESSORS = 8  # columns of the adjacency matrix
+
+# The published static tree. A node is written as its ranks from the root down, "03" being the
+# fourth choice after the root's first; the number says how many children it has.
+CHILDREN = {
+    "": 8,
+    "0": 8, "1": 4, "2": 3, "3": 2, "4": 1, "5": 1, "6": 1, "7": 1,
+    "00": 8, "01": 3, "02": 2, "03": 1, "04": 1, "05": 1, "06": 1, "07": 1,
+    "10": 2, "11": 1, "20": 1, "30": 1, "40": 1, "50": 1,
+    "000": 5, "001": 2, "002": 1, "003": 1, "004": 1,
+    "010": 1, "020": 1, "100": 1, "200": 1, "300": 1,
+    "0000": 3, "0001": 1, "0002": 1, "0010": 1, "0100": 1, "1000": 1,
+    "00000": 2, "00010": 1,
+}  # fmt: skip
+
+
+def static_tree() -> list[tuple[int, int]]:
+    """(parent, rank) of the published tree's nodes below the root, breadth first.
+
+    Node 0 is the root, entry i describes node i + 1.
+    """
+    nodes: list[tuple[int, int]] = []
+    names = [""]
+    for parent, name in enumerate(names):  # the list grows while it is walked
+        for rank in range(CHILDREN.get(name, 0)):
+            nodes.append((parent, rank))
+            names.append(f"{name}{rank}")
+    return nodes
+
+
+@register("recycling")
+class TokenRecyclingDrafter(Drafter):
+    """Token Recycling: a fixed tree filled with each token's last known successors.
+
+    After every step the `SUCCESSORS` best tokens after each verified node, accepted or not, become
+    the row of that node's token (the last node of a token wins). Rows are kept across prompts, so a
+    run starts cold and warms up. Below a token that was never verified nothing is drafted, and the
+    places of the fixed tree that stay empty are not used otherwise.
+
+    Args:
+        draft_tree_capacity: most nodes, root included; of the published tree (80 nodes with the
+            root) the first ones in breadth-first order.
+
+    Raises:
+        InputError: the capacity is below 1.
+    """
+
+    options: ClassVar[Mapping[str, str]] = {
+        "draft_tree_capacity": "most nodes of a draft tree, root included",
+    }
+    node_top_k = SUCCESSORS
+
+    def __init__(self, draft_tree_capacity: int = 80) -> None:
+        require_positive(draft_tree_capacity=draft_tree_capacity)
+        self._shape = static_tree()[: draft_tree_capacity - 1]
+        self.capacity = len(self._shape) + 1
+        self._successors: dict[int, Sequence[int]] = {}
+
+    def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
+        pass  # nothing is learnt from the prompt, and nothing forgotten
+
+    def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
+        tree = DraftTree(root, self.capacity)
+        placed = {0: 0}  # node of the static tree -> node of this one
+        for node, (parent, rank) in enumerate(self._shape, start=1):
+            if parent in placed:
+                known = self._successors.get(tree.tokens[placed[parent]], ())
+                if rank < len(known):
+                    placed[node] = tree.add(known[rank], placed[parent])
+        return tree
+
+    def observe(
+        self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
+    ) -> None:
+        self._successors.update(zip(tree.tokens, top_ids, strict=True))
+
+    def forget(self) -> None:
+        self._successors.clear()
