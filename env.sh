@@ -24,7 +24,8 @@ use_environment() {
     fi
     if [ "$(cat "$stamp" 2>/dev/null)" != "$now" ]; then
         echo "installing $* into .venv" >&2
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$@"
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$@" ||
+            return
         echo "$now" >"$stamp"
     fi
     PATH="$PWD/.venv/bin:$PATH"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Reproduce the report: baseline, LogitSpec, speedup and accept length.
+# Reproduce the tables: every method on the benchmarks, speedup and accept length.
 #
 #   sh eval.sh            everything; installs into .venv and prepares the default model if absent
 #   sh eval.sh --setup    environment and default model only
@@ -7,13 +7,16 @@
 # Set any of these in the environment:
 #   MODEL_PATH        checkpoint directory or hub id       (default: the default model, prepared here)
 #   MODEL_NAME        name in the answer files             (default: the last part of MODEL_PATH)
-#   BENCH             data/BENCH/question.jsonl            (default: quick)
+#   METHODS           what to compare with transformers' generate(), which always runs
+#                            (default: vanilla logitspec pld recycling racer suffix)
+#   BENCHES           data/BENCH/question.jsonl, one or several                 (default: quick)
 #   DTYPE             auto, float16, bfloat16, float32, float64                 (default: auto)
 #   TEMP              temperature                                               (default: 0.0)
 #   MAX_NEW_TOKENS    per turn, less where the model has no room
 #                                                 (default: 128 for quick, 1024 otherwise)
-#   WARMUP            unmeasured runs before each method   (default: 1 for quick, 3 otherwise)
-#   MAX_NGRAM_SIZE, NUM_PRED_TOKENS, DRAFT_TREE_CAPACITY   LogitSpec's         (3, 20, 64)
+#   WARMUP            unmeasured runs of each method first (default: 1 for quick, 3 otherwise)
+#   MAX_NGRAM_SIZE, NUM_PRED_TOKENS, DRAFT_TREE_CAPACITY
+#                     of every method that knows them      (default: each paper's own)
 #   OVERWRITE         1: measure again what the answer files already hold
 #   GPU_DEVICES       GPUs to use, as in CUDA_VISIBLE_DEVICES; the model is spread over them
 #                                                                               (default: the first)
@@ -39,25 +42,27 @@ esac
 cd "$(dirname "$0")"
 . ./env.sh
 
-BENCH=${BENCH:-quick}
+BENCHES=$(echo "${BENCHES:-${BENCH:-quick}}" | tr ',' ' ')
+METHODS=$(echo "${METHODS-}" | tr ',' ' ')
 DTYPE=${DTYPE:-auto}
 TEMP=${TEMP:-0.0}
-if [ "$BENCH" = quick ]; then
-    MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-128}
-    WARMUP=${WARMUP:-1}
-fi
-MAX_NEW_TOKENS=${MAX_NEW_TOKENS:-1024}
-WARMUP=${WARMUP:-3}
-N=${MAX_NGRAM_SIZE:-3}
-T=${NUM_PRED_TOKENS:-20}
-C=${DRAFT_TREE_CAPACITY:-64}
 GPUS=1
 if [ -n "${GPU_DEVICES-}" ]; then
     export CUDA_VISIBLE_DEVICES="$GPU_DEVICES"
     GPUS=$(echo "$GPU_DEVICES" | tr ',' '\n' | grep -c .)
 fi
 
-use_environment run -r requirements.txt
+use_environment run -r requirements.txt -e ".[plots]"
+if [ -z "$METHODS" ]; then
+    METHODS="vanilla logitspec pld recycling racer"
+    if use_environment suffix -e ".[suffix]"; then
+        METHODS="$METHODS suffix"
+    else
+        echo "eval.sh: going on without the method suffix: its package could not be built" >&2
+    fi
+else
+    case " $METHODS " in *" suffix "*) use_environment suffix -e ".[suffix]" ;; esac
+fi
 if [ -z "${MODEL_PATH-}" ] || [ "${1-}" = --setup ]; then
     default_model=$(python -m data.prepare default-model)
     MODEL_PATH=${MODEL_PATH:-$default_model}
@@ -66,26 +71,53 @@ if [ "${1-}" = --setup ]; then
     echo "ready: .venv and $default_model"
     exit 0
 fi
-case "$BENCH" in # any other is the user's own, which must be there
-    spec_bench | mt_bench | humaneval | gsm8k | cnndm)
-        python -m data.prepare "$BENCH" >/dev/null
-        ;;
-esac
 
 MODEL_NAME=$(basename "${MODEL_NAME:-$MODEL_PATH}" | tr -c '[:alnum:]._\n-' '_')
-answers="data/$BENCH/model_answer"
-run="$DTYPE-temp-$TEMP-new-$MAX_NEW_TOKENS"
-baseline="$MODEL_NAME-vanilla-$run"
-logitspec="$MODEL_NAME-logitspec-$N-$T-$C-$run"
+methods="baseline,$(echo "$METHODS" | tr -s ' ' ',')"
+all=""
+for bench in $BENCHES; do
+    case "$bench" in # any other is the user's own, which must be there
+        spec_bench | mt_bench | humaneval | gsm8k | cnndm)
+            python -m data.prepare "$bench" >/dev/null
+            ;;
+    esac
+    if [ "$bench" = quick ]; then
+        tokens=${MAX_NEW_TOKENS:-128} warmup=${WARMUP:-1}
+    else
+        tokens=${MAX_NEW_TOKENS:-1024} warmup=${WARMUP:-3}
+    fi
+    name="$MODEL_NAME-$DTYPE-temp-$TEMP-new-$tokens"
+    set -- --model-path "$MODEL_PATH" --bench-name "$bench" --dtype "$DTYPE" --temperature "$TEMP" \
+        --max-new-tokens "$tokens" --cap-new-tokens --warmup "$warmup" \
+        --num-gpus-per-model "$GPUS" --num-gpus-total "$GPUS"
+    if [ -n "${MAX_NGRAM_SIZE-}" ]; then
+        set -- "$@" --max-ngram-size "$MAX_NGRAM_SIZE"
+        name="$name-ngram-$MAX_NGRAM_SIZE"
+    fi
+    if [ -n "${NUM_PRED_TOKENS-}" ]; then
+        set -- "$@" --num-pred-tokens "$NUM_PRED_TOKENS"
+        name="$name-pred-$NUM_PRED_TOKENS"
+    fi
+    if [ -n "${DRAFT_TREE_CAPACITY-}" ]; then
+        set -- "$@" --draft-tree-capacity "$DRAFT_TREE_CAPACITY"
+        name="$name-capacity-$DRAFT_TREE_CAPACITY"
+    fi
+    if [ "${OVERWRITE-}" = 1 ]; then
+        set -- "$@" --overwrite
+    fi
+    python -m evaluation.run --methods "$methods" --model-id "$name" "$@"
 
-set -- --model-path "$MODEL_PATH" --bench-name "$BENCH" --dtype "$DTYPE" --temperature "$TEMP" \
-    --max-new-tokens "$MAX_NEW_TOKENS" --cap-new-tokens --warmup "$WARMUP" \
-    --num-gpus-per-model "$GPUS" --num-gpus-total "$GPUS"
-if [ "${OVERWRITE-}" = 1 ]; then
-    set -- "$@" --overwrite
+    answers="data/$bench/model_answer"
+    set --
+    for method in baseline $METHODS; do
+        set -- "$@" "$answers/$name-$method.jsonl"
+    done
+    python -m evaluation.tables "$@"
+    python -m evaluation.report "$@" --output "$answers/$name.report.md"
+    all="$all
+$*"
+done
+if [ "$(echo "$BENCHES" | wc -w)" -gt 1 ]; then
+    # shellcheck disable=SC2086 # names without blanks: METHODS, BENCHES and name are such
+    python -m evaluation.tables --by-bench $all
 fi
-python -m evaluation.inference_baseline "$@" --model-id "$baseline"
-python -m evaluation.inference_logitspec "$@" --model-id "$logitspec" \
-    --max_ngram_size "$N" --num_pred_tokens "$T" --draft_tree_capacity "$C"
-python evaluation/speed.py --file-path "$answers/$logitspec.jsonl" \
-    --base-path "$answers/$baseline.jsonl" --json "$answers/$logitspec.speed.json"

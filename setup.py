@@ -36,5 +36,6 @@ setup(
         ],
         "ray": ["ray>=2.40"],
         "plots": ["matplotlib>=3.9"],
+        "suffix": ["arctic-inference>=0.3"],
     },
 )

@@ -10,7 +10,9 @@ fi
 cd "$(dirname "$0")"
 . ./env.sh
 
-use_environment dev -r requirements.txt -e ".[dev,ray]"
+use_environment dev -r requirements.txt -e ".[dev,ray,plots]"
+use_environment suffix -e ".[suffix]" ||
+    echo "test.sh: the package of the method suffix could not be built; its tests are skipped" >&2
 python -m data.prepare default-model >/dev/null
 if [ -n "${BENCH_FROM-}" ]; then
     python -m data.prepare all --from "$BENCH_FROM" >/dev/null

@@ -124,12 +124,12 @@ class HFEngine:
             **self.options,
         )
         tokens = output[0, len(prompt_ids) :].tolist()
-        return DecodingResult(
-            len(prompt_ids),
-            tokens,
-            accept_lengths=steps.lengths or [1] * len(tokens),
-            step_seconds=steps.seconds,
-        )
+        if self.options:
+            return DecodingResult(
+                len(prompt_ids), tokens, accept_lengths=steps.lengths, step_seconds=steps.seconds
+            )
+        ones = [1] * len(tokens)
+        return DecodingResult(len(prompt_ids), tokens, accept_lengths=ones, tree_sizes=ones)
 
     def forget(self) -> None:
         """Nothing is kept."""

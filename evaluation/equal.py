@@ -1,27 +1,49 @@
 """Are two traces the same, token for token?  python -m evaluation.equal A.jsonl B.jsonl
 
-Greedy speculative decoding must give its target's own output: here is where that is checked.
-Exit status 0 when every turn is equal, 1 when some differ (each is listed).
+Greedy speculative decoding must give its target's own output: here is where that is checked, and
+where two traces part, how close the target's logits were.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from model.logitspec.errors import InputError
 
 from .arguments import Parser, run_command
-from .traces import Record, read_trace
+from .comparison import Trace
+from .traces import Record
+
+Key = tuple[str, int, int]  # question id, choice, turn; the last two counted from 0
 
 
-def turns(path: Path) -> dict[tuple[str, int, int], list[int]]:
-    """output_ids by (question id, choice, turn), all counted from 0 but the id."""
-    found: dict[tuple[str, int, int], list[int]] = {}
-    for record in read_trace(path):
+@dataclass
+class Turn:
+    """One generated turn and what came before it."""
+
+    ids: list[int]
+    earlier: list[str]  # the texts of the answers before it
+    prompt_tokens: int | None
+
+
+def turns(trace: Trace) -> dict[Key, Turn]:
+    """All turns of a trace."""
+    found: dict[Key, Turn] = {}
+    for record in trace.records:
         for index, choice in enumerate(record["choices"]):
-            for turn, ids in enumerate(output_ids(record, choice, path)):
-                found[str(record["question_id"]), index, turn] = ids
+            counts = choice.get("prompt_tokens") or []
+            for turn, ids in enumerate(output_ids(record, choice, trace.path)):
+                count = counts[turn] if turn < len(counts) else None
+                found[str(record["question_id"]), index, turn] = Turn(
+                    ids, choice["turns"][:turn], count
+                )
     return found
 
 
@@ -43,41 +65,135 @@ def first_difference(a: list[int], b: list[int]) -> int | None:
     return None if len(a) == len(b) else min(len(a), len(b))
 
 
-def compare(path: Path, other: Path) -> int:
-    """Print which turns differ and where; how many do.
+class LogitGap:
+    """The target's logits where two turns part.
+
+    Args:
+        model_path: the checkpoint both traces were made with.
+        trace: one of them; its sidecar names the bench, the template and the dtype.
+        device: as in the inference scripts.
+
+    Raises:
+        InputError: there is no sidecar, or the checkpoint is another one than it names.
+    """
+
+    def __init__(self, model_path: str, trace: Trace, device: str) -> None:
+        from model.logitspec import load
+
+        from .questions import load_questions, question_path
+        from .targets import Target
+
+        settings = trace.settings
+        if not settings:
+            raise InputError(
+                f"{trace.path} has no sidecar that says how it was made; leave out --model-path"
+            )
+        self.target = Target.resolve(
+            argparse.Namespace(
+                model_path=model_path, device=device, dtype=settings["dtype"],
+                num_gpus_per_model=1, conv_template=settings["template"],
+            )
+        )  # fmt: skip
+        if self.target.fingerprint != settings["model_fingerprint"]:
+            raise InputError(
+                f"{model_path} is not the checkpoint {settings['model']} that {trace.path} was "
+                "made with; give that one"
+            )
+        questions = load_questions(question_path(settings["bench_name"]))
+        self.questions = {str(question.question_id): question for question in questions}
+        self.model = load(self.target.path, **self.target.loading())
+
+    def describe(self, key: Key, turn: Turn, other: Turn, at: int) -> str:
+        """Both tokens' texts and logits after the prompt and the `at` tokens both turns share."""
+        from model.logitspec.decoding import last_logits
+
+        question, _, index = key
+        conversation = self.target.prompts.start()
+        prompt = conversation.ask(self.questions[question].turns[0])
+        for number, text in enumerate(turn.earlier, start=1):
+            conversation.answer(text)
+            prompt = conversation.ask(self.questions[question].turns[number])
+        if len(prompt) != turn.prompt_tokens:
+            raise InputError(
+                f"question {question}, turn {index}: the prompt has {len(prompt)} tokens, the "
+                f"trace says {turn.prompt_tokens}; prepare the questions it was made with"
+            )
+        logits = last_logits(self.model, [*prompt, *turn.ids[:at]])
+        said, values = [], []
+        for ids in (turn.ids, other.ids):
+            if at < len(ids):
+                values.append(float(logits[ids[at]]))
+                said.append(f"{self.target.tokenizer.decode([ids[at]])!r} {values[-1]:.4f}")
+        gap = f", gap {abs(values[0] - values[1]):.4f}" if len(values) == 2 else ""
+        return f"; logits {', '.join(said)}{gap}"
+
+
+def differences(
+    ours: dict[Key, Turn], theirs: dict[Key, Turn], logits: LogitGap | None
+) -> Iterator[str]:
+    """A line for every turn that differs."""
+    for key, turn in ours.items():
+        other = theirs[key]
+        at = first_difference(turn.ids, other.ids)
+        if at is None:
+            continue
+        question, choice, index = key
+        tokens = " against ".join(
+            str(ids[at]) if at < len(ids) else "no more" for ids in (turn.ids, other.ids)
+        )
+        line = f"question {question}, choice {choice}, turn {index}: "
+        if turn.earlier != other.earlier:
+            yield line + "differs, after different answers to the turns before it"
+            continue
+        line += f"differs from token {at} on: {tokens}"
+        yield line + (logits.describe(key, turn, other, at) if logits is not None else "")
+
+
+def compare(path: Path, other: Path, model_path: str | None, device: str) -> bool:
+    """Print which turns differ and where; whether all are equal.
 
     Raises:
         InputError: a trace cannot be read, or they hold different questions.
     """
-    ours, theirs = turns(path), turns(other)
+    trace = Trace.read(path)
+    ours, theirs = turns(trace), turns(Trace.read(other))
     if ours.keys() != theirs.keys():
         odd = sorted(ours.keys() ^ theirs.keys())[0]
         raise InputError(
             f"{path} and {other} do not answer the same turns: question {odd[0]}, choice {odd[1]}, "
             f"turn {odd[2]} is in one only"
         )
-    different = 0
-    for key, ids in ours.items():
-        if (at := first_difference(ids, theirs[key])) is not None:
-            different += 1
-            question, choice, turn = key
-            print(
-                f"question {question}, choice {choice}, turn {turn}: differs from token {at} on "
-                f"({len(ids)} and {len(theirs[key])} tokens)"
-            )
-    tokens = sum(map(len, ours.values()))
-    print(f"{len(ours) - different} of {len(ours)} turns equal ({tokens} tokens)")
-    return different
+    at = [first_difference(turn.ids, theirs[key].ids) for key, turn in ours.items()]
+    equal = at.count(None)
+    logits: LogitGap | None = None
+    if model_path is not None and equal < len(at):
+        logits = LogitGap(model_path, trace, device)
+    for line in differences(ours, theirs, logits):
+        print(line)
+    lengths = [len(turn.ids) for turn in ours.values()]
+    prefixes = [n if where is None else where for n, where in zip(lengths, at, strict=True)]
+    print(
+        f"{equal} of {len(at)} turns equal ({equal / len(at):.1%}); "
+        f"mean matched prefix {np.mean(prefixes):.1f} of {np.mean(lengths):.1f} tokens"
+    )
+    return equal == len(at)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("python -m evaluation.equal", "Compare two traces token for token.")
-    parser.add_argument("trace", type=Path, help="one trace")
-    parser.add_argument("other", type=Path, help="the other")
+    add = parser.add_argument
+    add("trace", type=Path, help="one trace")
+    add("other", type=Path, help="the other")
+    add("--model-path", help="the checkpoint of both: print its logits where the turns part")
+    add("--device", default="auto", help="of that checkpoint: cpu, cuda or cuda:N")
+    add("--strict", action="store_true", help="exit status 1 when some turn differs")
     args = parser.parse_args(argv)
-    different: list[int] = []
-    status = run_command(parser.prog, lambda: different.append(compare(args.trace, args.other)))
-    return status or int(any(different))
+    equal: list[Any] = []
+    status = run_command(
+        parser.prog,
+        lambda: equal.append(compare(args.trace, args.other, args.model_path, args.device)),
+    )
+    return status or int(args.strict and not all(equal))
 
 
 if __name__ == "__main__":

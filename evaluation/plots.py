@@ -170,15 +170,7 @@ def acceptance_by_rank(figure: Figure, comparison: Comparison, _: argparse.Names
 
 def tokens_against_time(figure: Figure, comparison: Comparison, args: argparse.Namespace) -> None:
     """A line per method over the first turn of one question."""
-    wanted = args.question
-    asked = {str(record["question_id"]) for record in comparison.traces[0].records}
-    if wanted is None:
-        wanted = str(comparison.traces[0].records[0]["question_id"])
-    elif wanted not in asked:
-        raise InputError(
-            f"--question {wanted} is in none of the traces; "
-            f"they hold {', '.join(sorted(asked)[:9])} …"
-        )
+    wanted = args.question or str(comparison.traces[0].records[0]["question_id"])
     figure.set_size_inches(7, 4)
     axes = figure.add_subplot()
     for index, trace in enumerate(comparison.traces):
@@ -246,7 +238,7 @@ def draw_all(comparison: Comparison, folder: Path, args: argparse.Namespace) -> 
     """Write every picture the traces allow, as NAME.png and NAME.svg; the names written.
 
     Raises:
-        InputError: matplotlib is not installed, or a file cannot be written.
+        InputError: matplotlib is not installed, no such question, or a file cannot be written.
     """
     try:
         import matplotlib
@@ -257,6 +249,12 @@ def draw_all(comparison: Comparison, folder: Path, args: argparse.Namespace) -> 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    asked = [str(record["question_id"]) for record in comparison.traces[0].records]
+    if args.question is not None and args.question not in asked:
+        raise InputError(
+            f"--question {args.question} is in none of the traces; "
+            f"they hold {', '.join(asked[:9])}{' and more' if len(asked) > 9 else ''}"
+        )
     written = []
     with matplotlib.rc_context({"svg.hashsalt": "logitspec", "svg.fonttype": "none"}):
         for name, (draw, _) in PICTURES.items():

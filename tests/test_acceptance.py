@@ -13,11 +13,11 @@ from model.logitspec.acceptance import TreeTensors, Verdict, accept_greedy
 VOCAB = 4
 
 
-def verdict(tree: DraftTree, chosen: list[int], top_k: int = 0) -> Verdict:
+def verdict(tree: DraftTree, chosen: list[int], top_k: int = 0, node_top_k: int = 0) -> Verdict:
     """Accept with logits whose argmax after node i is chosen[i], then falling with the token id."""
     logits = -torch.arange(VOCAB, dtype=torch.float32).repeat(len(tree), 1)
     logits[torch.arange(len(tree)), torch.tensor(chosen)] = 10.0
-    return accept_greedy(logits, TreeTensors.upload(tree, torch.device("cpu")), top_k)
+    return accept_greedy(logits, TreeTensors.upload(tree, torch.device("cpu")), top_k, node_top_k)
 
 
 def deepest_first(tree: DraftTree, chosen: list[int]) -> list[int]:
@@ -42,6 +42,12 @@ def test_the_longest_agreed_path_is_accepted(data: st.DataObject) -> None:
     result = verdict(tree, chosen)
     assert result.path == deepest_first(tree, chosen)
     assert result.next_root == chosen[result.path[-1]]
+    after = [[best, *(t for t in range(VOCAB) if t != best)] for best in chosen]
+    both = verdict(tree, chosen, top_k=2, node_top_k=3)
+    assert both.top_ids == after[result.path[-1]][:2]
+    assert both.node_top_ids == [ids[:3] for ids in after]
+    assert verdict(tree, chosen, node_top_k=99).node_top_ids == after
+    assert result.node_top_ids == []
 
 
 def test_nothing_waits_for_the_device_before_the_one_transfer() -> None:
@@ -50,7 +56,7 @@ def test_nothing_waits_for_the_device_before_the_one_transfer() -> None:
     tree.add_branch([1, 2, 3])
     tensors = TreeTensors.upload(tree, torch.device("meta"))
     with pytest.raises(NotImplementedError) as stopped:
-        accept_greedy(torch.empty(4, VOCAB, device="meta"), tensors, top_k=2)
+        accept_greedy(torch.empty(4, VOCAB, device="meta"), tensors, top_k=2, node_top_k=2)
     assert str(stopped.traceback[1].statement).lstrip().startswith("answer = ")
 
 

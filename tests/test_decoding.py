@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from model.logitspec import (
     VanillaDrafter,
     generate,
 )
+from model.logitspec.decoding import last_logits
 
 PROMPT = [5, 6, 7, 8, 5, 6, 7]
 
@@ -32,7 +34,7 @@ class Oracle(Drafter):
         self.future, self.ahead, self.at = list(future), ahead, 0
         self.capacity = 1 + ahead + 6
 
-    def reset(self, prompt_ids: Sequence[int]) -> None:
+    def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
         self.at = 0
 
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
@@ -42,7 +44,9 @@ class Oracle(Drafter):
         tree.add_branch([93, 94, 95])
         return tree
 
-    def observe(self, tree: DraftTree, path: Sequence[int]) -> None:
+    def observe(
+        self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
+    ) -> None:
         self.at += len(path)
 
 
@@ -52,7 +56,9 @@ def vanilla(model: LlamaKVForCausalLM, new: int, eos: Sequence[int] = ()) -> Dec
 
 def check_books(result: DecodingResult) -> None:
     assert sum(result.accept_lengths) == len(result.tokens)
-    assert len(result.tree_sizes) == result.steps
+    assert len(result.tree_sizes) == len(result.step_seconds) == len(result.misses) == result.steps
+    total = result.draft_seconds + result.verify_seconds + result.commit_seconds
+    assert 0 < sum(result.step_seconds) <= total * 1.5
     assert all(a <= n for a, n in zip(result.accept_lengths, result.tree_sizes, strict=True))
     assert result.mean_accepted_tokens == len(result.tokens) / result.steps
 
@@ -67,6 +73,8 @@ def test_vanilla_commits_one_token_a_step(tiny: LlamaKVForCausalLM) -> None:
 
 @pytest.mark.parametrize("name", sorted(DRAFTERS))
 def test_every_drafter_gives_the_targets_own_tokens(tiny: LlamaKVForCausalLM, name: str) -> None:
+    if name == "suffix":
+        pytest.importorskip("arctic_inference")
     result = generate(tiny, PROMPT, DRAFTERS[name](), max_new_tokens=100)
     assert result.tokens == vanilla(tiny, 100).tokens
     check_books(result)
@@ -82,6 +90,88 @@ def test_right_drafts_are_accepted_whole_between_wrong_ones(
     full, rest = divmod(40, ahead + 1)
     assert result.accept_lengths == [ahead + 1] * full + [rest] * (rest > 0)
     check_books(result)
+
+
+def test_a_miss_is_a_step_with_only_wrong_drafts_behind_its_path(
+    tiny: LlamaKVForCausalLM,
+) -> None:
+    expected = vanilla(tiny, 12).tokens
+    assert vanilla(tiny, 12).misses == [0] * 12  # nothing was drafted
+
+    class Short(Oracle):
+        """One right draft with a wrong one below it, then none at all, in turn."""
+
+        def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
+            tree = DraftTree(root, self.capacity)
+            if self.at % 3 == 0:
+                tree.add_branch([*self.future[self.at + 1 : self.at + 2], 96])
+            return tree
+
+    result = generate(tiny, PROMPT, Short(expected, 2), max_new_tokens=12)
+    assert result.tokens == expected
+    assert result.accept_lengths == [2, 1] * 4
+    assert result.misses == [1, 0] * 4
+
+
+def test_ranks_of_the_token_after_the_next(tiny: LlamaKVForCausalLM) -> None:
+    """In a step of one node the logits that chose the root also rank the root after it."""
+
+    class Noting(VanillaDrafter):
+        name = "noting"
+        top_k = 5
+
+        def __init__(self) -> None:
+            self.seen: list[list[int]] = []
+
+        def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
+            self.seen.append(list(top_ids))
+            return super().draft(root, top_ids)
+
+    noting = Noting()
+    result = generate(tiny, PROMPT, noting, max_new_tokens=60)
+    after = [*result.tokens[1:], None]
+    for top, token, found in zip(noting.seen[:-1], after, result.next_next_ranks, strict=False):
+        assert found == (top.index(token) if token in top else -1)
+    assert len(result.next_next_ranks) == 60
+    assert {-1} < set(result.next_next_ranks)  # some among the five, some not
+    assert vanilla(tiny, 5).next_next_ranks == []
+    eos = result.tokens[9]
+    short = generate(tiny, PROMPT, Noting(), max_new_tokens=60, eos_token_ids=[eos])
+    assert len(short.next_next_ranks) == len(short.tokens) - 1  # nothing comes after EOS
+
+
+def test_a_drafter_sees_the_best_tokens_after_every_node_and_prompt_token(
+    tiny: LlamaKVForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.logitspec.decoding.PREFILL_LOGITS", 3)  # of 7, in three pieces
+
+    class Noting(Oracle):
+        node_top_k = 4
+        prompt_top_k = 3
+        seen: list[tuple[list[int], Sequence[Sequence[int]]]]
+
+        def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
+            super().reset(prompt_ids)
+            self.seen, self.text = [], list(prompt_ids)
+            for end in range(1, len(prompt_ids) + 1):
+                self.seen.append((self.text[:end], [top_ids[end - 1]]))
+
+        def observe(
+            self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
+        ) -> None:
+            super().observe(tree, path)
+            for node, mask in enumerate(tree.ancestor_mask()):
+                way = [tree.tokens[n] for n in range(len(tree)) if mask[n]]
+                self.seen.append(([*self.text, *way], [top_ids[node]]))
+            self.text += [tree.tokens[node] for node in path]
+
+    noting = Noting(vanilla(tiny, 9).tokens, 2)
+    generate(tiny, PROMPT, noting, max_new_tokens=9)
+    assert len(noting.seen) > 20
+    for text, (best,) in noting.seen:
+        logits = last_logits(tiny, text)
+        assert best == logits.topk(len(best)).indices.tolist()
+    assert {len(best) for _, (best,) in noting.seen} == {3, 4}
 
 
 def test_output_ends_with_the_first_eos_inside_a_path(tiny: LlamaKVForCausalLM) -> None:
@@ -160,6 +250,12 @@ def test_200_tokens_of_the_default_model_equal_generate(
     output = reference.generate(torch.tensor([prompt]), max_new_tokens=200, do_sample=False)
     expected = output[0, len(prompt) :].tolist()
     assert len(expected) == 200
-    for drafter in (VanillaDrafter(), LogitSpecDrafter(draft_tree_capacity=16)):
-        result = generate(default_model, prompt, drafter, max_new_tokens=200, eos_token_ids=[2])
-        assert result.tokens == expected
+    for name, drafter in DRAFTERS.items():
+        if name == "suffix" and find_spec("arctic_inference") is None:
+            continue
+        small = {"draft_tree_capacity": 16} if "draft_tree_capacity" in drafter.options else {}
+        result = generate(
+            default_model, prompt, drafter(**small), max_new_tokens=200, eos_token_ids=[2]
+        )
+        assert result.tokens == expected, name
+        assert (result.mean_accepted_tokens > 1.05) == (name != "vanilla"), name

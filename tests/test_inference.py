@@ -61,6 +61,11 @@ def test_traces_of_baseline_and_logitspec(run: Callable[..., int], make_bench: M
             assert [len(sizes) for sizes in choice["tree_sizes"]] == choice["decoding_steps"]
             assert all(0 < n <= 12 for n in choice["new_tokens"])
             assert all(s > 0 for s in choice["wall_time"])
+            if record["model_id"] == "logitspec":
+                for turn, steps in enumerate(choice["decoding_steps"]):
+                    assert len(choice["misses"][turn]) == len(choice["step_seconds"][turn]) == steps
+                    assert 0 < sum(choice["step_seconds"][turn]) <= choice["wall_time"][turn]
+                    assert steps - 1 <= len(choice["next_next_ranks"][turn]) <= steps
     first = ours[0]["choices"][0]
     assert first["prompt_tokens"][1] > first["prompt_tokens"][0] + first["new_tokens"][0]
     spent = sum(first[f"{phase}_seconds"][0] for phase in ("prefill", "draft", "verify", "commit"))
@@ -192,7 +197,7 @@ def test_several_workers_give_the_same_answers(chat_path: str, make_bench: Make)
     pytest.importorskip("ray")
     import argparse
 
-    from evaluation.engines import KVEngine
+    from evaluation.engines import Engine, HFEngine, KVEngine, Models
     from evaluation.eval import Answerer
     from evaluation.questions import Question, load_questions
     from evaluation.sharding import answer_in_workers
@@ -201,25 +206,31 @@ def test_several_workers_give_the_same_answers(chat_path: str, make_bench: Make)
 
     folder = make_bench(*(question(i, f"Question {i}?") for i in range(5)))
     args = argparse.Namespace(
-        model_path=chat_path, model_id="x", device="cpu", dtype="float32", num_gpus_per_model=1,
+        model_path=chat_path, device="cpu", dtype="float32", num_gpus_per_model=1,
         conv_template=None, max_new_tokens=8, cap_new_tokens=False, num_choices=1, seed=0,
     )  # fmt: skip
 
-    def build() -> Answerer:
+    def build() -> dict[str, Answerer]:
         target = Target.resolve(args)
-        return Answerer(target, KVEngine(target, LogitSpecDrafter()), args)
+        models = Models(target, shared=True)
+        engines: dict[str, Engine] = {
+            "ours": KVEngine(models, LogitSpecDrafter()),
+            "theirs": HFEngine(models),
+        }
+        return {name: Answerer(target, engine, name, args) for name, engine in engines.items()}
 
-    questions = load_questions(folder / "question.jsonl")
-    alone = {q.question_id: build().answer(q)["choices"][0]["output_ids"] for q in questions}
-    shared = {
-        record["question_id"]: record["choices"][0]["output_ids"]
-        for record in answer_in_workers(build, questions, workers=2, gpus_per_worker=0)
-    }
-    assert shared == alone
+    jobs = [(q, ["ours", "theirs"]) for q in load_questions(folder / "question.jsonl")]
+    ours = build()["ours"]
+    alone = {q.question_id: ours.answer(q)["choices"][0]["output_ids"] for q, _ in jobs}
+    found: dict[str, dict[Any, Any]] = {"ours": {}, "theirs": {}}
+    for name, record in answer_in_workers(build, jobs, workers=2, gpus_per_worker=0):
+        assert record["model_id"] == name
+        found[name][record["question_id"]] = record["choices"][0]["output_ids"]
+    assert found == {"ours": alone, "theirs": alone}
 
     too_long = Question(9, "qa", ("Who? " * 600,))
     with pytest.raises(InputError, match=r"^question 9: the prompt's"):
-        list(answer_in_workers(build, [too_long], workers=1, gpus_per_worker=0))
+        list(answer_in_workers(build, [(too_long, ["ours"])], workers=1, gpus_per_worker=0))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

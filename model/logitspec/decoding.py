@@ -146,6 +146,18 @@ def prefill(
     return verdict
 
 
+@torch.inference_mode()
+def last_logits(model: LlamaKVForCausalLM, ids: Sequence[int]) -> torch.Tensor:
+    """The target's logits after a sequence, [vocab], in one forward over all of it."""
+    cache = model.cache_for(len(ids))
+    tokens = torch.tensor(ids, device=model.device)
+    positions = torch.arange(len(ids), device=model.device)
+    logits: torch.Tensor = model(
+        tokens, positions, cache, last_position=len(ids) - 1, last_only=True
+    )
+    return logits[0]
+
+
 def verify(
     model: LlamaKVForCausalLM, tree: DraftTree, cache: KVCache, top_k: int, node_top_k: int = 0
 ) -> Verdict:

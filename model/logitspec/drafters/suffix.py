@@ -15,9 +15,9 @@ from .base import Drafter, register
 class SuffixDrafter(Drafter):
     """SuffixDecoding: the likeliest continuations in suffix trees of this and earlier answers.
 
-    The longest suffix of the context, root included, is looked up in the tree of this prompt and
-    answer and in the one of all answers before; of the two drafts the one with more expected tokens
-    is taken. A draft has no more nodes than `max_spec_factor` times the suffix's length and none
+    Every suffix of the context, root included, is looked up in the tree of this prompt and answer
+    and in the one of all answers before; of all drafts found the one with most expected tokens is
+    taken. A draft has no more nodes than `max_spec_factor` times its suffix's length, and none
     whose estimated path probability is below `min_token_prob`. Answers are kept across prompts.
 
     Args:

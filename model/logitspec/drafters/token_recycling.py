@@ -50,7 +50,7 @@ class TokenRecyclingDrafter(Drafter):
     places of the fixed tree that stay empty are not used otherwise.
 
     Args:
-        draft_tree_capacity: most nodes, root included; of the published tree (80 nodes with the
+        draft_tree_capacity: most nodes, root included; of the published tree (80 nodes below the
             root) the first ones in breadth-first order.
 
     Raises:
@@ -62,7 +62,7 @@ class TokenRecyclingDrafter(Drafter):
     }
     node_top_k = SUCCESSORS
 
-    def __init__(self, draft_tree_capacity: int = 80) -> None:
+    def __init__(self, draft_tree_capacity: int = 81) -> None:
         require_positive(draft_tree_capacity=draft_tree_capacity)
         self._shape = static_tree()[: draft_tree_capacity - 1]
         self.capacity = len(self._shape) + 1

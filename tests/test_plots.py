@@ -1,0 +1,198 @@
+"""Pictures and the report: what is drawn, from which numbers, and what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation import plots, report
+from evaluation.comparison import Trace, read_comparison
+from evaluation.plots import PICTURES, conditional_acceptance, main
+
+from .test_tables import record, write
+
+pytest.importorskip("matplotlib")
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+
+def rewrite(path: Path, **per_turn: Any) -> None:
+    """Put per-turn fields into every record of a trace."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for entry in records:
+        entry["choices"][0] |= per_turn
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in records))
+
+
+@pytest.fixture
+def traces(tmp_path: Path) -> list[Path]:
+    paths = [
+        write(tmp_path, "base", "baseline", seconds=2.0, step=1, count=8),
+        write(tmp_path, "loop", "vanilla", seconds=1.0, step=1, count=8),
+        write(tmp_path, "fast", "logitspec", seconds=0.5, step=3, count=8),
+    ]
+    for path, steps in ((paths[1], 12), (paths[2], 4)):
+        rewrite(
+            path,
+            step_seconds=[[0.01] * steps] * 2, misses=[[0, 1] * (steps // 2)] * 2,
+            prefill_seconds=[0.05] * 2, draft_seconds=[0.01] * 2, verify_seconds=[0.2] * 2,
+            commit_seconds=[0.02] * 2,
+        )  # fmt: skip
+    rewrite(paths[2], next_next_ranks=[[1, 2, -1, 5], [0, 1, 63]])
+    return paths
+
+
+def drawn(name: str, paths: list[Path], question: str | None = None) -> Figure:
+    figure = Figure()
+    PICTURES[name][0](figure, read_comparison(paths), argparse.Namespace(question=question))
+    return figure
+
+
+def test_every_picture_is_written_twice(
+    traces: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pictures"
+    assert main([*map(str, traces), "--output-dir", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {
+        f"{name}.{kind}" for name in PICTURES for kind in ("png", "svg")
+    }
+    for name in PICTURES:
+        pixels = imread(out / f"{name}.png")
+        assert pixels[..., :3].std() > 0.02, name  # not a blank page
+        assert "<svg" in (out / f"{name}.svg").read_text()
+    before = {path: path.read_bytes() for path in out.glob("*.svg")}
+    assert main([*map(str, traces), "--output-dir", str(out)]) == 0
+    assert before == {path: path.read_bytes() for path in out.glob("*.svg")}
+    assert "PNG and SVG in" in capsys.readouterr().out
+
+
+def test_the_bars_are_the_speedups(traces: list[Path]) -> None:
+    (axes,) = drawn("speedup", traces).axes
+    heights = [[bar.get_height() for bar in bars] for bars in axes.containers]  # type: ignore[attr-defined]
+    assert heights == [pytest.approx([2.0] * 3), pytest.approx([4.0] * 3)]  # 2 tasks and overall
+    labels = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert labels == ["mt_bench", "qa", "overall"]
+
+
+def test_accept_lengths_are_shares_of_the_steps(traces: list[Path]) -> None:
+    (axes,) = [axes for axes in drawn("accept-lengths", traces).axes if axes.get_visible()]
+    assert [bar.get_height() for bar in axes.containers[0]][:4] == [0, 0, 1, 0]  # type: ignore[attr-defined]
+    assert axes.get_title() == "logitspec, MAT 3.00"
+
+
+def test_conditional_acceptance_by_hand(tmp_path: Path) -> None:
+    """Paths 3 3 1 2 with a miss behind the first and third: depth 1 was tried 4 times."""
+    path = write(tmp_path, "t", "racer", seconds=1.0, step=3, count=1)
+    rewrite(path, accept_lengths=[3, 3, 1, 2], misses=[[1, 0], [1, 0]])
+    assert conditional_acceptance(Trace.read(path)) == {1: (3, 4), 2: (2, 2), 3: (0, 1)}
+
+
+def test_rates_that_rest_on_few_steps_are_not_drawn(
+    traces: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (axes,) = drawn("depth", traces).axes
+    (line,) = axes.lines
+    # 64 steps of 3 tokens, 32 of them with a miss at depth 3
+    assert [*line.get_xdata()] == [1, 2, 3]
+    assert [*line.get_ydata()] == [1.0, 1.0, 0.0]
+    monkeypatch.setattr(plots, "FEWEST", 33)
+    assert [*drawn("depth", traces).axes[0].lines[0].get_xdata()] == [1, 2]
+
+
+def test_ranks(traces: list[Path]) -> None:
+    single, cumulative = drawn("rank", traces).axes
+    shares = [bar.get_height() for bar in single.containers[0]]  # type: ignore[attr-defined]
+    assert shares == pytest.approx([1 / 7, 2 / 7, 1 / 7, 0, 0, 1 / 7, *[0] * 10])
+    assert cumulative.lines[0].get_ydata()[-1] == pytest.approx(6 / 7)  # one is in no rank
+
+
+def test_tokens_against_time(traces: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (axes,) = drawn("time", traces, question="2").axes
+    base, loop, fast = axes.lines
+    assert (base.get_xdata()[-1], base.get_ydata()[-1]) == (6.0, 12)  # no steps: a straight line
+    assert fast.get_xdata()[-1] == pytest.approx(0.05 + 4 * 0.01)
+    assert [*fast.get_ydata()] == [0, 3, 6, 9, 12]
+    assert loop.get_ydata()[-1] == 12
+    assert main([*map(str, traces), "--output-dir", "x", "--question", "99"]) == 2
+    assert "--question 99 is in none of the traces" in capsys.readouterr().err
+
+
+def test_the_phases_add_up_to_the_wall_time(traces: list[Path]) -> None:
+    (axes,) = drawn("phases", traces).axes
+    assert len(axes.get_yticklabels()) == 2  # generate() does not say
+    ends = [bar.get_x() + bar.get_width() for bar in axes.containers[-1]]  # type: ignore[attr-defined]
+    spent = sum(1.5 * (1 + i) for i in range(8)) - 16 * 0.05
+    assert ends[1] == pytest.approx(1e3 * spent / 64)
+
+
+def test_what_traces_do_not_hold_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write(tmp_path, "base", "baseline", seconds=2.0, step=1)
+    old = write(tmp_path, "old", "pld", seconds=1.0, step=2)
+    out = tmp_path / "out"
+    assert main([str(base), str(old), "--output-dir", str(out)]) == 0
+    said = capsys.readouterr().out
+    for name in ("depth", "rank", "phases"):
+        assert f"no picture `{name}`: no trace" in said
+        assert not (out / f"{name}.png").exists()
+    assert "speedup, accept-lengths, time: PNG and SVG" in said
+
+
+def test_without_matplotlib_the_extra_is_named(
+    traces: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main([*map(str, traces), "--output-dir", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.endswith(
+        "plots need matplotlib; `pip install -e '.[plots]'` installs it\n"
+    )
+
+
+def test_an_unwritable_folder_is_refused(
+    traces: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*map(str, traces), "--output-dir", "/dev/null/x"]) == 2
+    assert "cannot write the pictures into /dev/null/x" in capsys.readouterr().err
+
+
+def test_the_report(traces: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = tmp_path / "notes.md"
+    notes.write_text("Remember this.\n")
+    out = tmp_path / "docs" / "results.md"
+    argv = [*map(str, traces), "--output", str(out), "--notes", str(notes), "--published"]
+    assert report.main(argv) == 0
+    text = out.read_text()
+    for part in (
+        "# spec_bench: speedup over transformers' generate()",
+        "- 8 questions of spec_bench",
+        "- model: m",
+        "- date: 2027-01-15",
+        "A CPU, 2 threads, Linux; torch 2.13.0; commit 0123456789ab",
+        "| logitspec | **4.00** |",
+        "Remember this.",
+        "![depth](results/depth.png)",
+    ):
+        assert part in text
+    assert text.count("- machine:") == 1
+    assert (out.parent / "results" / "table.csv").is_file()
+    assert (out.parent / "results" / "table.tex").is_file()
+    assert f"report: {out}" in capsys.readouterr().out
+    assert report.main([*map(str, traces), "--output", "x.txt"]) == 2
+    assert "--output x.txt is no .md file" in capsys.readouterr().err
+    assert report.main([*argv, "--notes", "/nowhere.md"]) == 2
+    assert "cannot read the notes /nowhere.md" in capsys.readouterr().err
+
+
+def test_records_of_the_tables_tests_are_traces() -> None:
+    from evaluation.traces import validate
+
+    assert validate(record(1, 1.0, 12, 3)) is None
