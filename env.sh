@@ -6,7 +6,7 @@
 use_environment() {
     stamp=".venv/.installed-$1"
     shift
-    now=$(cat requirements.txt constraints.txt setup.py | cksum)
+    now="$(cat requirements.txt constraints.txt setup.py | cksum) $*"
     if [ ! -d .venv ] || [ -e .venv/.unfinished ]; then
         "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
             echo "${0##*/}: ${PYTHON:-python3} is not Python 3.10 or newer; set PYTHON to one that is" >&2
@@ -30,4 +30,20 @@ use_environment() {
     fi
     PATH="$PWD/.venv/bin:$PATH"
     export PATH
+}
+
+# The same for what may be missing: after a failure it fails again at once, until the sources change.
+#
+#   try_environment NAME PIP-ARGUMENT...
+try_environment() {
+    failed=".venv/.failed-$1"
+    if [ -e "$failed" ] && [ "$(cat "$failed")" = "$(cat requirements.txt constraints.txt setup.py | cksum)" ]; then
+        return 1
+    fi
+    if use_environment "$@"; then
+        rm -f "$failed"
+    else
+        cat requirements.txt constraints.txt setup.py | cksum >"$failed"
+        return 1
+    fi
 }

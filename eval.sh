@@ -43,7 +43,10 @@ cd "$(dirname "$0")"
 . ./env.sh
 
 BENCHES=$(echo "${BENCHES:-${BENCH:-quick}}" | tr ',' ' ')
-METHODS=$(echo "${METHODS-}" | tr ',' ' ')
+wanted=""
+for method in $(echo "${METHODS-}" | tr ',' ' '); do
+    if [ "$method" != baseline ]; then wanted="${wanted:+$wanted }$method"; fi
+done
 DTYPE=${DTYPE:-auto}
 TEMP=${TEMP:-0.0}
 GPUS=1
@@ -53,15 +56,16 @@ if [ -n "${GPU_DEVICES-}" ]; then
 fi
 
 use_environment run -r requirements.txt -e ".[plots]"
-if [ -z "$METHODS" ]; then
-    METHODS="vanilla logitspec pld recycling racer"
-    if use_environment suffix -e ".[suffix]"; then
-        METHODS="$METHODS suffix"
+if [ -z "${METHODS-}" ]; then
+    wanted="vanilla logitspec pld recycling racer"
+    if try_environment suffix -e ".[suffix]"; then
+        wanted="$wanted suffix"
     else
-        echo "eval.sh: going on without the method suffix: its package could not be built" >&2
+        echo "eval.sh: going on without the method suffix, whose package could not be built;" \
+            "METHODS=suffix tries again" >&2
     fi
 else
-    case " $METHODS " in *" suffix "*) use_environment suffix -e ".[suffix]" ;; esac
+    case " $wanted " in *" suffix "*) use_environment suffix -e ".[suffix]" ;; esac
 fi
 if [ -z "${MODEL_PATH-}" ] || [ "${1-}" = --setup ]; then
     default_model=$(python -m data.prepare default-model)
@@ -73,8 +77,9 @@ if [ "${1-}" = --setup ]; then
 fi
 
 MODEL_NAME=$(basename "${MODEL_NAME:-$MODEL_PATH}" | tr -c '[:alnum:]._\n-' '_')
-methods="baseline,$(echo "$METHODS" | tr -s ' ' ',')"
-all=""
+methods=$(echo "baseline $wanted" | tr -s ' ' ',')
+traces=""
+reports=""
 for bench in $BENCHES; do
     case "$bench" in # any other is the user's own, which must be there
         spec_bench | mt_bench | humaneval | gsm8k | cnndm)
@@ -108,16 +113,25 @@ for bench in $BENCHES; do
     python -m evaluation.run --methods "$methods" --model-id "$name" "$@"
 
     answers="data/$bench/model_answer"
+    reports="$reports $answers/$name"
+    for method in baseline $wanted; do
+        traces="$traces $answers/$name-$method.jsonl"
+    done
+done
+
+# MODEL_NAME, METHODS and BENCHES are words without blanks, so these lists can be split at blanks
+for report in $reports; do
     set --
-    for method in baseline $METHODS; do
-        set -- "$@" "$answers/$name-$method.jsonl"
+    for method in baseline $wanted; do
+        set -- "$@" "$report-$method.jsonl"
     done
     python -m evaluation.tables "$@"
-    python -m evaluation.report "$@" --output "$answers/$name.report.md"
-    all="$all
-$*"
+    python -m evaluation.report "$@" --output "$report.report.md"
 done
-if [ "$(echo "$BENCHES" | wc -w)" -gt 1 ]; then
-    # shellcheck disable=SC2086 # names without blanks: METHODS, BENCHES and name are such
-    python -m evaluation.tables --by-bench $all
+if [ "$(echo "$reports" | wc -w)" -gt 1 ]; then
+    # shellcheck disable=SC2086
+    set -- --by-bench $traces
+    python -m evaluation.tables "$@"
+    python -m evaluation.tables "$@" --format markdown --output "${reports##* }.benches.md"
+    echo "benchmarks side by side: ${reports##* }.benches.md"
 fi

@@ -11,7 +11,7 @@ cd "$(dirname "$0")"
 . ./env.sh
 
 use_environment dev -r requirements.txt -e ".[dev,ray,plots]"
-use_environment suffix -e ".[suffix]" ||
+try_environment suffix -e ".[suffix]" ||
     echo "test.sh: the package of the method suffix could not be built; its tests are skipped" >&2
 python -m data.prepare default-model >/dev/null
 if [ -n "${BENCH_FROM-}" ]; then

@@ -24,6 +24,10 @@ COMMON = (
     "bench_name", "questions", "model", "model_fingerprint", "template", "max_new_tokens",
     "temperature", "dtype", "device", "num_gpus_per_model",
 )  # fmt: skip
+# What an environment in a sidecar says that matters to a comparison.
+ENVIRONMENT = (
+    "device_names", "threads", "platform", "versions", "commit", "uncommitted_changes",
+)  # fmt: skip
 BASELINES = {"baseline": "transformers' generate()", "vanilla": "one-node loop"}  # main one first
 
 
@@ -35,6 +39,7 @@ class Trace:
     records: list[Record]
     settings: dict[str, Any]  # empty where there is no sidecar, as with the reference's traces
     environments: list[dict[str, Any]]
+    starts: list[int]  # how many answers there were each time a run began to write
     label: str
 
     @classmethod
@@ -45,18 +50,24 @@ class Trace:
             InputError: the trace cannot be read, or the sidecar is there and broken.
         """
         records = read_trace(path)
-        meta: Any = {}
+        settings: dict[str, Any] = {}
+        environments: list[dict[str, Any]] = []
+        starts: list[int] = []
         if meta_path(path).is_file():
             try:
                 meta = json.loads(meta_path(path).read_text(encoding="utf-8"))
-                meta = {"settings": dict(meta["settings"]), "environments": [*meta["environments"]]}
+                settings = {key: meta["settings"][key] for key in COMMON} | meta["settings"]
+                environments = [
+                    {key: environment[key] for key in ENVIRONMENT}
+                    for environment in meta["environments"]
+                ]
+                starts = [int(start) for start in meta.get("starts", ())]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise InputError(
                     f"{meta_path(path)} does not say how the trace was made; delete it or run again"
                 ) from error
-        settings = meta.get("settings", {})
         label = str(settings.get("method") or records[0]["model_id"])
-        return cls(path, records, settings, meta.get("environments", []), label)
+        return cls(path, records, settings, environments, starts, label)
 
     @property
     def method(self) -> str | None:
@@ -103,40 +114,99 @@ class Comparison:
     traces: list[Trace]
     baselines: dict[str, Trace]  # by what they are; the first is the main one
     tasks: list[str]
+    first_turns: bool = False  # whether all other turns are left out
 
     @property
     def main_baseline(self) -> Trace:
         return next(iter(self.baselines.values()))
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What the traces have in common, as far as their sidecars say; else empty."""
+        return next((trace.settings for trace in self.traces if trace.settings), {})
+
+    @property
     def bench_name(self) -> str | None:
-        return self.traces[0].settings.get("bench_name")
+        return self.settings.get("bench_name")
+
+    def cautions(self) -> list[str]:
+        """What a reader of the speeds should know about how the traces came about."""
+        said = []
+        made_in = {json.dumps(t.environments, sort_keys=True) for t in self.traces}
+        if len(made_in) > 1 or any(len(trace.environments) > 1 for trace in self.traces):
+            said.append(
+                "The traces were not all made on one machine with one version of everything."
+            )
+        times = {trace.label: [r["tstamp"] for r in trace.records if "tstamp" in r]
+                 for trace in self.traces}  # fmt: skip
+        spans = [(min(stamps), max(stamps), label) for label, stamps in times.items() if stamps]
+        last_start = max(spans, default=None)
+        first_end = min(spans, key=lambda span: span[1], default=None)
+        if last_start and first_end and last_start[0] > first_end[1]:
+            said.append(
+                f"{first_end[2]} was finished before {last_start[2]} began: "
+                "their speeds are of different times."
+            )
+        for trace in self.traces:
+            resumed = [start for start in trace.starts if start > 0]
+            if resumed:
+                said.append(
+                    f"{trace.label} was stopped and gone on with after "
+                    f"{', '.join(map(str, resumed))} answers; what a method keeps across "
+                    "questions was then lost."
+                )
+        return said
 
 
-def read_comparison(paths: Sequence[Path], base_path: Path | None = None) -> Comparison:
+def first_turn(record: Record, path: Path) -> Record:
+    """A trace line cut to the first turn of its choices.
+
+    Raises:
+        InputError: it does not say where the first turn's steps end.
+    """
+    choices = []
+    for choice in record["choices"]:
+        steps = choice.get("decoding_steps")
+        if not isinstance(steps, list) or len(steps) != len(choice["turns"]):
+            raise InputError(
+                f"question {record['question_id']} in {path} does not count the steps of each "
+                "turn; leave out --first-turns"
+            )
+        cut = {key: value[:1] for key, value in choice.items() if isinstance(value, list)}
+        choices.append({**choice, **cut, "accept_lengths": choice["accept_lengths"][: steps[0]]})
+    return {**record, "choices": choices}
+
+
+def read_comparison(
+    paths: Sequence[Path], base_path: Path | None = None, *, first_turns: bool = False
+) -> Comparison:
     """Read traces and see that they can be compared.
 
     Args:
         paths: of the traces, baselines among them.
         base_path: the main baseline, if it is none of them or cannot be told by its sidecar.
+        first_turns: leave out all turns but each question's first.
 
     Raises:
         InputError: a trace cannot be read; they differ in questions, model or settings; there is no
             baseline.
     """
-    listed = [*paths] if base_path is None or base_path in paths else [base_path, *paths]
-    if len({path.resolve() for path in listed}) < len(listed):
+    places = [path.resolve() for path in paths]
+    listed = [*paths]
+    if base_path is not None and base_path.resolve() not in places:
+        listed.insert(0, base_path)
+    if len(set(places)) < len(places):
         raise InputError("one trace is given twice; name each once")
     traces = [Trace.read(path) for path in listed]
-    for trace in traces[1:]:
-        check_comparable(traces[0], trace)
-    labels = [trace.label for trace in traces]
+    known = next((trace for trace in traces if trace.settings), traces[0])
     for trace in traces:
-        if labels.count(trace.label) > 1:  # two settings of one method
-            trace.label = str(trace.records[0]["model_id"])
+        check_comparable(known, trace)
+        if first_turns:
+            trace.records = [first_turn(record, trace.path) for record in trace.records]
+    tell_apart(traces)
     baselines: dict[str, Trace] = {}
     if base_path is not None:
-        trace = traces[listed.index(base_path)]
+        trace = next(t for t in traces if t.path.resolve() == base_path.resolve())
         baselines[BASELINES.get(trace.method or "", trace.label)] = trace
     for method, name in BASELINES.items():
         for trace in traces:
@@ -149,7 +219,16 @@ def read_comparison(paths: Sequence[Path], base_path: Path | None = None) -> Com
         )
     found = dict.fromkeys(task_of(record["category"]) for record in traces[0].records)
     tasks = [t for t in TASKS if t in found] + [t for t in found if t not in TASKS]
-    return Comparison(traces, baselines, tasks)
+    return Comparison(traces, baselines, tasks, first_turns)
+
+
+def tell_apart(traces: Sequence[Trace]) -> None:
+    """Give traces of one method their runs' names as labels, or their paths if these are alike."""
+    for names in ([str(t.records[0]["model_id"]) for t in traces], [str(t.path) for t in traces]):
+        labels = [trace.label for trace in traces]
+        for trace, name in zip(traces, names, strict=True):
+            if labels.count(trace.label) > 1:
+                trace.label = name
 
 
 def check_comparable(one: Trace, other: Trace, *, but: Sequence[str] = ()) -> None:

@@ -12,7 +12,15 @@ import torch
 from .arguments import ROOT
 from .targets import cpu_info
 
-VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "fschat", "numpy")
+VERSIONED = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "fschat",
+    "numpy",
+    "arctic-inference",
+)
 
 
 def describe_environment(device: str) -> dict[str, Any]:
@@ -21,13 +29,20 @@ def describe_environment(device: str) -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in VERSIONED},
+        | {name: version for name in VERSIONED if (version := installed_version(name))},
         "platform": platform.platform(),
         "device_names": [cpu_info("model name") or platform.machine()] if device == "cpu" else gpus,
         "threads": torch.get_num_threads(),
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": None if changes is None else changes != "",
     }
+
+
+def installed_version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def git(*command: str) -> str | None:

@@ -80,7 +80,7 @@ class LogitGap:
     def __init__(self, model_path: str, trace: Trace, device: str) -> None:
         from model.logitspec import load
 
-        from .questions import load_questions, question_path
+        from .questions import load_questions, question_path, sha256
         from .targets import Target
 
         settings = trace.settings
@@ -99,8 +99,13 @@ class LogitGap:
                 f"{model_path} is not the checkpoint {settings['model']} that {trace.path} was "
                 "made with; give that one"
             )
-        questions = load_questions(question_path(settings["bench_name"]))
-        self.questions = {str(question.question_id): question for question in questions}
+        path = question_path(settings["bench_name"])
+        if sha256(path) != settings["questions"]:
+            raise InputError(
+                f"{path} holds other questions than {trace.path} answers; "
+                "prepare those it was made with"
+            )
+        self.questions = {str(q.question_id): q for q in load_questions(path)}
         self.model = load(self.target.path, **self.target.loading())
 
     def describe(self, key: Key, turn: Turn, other: Turn, at: int) -> str:
@@ -116,7 +121,7 @@ class LogitGap:
         if len(prompt) != turn.prompt_tokens:
             raise InputError(
                 f"question {question}, turn {index}: the prompt has {len(prompt)} tokens, the "
-                f"trace says {turn.prompt_tokens}; prepare the questions it was made with"
+                f"trace says {turn.prompt_tokens}; give the tokenizer it was made with"
             )
         logits = last_logits(self.model, [*prompt, *turn.ids[:at]])
         said, values = [], []

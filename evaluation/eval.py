@@ -200,7 +200,7 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     print(
         f"{', '.join(run.method.name for run in runs)} on {args.bench_name}: {shared['model']}, "
         f"{shared['dtype']}, {target.device}; prompts in {target.prompts}\n"
-        f"{todo} of {len(questions) * len(runs)} questions to answer, into "
+        f"{todo} of {len(questions) * len(runs)} answers to give, into "
         + (str(runs[0].answer_file) if len(runs) == 1 else str(runs[0].answer_file.parent))
     )
 

@@ -22,6 +22,8 @@ from .engines import Engine, HFEngine, KVEngine, Models
 
 Options = dict[str, Any]
 
+LARGEST = 4096  # no option counts more nodes or tokens than this, but for stores
+
 
 @dataclass(frozen=True)
 class Option:
@@ -35,32 +37,22 @@ class Option:
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
 
-    def add_to(self, parser: Parser, *, shown_default: Any) -> None:
-        """Add the flag; absent, it leaves the name out of the namespace."""
-        kind: dict[str, Any] = {"default": argparse.SUPPRESS, "help": self.help}
-        kind["help"] += f" (default: {shown_default})"
-        if isinstance(self.default, bool):
-            kind["action"] = "store_true"
-        else:
-            kind["type"] = option_type(self.name, self.default)
-        parser.add_argument(self.flag, **kind)
-
 
 def option_type(name: str, default: Any) -> Any:
     """The argparse type of an option."""
-    if name == "draft_tree_capacity":
-        return at_least(1, 4096)
-    return at_least(1) if isinstance(default, int) else not_negative
+    if name == "trie_nodes":
+        return at_least(1)
+    return at_least(1, LARGEST) if isinstance(default, int) else not_negative
 
 
 def not_negative(text: str) -> float:
-    """An argparse type: a finite number of 0 or more."""
+    """An argparse type: a number from 0 to LARGEST."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    if not 0 <= value <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {LARGEST}")
     return value
 
 
@@ -148,14 +140,24 @@ def find_method(name: str) -> Method:
 
 
 def add_options(parser: Parser, *methods: Method) -> None:
-    """Add the flags of some methods; a flag that several have is added once."""
-    defaults: dict[str, dict[str, Any]] = {}
-    texts: dict[str, Option] = {}
+    """Add the flags of some methods; absent, they leave their names out of the namespace.
+
+    A flag that several methods know is added once, and its help says what it is to each.
+    """
+    sharing: dict[str, dict[str, Option]] = {}
     for method in methods:
         for option in method.options:
-            defaults.setdefault(option.name, {})[method.name] = option.default
-            texts.setdefault(option.name, option)
-    for name, by_method in defaults.items():
-        option = texts[name]
-        several = ", ".join(f"{m} {value}" for m, value in by_method.items())
-        option.add_to(parser, shown_default=several if len(methods) > 1 else option.default)
+            sharing.setdefault(option.name, {})[method.name] = option
+    for name, by_method in sharing.items():
+        texts: dict[str, list[str]] = {}
+        for owner, option in by_method.items():
+            said = f"{owner} {option.default}" if len(methods) > 1 else str(option.default)
+            texts.setdefault(option.help, []).append(said)
+        text = "; ".join(f"{help_} (default: {', '.join(d)})" for help_, d in texts.items())
+        kind: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+        option = next(iter(by_method.values()))
+        if isinstance(option.default, bool):
+            kind["action"] = "store_true"
+        else:
+            kind["type"] = option_type(name, option.default)
+        parser.add_argument(option.flag, **kind)

@@ -41,7 +41,7 @@ def style(index: int, count: int) -> dict[str, Any]:
     """Colour and hatching of the bars of one method among several."""
     import matplotlib
 
-    shade = matplotlib.colormaps["viridis"](0.95 - 0.9 * index / max(1, count - 1))
+    shade = matplotlib.colormaps["viridis"](1 - 0.7 * index / max(1, count - 1))
     return {"color": shade, "hatch": HATCHES[index % len(HATCHES)], "edgecolor": "black",
             "linewidth": 0.6}  # fmt: skip
 
@@ -130,10 +130,13 @@ def acceptance_by_depth(figure: Figure, comparison: Comparison, _: argparse.Name
             rates[trace.label] = known
     if not rates:
         raise NothingToDraw(f"no trace records the misses of {FEWEST} steps")
+    from matplotlib.ticker import MaxNLocator
+
     figure.set_size_inches(7, 4)
     axes = figure.add_subplot()
     for index, (label, known) in enumerate(rates.items()):
         axes.plot([*known], [*known.values()], label=label, **line_style(index, len(rates)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"depth of the draft (root: 0; depths with {FEWEST} steps or more)")
     axes.set_ylabel("right, given that its parent was")
     axes.set_ylim(0, 1)
@@ -162,6 +165,7 @@ def acceptance_by_rank(figure: Figure, comparison: Comparison, _: argparse.Names
     single.set_xlabel("rank r in the last logits (0: the next token itself)")
     single.set_ylabel("share of steps: token after next has rank r")
     cumulative.set_xscale("log", base=2)
+    cumulative.xaxis.set_major_formatter("{x:.0f}")
     cumulative.set_xlabel("number of guesses (best entries of the last logits)")
     cumulative.set_ylabel("share of steps: among them")
     cumulative.set_ylim(0, 1)
@@ -176,13 +180,15 @@ def tokens_against_time(figure: Figure, comparison: Comparison, args: argparse.N
     for index, trace in enumerate(comparison.traces):
         choice = next(c for r, c in zip(trace.records, trace.choices, strict=True)
                       if str(r["question_id"]) == wanted)  # fmt: skip
-        kind = line_style(index, len(comparison.traces)) | {"marker": ""}
+        kind = line_style(index, len(comparison.traces))
         steps = (choice.get("step_seconds") or [[]])[0]
-        prefill = (choice.get("prefill_seconds") or [None])[0]
-        if steps and prefill is not None:
-            times = prefill + np.cumsum([0.0, *steps])
+        if steps:  # all that is no step comes first: prefill, and reading the prompt
+            times = choice["wall_time"][0] - sum(steps) + np.cumsum([0.0, *steps])
             tokens = np.cumsum([0, *choice["accept_lengths"][: len(steps)]])
-            axes.step(times, tokens, where="post", label=trace.label, **kind)
+            every = max(1, len(steps) // 8)
+            axes.plot(
+                times, tokens, label=trace.label, markevery=every, drawstyle="steps-post", **kind
+            )
         else:
             end = choice["wall_time"][0], choice["new_tokens"][0]
             axes.plot([0, end[0]], [0, end[1]], label=f"{trace.label} (mean)", **kind)
@@ -206,14 +212,18 @@ def time_per_step(figure: Figure, comparison: Comparison, _: argparse.Namespace)
             shares[trace.label] = [1e3 * part / len(trace.accept_lengths) for part in parts]
     if not shares:
         raise NothingToDraw("no trace splits its time into phases")
-    figure.set_size_inches(7, 0.5 + 0.5 * len(shares) + 0.7)
+    figure.set_size_inches(8.5, 0.5 + 0.5 * len(shares) + 0.7)
     axes = figure.add_subplot()
     left = np.zeros(len(shares))
     for index, phase in enumerate(("draft", "verify", "commit", "rest")):
         widths = [parts[index] for parts in shares.values()]
         axes.barh([*shares], widths, 0.7, left=left, label=phase, **style(index, 4))
         left += widths
+    for row, parts in enumerate(shares.values()):
+        said = " + ".join(f"{part:.2f}" for part in parts)
+        axes.annotate(said, (sum(parts), row), (4, 0), textcoords="offset points", va="center")
     axes.invert_yaxis()
+    axes.set_xlim(0, 1.45 * max(left))
     axes.set_xlabel("milliseconds per step, mean, without prefill")
     axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
 
@@ -264,6 +274,8 @@ def draw_all(comparison: Comparison, folder: Path, args: argparse.Namespace) -> 
                 draw(figure, comparison, args)
             except NothingToDraw as missing:
                 print(f"no picture `{name}`: {missing}")
+                for old in (f"{name}.png", f"{name}.svg"):  # of other traces
+                    (folder / old).unlink(missing_ok=True)
                 continue
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -285,7 +297,7 @@ def add_picture_flags(parser: Parser) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    comparison = read_comparison(args.traces, args.base_path)
+    comparison = read_comparison(args.traces, args.base_path, first_turns=args.first_turns)
     names = draw_all(comparison, args.output_dir, args)
     print(f"{', '.join(names)}: PNG and SVG in {args.output_dir}")
 

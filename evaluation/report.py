@@ -27,7 +27,8 @@ def describe(comparison: Comparison) -> list[str]:
     first = comparison.traces[0]
     stamps = [r["tstamp"] for t in comparison.traces for r in t.records if "tstamp" in r]
     lines = [f"{len(first.records)} questions of {comparison.bench_name or 'a benchmark'}"]
-    lines += [f"{key.replace('_', ' ')}: {first.settings[key]}" for key in SHOWN if first.settings]
+    known = comparison.settings
+    lines += [f"{key.replace('_', ' ')}: {known[key]}" for key in SHOWN if known]
     if stamps:
         days = sorted({datetime.fromtimestamp(s, timezone.utc).date() for s in stamps})
         lines.append(f"date: {' to '.join(str(day) for day in dict.fromkeys((days[0], days[-1])))}")
@@ -35,13 +36,13 @@ def describe(comparison: Comparison) -> list[str]:
     for trace in comparison.traces:
         for environment in trace.environments:
             versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
-            commit = str(environment["commit"])[:12]
-            changed = " with uncommitted changes" if environment["uncommitted_changes"] else ""
             said = (
                 f"machine: {', '.join(environment['device_names'])}, "
-                f"{environment['threads']} threads, {environment['platform']}; {versions}; "
-                f"commit {commit}{changed}"
+                f"{environment['threads']} threads, {environment['platform']}; {versions}"
             )
+            if environment["commit"] is not None:  # no git, no commit
+                changed = " with uncommitted changes" if environment["uncommitted_changes"] else ""
+                said += f"; commit {environment['commit'][:12]}{changed}"
             if said not in seen:
                 seen.append(said)
     return [*lines, *seen]
@@ -64,11 +65,13 @@ def report(args: argparse.Namespace) -> None:
         raise InputError(f"--output {args.output} is no .md file; give FILE.md")
     notes = ""
     if args.notes is not None:
+        if args.notes.resolve() == args.output.resolve():
+            raise InputError(f"--notes {args.notes} is the --output; choose another")
         try:
             notes = args.notes.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the notes {args.notes}: {error}") from error
-    comparison = read_comparison(args.traces, args.base_path)
+    comparison = read_comparison(args.traces, args.base_path, first_turns=args.first_turns)
     table = compare(comparison, published=args.published)
     folder = args.output.with_suffix("")
     write_text(folder / "table.tex", to_latex(table))

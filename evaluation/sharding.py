@@ -15,9 +15,16 @@ class Worker:
     def __init__(self, build_answerers: Callable[[], dict[str, Answerer]]) -> None:
         self._answerers = build_answerers()
 
-    def answer(self, job: Job) -> list[Answer]:
+    def answer(self, job: Job) -> tuple[list[Answer], InputError | None]:
+        """What the runs answered, and what stopped them if something did."""
         question, names = job
-        return [(name, self._answerers[name].answer(question)) for name in names]
+        answers: list[Answer] = []
+        try:
+            for name in names:
+                answers.append((name, self._answerers[name].answer(question)))
+        except InputError as error:
+            return answers, InputError(str(error))  # without its cause, which may not travel
+        return answers, None
 
 
 def answer_in_workers(
@@ -46,8 +53,12 @@ def answer_in_workers(
     try:
         actor = ray.remote(num_gpus=gpus_per_worker)(Worker)
         pool = ActorPool([actor.remote(build_answerers) for _ in range(workers)])
-        for answers in pool.map_unordered(lambda worker, job: worker.answer.remote(job), jobs):
+        for answers, stopped in pool.map_unordered(
+            lambda worker, job: worker.answer.remote(job), jobs
+        ):
             yield from answers
+            if stopped is not None:
+                raise stopped
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None

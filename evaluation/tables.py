@@ -99,8 +99,11 @@ def compare(comparison: Comparison, *, published: bool = False) -> Table:
         rows.append(Row(trace.label, values, interval))
     title = f"{comparison.bench_name or 'Traces'}: speedup over {main[0]}"
     notes = [
-        f"{len(comparison.main_baseline.records)} questions; 95 % bootstrap interval over questions"
+        f"{len(comparison.main_baseline.records)} questions"
+        + (", their first turns only" if comparison.first_turns else "")
+        + "; 95 % bootstrap interval over questions"
     ]
+    notes += comparison.cautions()
     if published:
         rows += published_rows(comparison.bench_name, "speedup", "mat")
         notes.append("Published figures are their sources' own, on other machines and models.")
@@ -111,17 +114,25 @@ def compare_benches(comparisons: Sequence[Comparison], *, published: bool = Fals
     """The table of several benchmarks: a MAT and a speedup column each, a row per method.
 
     Raises:
-        InputError: two comparisons are of one benchmark, or of different models or settings.
+        InputError: two comparisons are of one benchmark, or of different models, settings or
+            kinds of baseline.
     """
     names = [comparison.bench_name or "" for comparison in comparisons]
     if "" in names or len(set(names)) < len(names):
         raise InputError(f"the benches {', '.join(map(repr, names))} are not one of each")
     first = comparisons[0].traces[0]
-    for other in comparisons[1:]:
+    main = next(iter(comparisons[0].baselines))
+    for name, other in zip(names, comparisons, strict=True):
         per_bench = ("bench_name", "questions", "max_new_tokens")
         check_comparable(first, other.traces[0], but=per_bench)
+        if next(iter(other.baselines)) != main:
+            raise InputError(
+                f"the baseline of {names[0]} is {main}, that of {name} is "
+                f"{next(iter(other.baselines))}; give both one of a kind"
+            )
     columns: dict[str, str] = {}
     rows: dict[str, Row] = {}
+    others: dict[str, Row] = {}
     for name, comparison in zip(names, comparisons, strict=True):
         columns |= {f"mat:{name}": f"{name} MAT", f"speedup:{name}": f"{name} speedup"}
         base = comparison.main_baseline.speeds().mean()
@@ -131,11 +142,13 @@ def compare_benches(comparisons: Sequence[Comparison], *, published: bool = Fals
             row.values[f"speedup:{name}"] = float(trace.speeds().mean() / base)
         if published:
             for row in published_rows(name, f"speedup:{name}", f"mat:{name}"):
-                known = rows.setdefault(f"{row.name} {row.source}", row)
+                known = others.setdefault(f"{row.name} {row.source}", row)
                 known.values |= row.values
-    main = next(iter(comparisons[0].baselines))
-    notes = ["Published figures are their sources' own."] if published else []
-    return Table(f"Speedup over {main}, by benchmark", columns, list(rows.values()), notes)
+    notes = [caution for comparison in comparisons for caution in comparison.cautions()]
+    if published:
+        notes.append("Published figures are their sources' own, on other machines and models.")
+    title = f"Speedup over {main}, by benchmark"
+    return Table(title, columns, [*rows.values(), *others.values()], notes)
 
 
 def bootstrap_interval(
@@ -275,10 +288,12 @@ def report(args: argparse.Namespace) -> None:
                 f"--base-path {args.base_path} is one bench's; leave it out of --by-bench, which "
                 "takes each bench's own baseline"
             )
-        comparisons = [read_comparison(paths) for paths in by_bench(args.traces)]
+        comparisons = [
+            read_comparison(paths, first_turns=args.first_turns) for paths in by_bench(args.traces)
+        ]
         table = compare_benches(comparisons, published=args.published)
     else:
-        comparison = read_comparison(args.traces, args.base_path)
+        comparison = read_comparison(args.traces, args.base_path, first_turns=args.first_turns)
         table = compare(comparison, published=args.published)
     text = FORMATS[args.format](table)
     if args.output is None:
@@ -305,6 +320,9 @@ def add_trace_flags(parser: Parser) -> None:
         type=Path,
         metavar="TRACE",
         help="the baseline (default: the trace made with the method baseline, else vanilla)",
+    )
+    parser.add_argument(
+        "--first-turns", action="store_true", help="count only the first turn of each question"
     )
 
 

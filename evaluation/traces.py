@@ -1,7 +1,8 @@
 """The trace of a run: one JSON line per question, and a sidecar that says how it was made.
 
-The lines have the reference implementation's fields, so its tools read them, and these per turn
-besides: output_ids, prompt_tokens, tree_sizes, prefill/draft/verify/commit_seconds.
+The lines have the reference implementation's fields, so its tools read them, and besides per turn
+output_ids, prompt_tokens, prefill/draft/verify/commit_seconds, and a number of every step of the
+turn: tree_sizes, step_seconds, misses, next_next_ranks (as in decoding.DecodingResult).
 `NAME.jsonl` has the sidecar `NAME.meta.json`.
 """
 
@@ -91,6 +92,9 @@ class TraceWriter:
     A file that is there already is gone on with, if it was made with the same settings; a torn last
     line, left by a killed run, is cut off.
 
+    The sidecar also says in which environments answers were written, and how many answers there
+    were each time a run began to write.
+
     Args:
         path: of the trace.
         settings: all that an answer depends on; compared with the sidecar's.
@@ -105,39 +109,50 @@ class TraceWriter:
         self, path: Path, settings: Record, environment: Record, *, overwrite: bool = False
     ) -> None:
         self.path = path
+        self._settings = settings
+        self._environment: Record | None = environment  # until it is in the sidecar
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if overwrite and path.is_file() and path.stat().st_size > 0:
                 for old in (path, meta_path(path)):
                     if old.is_file():
                         old.replace(old.with_name(old.name + ".bak"))
-            environments = self._environments(settings)
+            self._environments, self._starts = self._history()
             with path.open("ab"):
                 pass
             self.done = [record["question_id"] for record in self._repair()]
-            if environment not in environments:
-                environments.append(environment)
-            write_atomically(meta_path(path), {"settings": settings, "environments": environments})
+            self._write_meta()
         except OSError as error:
             raise InputError(
                 f"cannot write the answer file {path}: {error.strerror}; "
-                "choose another with --answer-file"
+                "choose another (--answer-file, or --answer-dir of evaluation.run)"
             ) from error
 
-    def _environments(self, settings: Record) -> list[Record]:
-        """Those the file was made in so far; refuses a file made with other settings."""
+    def _write_meta(self) -> None:
+        write_atomically(
+            meta_path(self.path),
+            {
+                "settings": self._settings,
+                "environments": self._environments,
+                "starts": self._starts,
+            },
+        )
+
+    def _history(self) -> tuple[list[Record], list[int]]:
+        """Environments and starts so far; refuses a file made with other settings."""
         if not self.path.is_file() or self.path.stat().st_size == 0:
-            return []
+            return [], []
         try:
             meta = json.loads(meta_path(self.path).read_text(encoding="utf-8"))
             before, environments = dict(meta["settings"]), list(meta["environments"])
+            starts = list(meta.get("starts", ()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.path} exists without a readable {meta_path(self.path).name} "
                 "that says how it was made; "
                 "choose another --model-id or --answer-file, or give --overwrite"
             ) from error
-        now = json.loads(json.dumps(settings))
+        now = json.loads(json.dumps(self._settings))
         changed = sorted(
             key for key in before.keys() | now.keys() if before.get(key) != now.get(key)
         )
@@ -148,7 +163,7 @@ class TraceWriter:
                 f"now it is {now.get(first)!r}; "
                 "choose another --model-id or --answer-file, or give --overwrite"
             )
-        return environments
+        return environments, starts
 
     def _repair(self) -> list[Record]:
         """Cut off a torn last line and give the records before it."""
@@ -168,6 +183,12 @@ class TraceWriter:
         """
         size = None
         try:
+            if self._environment is not None:
+                self._starts.append(len(self.done))
+                if self._environment not in self._environments:
+                    self._environments.append(self._environment)
+                self._write_meta()
+                self._environment = None
             size = self.path.stat().st_size
             with self.path.open("ab") as file:
                 file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")

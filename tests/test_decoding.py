@@ -22,7 +22,7 @@ from model.logitspec import (
     VanillaDrafter,
     generate,
 )
-from model.logitspec.decoding import last_logits
+from model.logitspec.decoding import has_drafts_below, last_logits
 
 PROMPT = [5, 6, 7, 8, 5, 6, 7]
 
@@ -111,6 +111,36 @@ def test_a_miss_is_a_step_with_only_wrong_drafts_behind_its_path(
     assert result.tokens == expected
     assert result.accept_lengths == [2, 1] * 4
     assert result.misses == [1, 0] * 4
+
+
+def test_a_miss_may_lie_behind_a_twin_of_the_path() -> None:
+    """Branches are not merged: the path may end on one while its equal goes on."""
+    tree = DraftTree(1, 9)
+    tree.add_branch([3])
+    tree.add_branch([3, 4, 5])
+    tree.add_branch([6, 7])
+    assert has_drafts_below(tree, [0, 1])  # node 1 is a leaf, its twin, node 2, is none
+    assert has_drafts_below(tree, [0])
+    assert not has_drafts_below(tree, [0, 2, 3, 4])
+    assert not has_drafts_below(DraftTree(1, 1), [0])
+
+
+@pytest.mark.parametrize("name", ["recycling", "racer", "suffix"])
+def test_at_its_own_capacity_and_warm_a_method_changes_no_token(
+    default_model: LlamaKVForCausalLM, default_tokenizer: Any, name: str
+) -> None:
+    if name == "suffix":
+        pytest.importorskip("arctic_inference")
+    drafter = DRAFTERS[name]()
+    for asked in ("Name five rivers of Europe.", "Name five rivers of Asia."):
+        prompt = default_tokenizer.apply_chat_template(
+            [{"role": "user", "content": asked}], add_generation_prompt=True, return_dict=False
+        )
+        result = generate(default_model, prompt, drafter, max_new_tokens=30, eos_token_ids=[2])
+        plain = generate(
+            default_model, prompt, VanillaDrafter(), max_new_tokens=30, eos_token_ids=[2]
+        )
+        assert result.tokens == plain.tokens
 
 
 def test_ranks_of_the_token_after_the_next(tiny: LlamaKVForCausalLM) -> None:

@@ -277,15 +277,15 @@ def test_racers_trie_drops_the_leaf_unseen_for_longest() -> None:
 
 
 def test_racer_drafts_frequent_continuations_first_and_fills_up_with_successors() -> None:
-    drafter = RacerDrafter(draft_tree_capacity=6, breadth=2)
+    """Retrieval first, by count; the logits tree merges into it and takes what is left."""
+    drafter = RacerDrafter(draft_tree_capacity=9, breadth=2, trie_depth=3)
     text = [1, 2, 3, 9, 1, 2, 4, 9, 1, 2, 4, 8, 1]
-    drafter.reset(text, [[token + 10, token + 20] for token in text])
+    drafter.reset(text, [[t + 10, 4 if t == 2 else t + 20] for t in text])
     tree = drafter.draft(2, [])
-    # after "1 2": 4 twice, 3 once; then the rest at count 1, in the order it was found
-    assert tree.tokens[:3] == [2, 4, 3] or tree.tokens[:2] == [2, 4]
-    assert tree.tokens[1] == 4
-    assert 3 in tree.tokens
-    assert len(tree) == 6
+    # the border "1 2" was followed by 4 twice and by 3 once; an n-gram of three ends there
+    # the root's successors are 12 and the 4 already there; of theirs, 12's are unknown and 4, of
+    # rank 1, has a breadth of one: 14
+    assert (tree.tokens, tree.parents) == ([2, 4, 3, 12, 14], [0, 0, 0, 0, 1])
 
 
 def test_racers_logits_tree_halves_its_breadth() -> None:

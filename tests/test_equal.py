@@ -87,7 +87,7 @@ def test_the_logits_where_two_traces_part(
 
     (folder / "question.jsonl").write_text(json.dumps(question(1, "Who then?", "Why?")) + "\n")
     assert main([str(a), str(b), "--model-path", chat_path, "--device", "cpu"]) == 2
-    assert "prepare the questions it was made with" in capsys.readouterr().err
+    assert "prepare those it was made with" in capsys.readouterr().err
     bare = write(tmp_path / "bare.jsonl", [[1]])
     other = write(tmp_path / "other.jsonl", [[2]])
     assert main([bare, other, "--model-path", chat_path]) == 2

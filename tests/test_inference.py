@@ -101,7 +101,7 @@ def test_a_rerun_does_what_is_missing(
     assert [r["question_id"] for r in after] == [1, 2, 0, 3]
     capsys.readouterr()
     assert run("logitspec") == 0
-    assert "0 of 4 questions to answer" in capsys.readouterr().out
+    assert "0 of 4 answers to give" in capsys.readouterr().out
     assert answers(folder, "logitspec") == after
 
 
@@ -228,9 +228,14 @@ def test_several_workers_give_the_same_answers(chat_path: str, make_bench: Make)
         found[name][record["question_id"]] = record["choices"][0]["output_ids"]
     assert found == {"ours": alone, "theirs": alone}
 
-    too_long = Question(9, "qa", ("Who? " * 600,))
+    too_long = Question(9, "qa", ("Who?", "Why? " * 600))
+    kept = []
     with pytest.raises(InputError, match=r"^question 9: the prompt's"):
-        list(answer_in_workers(build, [(too_long, ["ours"])], workers=1, gpus_per_worker=0))
+        for name, record in answer_in_workers(
+            build, [jobs[0], (too_long, ["ours"])], workers=1, gpus_per_worker=0
+        ):
+            kept.append((name, record["question_id"]))
+    assert kept == [("ours", 0), ("theirs", 0)]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -62,7 +62,7 @@ def test_every_method_answers_alike(
         meta = json.loads((out / f"x-{name}.meta.json").read_text())
         assert meta["settings"]["method"] == name
     said = capsys.readouterr().out
-    assert f"{4 * len(HERE)} of {4 * len(HERE)} questions to answer, into {out}" in said
+    assert f"{4 * len(HERE)} of {4 * len(HERE)} answers to give, into {out}" in said
     racer = json.loads((out / "x-racer.meta.json").read_text())["settings"]
     assert (racer["draft_tree_capacity"], racer["trie_nodes"]) == (64, 10_000)
 
@@ -94,7 +94,7 @@ def test_a_rerun_does_what_each_trace_lacks(
     assert [r["question_id"] for r in lines(folder / "model_answer" / "x-vanilla.jsonl")] == [0, 2]
     capsys.readouterr()
     assert run("vanilla,pld", "--question-stride", "2") == 0
-    assert "2 of 4 questions to answer" in capsys.readouterr().out
+    assert "2 of 4 answers to give" in capsys.readouterr().out
     assert (folder / "model_answer" / "x-vanilla.jsonl").read_text() == before
     jobs = list_jobs(
         [Question(i, "qa", ("?",)) for i in range(3)], {"a": {0}, "b": {0, 1}, "c": set()}
@@ -164,9 +164,11 @@ def test_a_script_takes_its_own_flags_only(
         ("pld,pld", [], "--methods 'pld,pld' names none, or one twice"),
         ("vanilla", ["--breadth", "3"], "--breadth means nothing to vanilla"),
         ("racer", ["--trie-nodes", "50"], "trie_nodes is 50; with a trie_depth of 10 give 110"),
-        ("suffix", ["--min-token-prob", "x"], "'x' is not a number of 0 or more"),
+        ("suffix", ["--min-token-prob", "x"], "'x' is not a number from 0 to 4096"),
+        ("suffix", ["--max-spec-factor", "1e30"], "'1e30' is not a number from 0 to 4096"),
+        ("pld", ["--num-pred-tokens", "1000000000"], "is not a whole number from 1 to 4096"),
         ("pld", ["--question-stride", "0"], "'0' is not a whole number of 1 or more"),
-        ("pld", ["--answer-dir", "/dev/null/x"], "cannot write the answer file"),
+        ("pld", ["--answer-dir", "/dev/null/x"], "or --answer-dir of evaluation.run)"),
         ("pld", ["--answer-file", "x"], "unrecognized arguments: --answer-file"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import os
 import shutil
 import subprocess
@@ -76,20 +76,42 @@ def test_logitspec_gives_the_baselines_output_in_float32(
 
 
 def test_eval_sh_from_another_directory(one_per_task: str, tmp_path: Path) -> None:
-    environment = os.environ | {"BENCH": one_per_task, "MAX_NEW_TOKENS": "8", "WARMUP": "0"}
+    second = ROOT / "data" / "one-per-task-again"
+    second.mkdir(exist_ok=True)
+    lines = (ROOT / "data" / one_per_task / "question.jsonl").read_text().splitlines(keepends=True)
+    (second / "question.jsonl").write_text("".join(lines[-2:]))
+    environment = os.environ | {
+        "BENCHES": f"{one_per_task},{second.name}", "METHODS": "baseline vanilla logitspec",
+        "MAX_NEW_TOKENS": "8", "WARMUP": "0", "DRAFT_TREE_CAPACITY": "16",
+    }  # fmt: skip
     command = ["sh", str(ROOT / "eval.sh")]
-    for _ in range(2):  # the second run only reports
-        done = subprocess.run(
+    try:
+        for again in (False, True):  # the second run only reports
+            done = subprocess.run(
+                command, cwd=tmp_path, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            assert ("0 of 18 answers to give" in done.stdout) == again
+            assert "over one-node loop" in done.stdout
+            assert f"{second.name} speedup" in done.stdout
+        folder = ROOT / "data" / one_per_task / "model_answer"
+        (report,) = folder.glob("*-new-8-capacity-16.report.md")
+        assert f"report: {report.relative_to(ROOT)}" in done.stdout
+        pictures = report.with_suffix("")
+        for name in ("speedup", "accept-lengths", "rank", "time", "phases"):
+            assert (pictures / f"{name}.png").stat().st_size > 5000
+            assert (pictures / f"{name}.svg").stat().st_size > 5000
+        rows = {row["method"]: row for row in csv.DictReader((pictures / "table.csv").open())}
+        assert list(rows) == ["baseline", "vanilla", "logitspec"]
+        assert float(rows["vanilla"]["mat"]) == 1.0
+        assert float(rows["logitspec"]["mat"]) > 1.1
+        assert next((second / "model_answer").glob("*.benches.md")).is_file()
+        environment["DTYPE"] = "nonsense"
+        failed = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True
         )
-        assert done.returncode == 0, done.stderr
-        assert "overall" in done.stdout
-    report = next((ROOT / "data" / one_per_task / "model_answer").glob("*.speed.json"))
-    overall = json.loads(report.read_text())["tasks"]["overall"]
-    assert overall["questions"] == 6
-    assert overall["mat"] > 1.2
-    environment["DTYPE"] = "nonsense"
-    failed = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    finally:
+        shutil.rmtree(second)
     assert failed.returncode == 2
     assert "dtype 'nonsense' is not known" in failed.stderr
     assert "speedup" not in failed.stdout  # stopped at the first failure
@@ -107,8 +129,9 @@ def test_eval_sh_refuses_unknown_arguments() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["evaluation.inference_baseline", "evaluation.inference_logitspec", "evaluation.equal",
-     "evaluation.speed", "data.prepare", "benchmarks.step_cost"],
+    ["evaluation.inference_baseline", "evaluation.inference_logitspec", "evaluation.run",
+     "evaluation.equal", "evaluation.speed", "evaluation.tables", "evaluation.plots",
+     "evaluation.report", "data.prepare", "benchmarks.step_cost"],
 )  # fmt: skip
 def test_help(module: str) -> None:
     done = python("-m", module, "--help")

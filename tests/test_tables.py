@@ -262,3 +262,65 @@ def test_traces_without_sidecars_are_compared_by_their_questions(traces: list[Pa
     table = compare(read_comparison(traces[2:], base_path=traces[0]))
     assert [row.name for row in table.rows] == ["run-1", "run-3", "run-4"]
     assert table.rows[1].values["speedup"] == pytest.approx(4.0)
+
+
+def test_first_turns_only(traces: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    records = [json.loads(line) for line in traces[2].read_text().splitlines()]
+    for entry in records:
+        choice = entry["choices"][0]
+        choice["accept_lengths"] = [3] * 4 + [6] * 2
+        choice["decoding_steps"] = [4, 2]
+    traces[2].write_text("".join(json.dumps(entry) + "\n" for entry in records))
+    both, first = (
+        compare(read_comparison(traces, first_turns=cut)).rows[2].values for cut in (False, True)
+    )
+    assert (both["mat"], first["mat"]) == (4.0, 3.0)
+    # the second turn takes twice the time for as many tokens
+    assert first["tokens_per_second"] == pytest.approx(1.5 * both["tokens_per_second"])
+    del records[0]["choices"][0]["decoding_steps"]
+    traces[2].write_text("".join(json.dumps(entry) + "\n" for entry in records))
+    assert main([*map(str, traces), "--first-turns"]) == 2
+    assert "leave out --first-turns" in capsys.readouterr().err
+
+
+def test_what_a_reader_should_know_is_noted(traces: list[Path], tmp_path: Path) -> None:
+    assert read_comparison(traces).cautions() == []
+    meta = json.loads(traces[2].with_suffix(".meta.json").read_text())
+    meta["environments"][0]["threads"] = 16
+    meta["starts"] = [0, 3]
+    traces[2].with_suffix(".meta.json").write_text(json.dumps(meta))
+    records = [json.loads(line) for line in traces[3].read_text().splitlines()]
+    for entry in records:
+        entry["tstamp"] += 86400
+    traces[3].write_text("".join(json.dumps(entry) + "\n" for entry in records))
+    said = compare(read_comparison(traces)).notes[1:]
+    assert "not all made on one machine" in said[0]
+    assert "was finished before racer began" in said[1]
+    assert said[2].startswith("logitspec was stopped and gone on with after 3 answers")
+    assert len(said) == 3
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(traces: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "again"
+    folder.mkdir()
+    again = write(folder, "faster", "racer", seconds=0.5, step=4)
+    labels = [trace.label for trace in read_comparison([*traces, again]).traces]
+    assert labels == ["baseline", "vanilla", "logitspec", str(traces[3]), str(again)]
+
+
+def test_a_trace_without_sidecar_does_not_hide_that_others_differ(
+    traces: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    traces[0].with_suffix(".meta.json").unlink()
+    odd = write(tmp_path, "odd", "pld", seconds=1.0, step=2, model="n", model_fingerprint="g")
+    assert main([*map(str, traces), str(odd)]) == 2
+    assert "model is 'm' in the one, 'n' in the other" in capsys.readouterr().err
+    assert main([*map(str, traces), "--base-path", str(traces[0]), "--published"]) == 0
+
+
+def test_benches_need_one_kind_of_baseline(
+    traces: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = write(tmp_path, "b", "vanilla", seconds=3.0, step=1, bench_name="gsm8k", questions="z")
+    assert main([*map(str, traces), str(loop), "--by-bench"]) == 2
+    assert "that of gsm8k is one-node loop; give both one of a kind" in capsys.readouterr().err

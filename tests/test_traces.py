@@ -44,9 +44,14 @@ def test_a_rerun_goes_on_where_the_file_ends(tmp_path: Path) -> None:
     assert second.done == [1]
     second.write(record(2))
     assert [r["question_id"] for r in read_trace(path)] == [1, 2]
-    TraceWriter(path, SETTINGS, {"device": "y"})
+    third = TraceWriter(path, SETTINGS, {"device": "y"})  # nothing comes of it yet
     meta = json.loads(meta_path(path).read_text())
-    assert meta == {"settings": SETTINGS, "environments": [{"device": "x"}, {"device": "y"}]}
+    assert meta == {"settings": SETTINGS, "environments": [{"device": "x"}], "starts": [0, 1]}
+    third.write(record(3))
+    third.write(record(4))
+    meta = json.loads(meta_path(path).read_text())
+    assert meta["environments"] == [{"device": "x"}, {"device": "y"}]
+    assert meta["starts"] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("kept", [1, 30, 60])

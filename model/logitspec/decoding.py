@@ -105,7 +105,7 @@ def generate(
         result.tokens += committed
         result.accept_lengths.append(len(path))
         result.tree_sizes.append(len(tree))
-        result.misses.append(int(not ended and path[-1] in tree.parents[1:]))
+        result.misses.append(int(not ended and has_drafts_below(tree, path)))
         if last_top_ids and committed[0] not in eos_token_ids:
             next_next = committed[1] if len(path) > 1 else verdict.next_root
             result.next_next_ranks.append(rank(next_next, last_top_ids))
@@ -171,6 +171,20 @@ def verify(
         tree_mask=tensors.ancestors,
     )
     return accept_greedy(logits, tensors, top_k, node_top_k)
+
+
+def has_drafts_below(tree: DraftTree, path: Sequence[int]) -> bool:
+    """Whether a draft followed the path's tokens, on the path or on a branch that equals it."""
+    tokens = [tree.tokens[node] for node in path]
+    twins = {0}
+    for node in range(1, len(tree)):
+        if tree.parents[node] in twins:
+            depth = tree.depths[node]
+            if depth == len(path):
+                return True
+            if tree.tokens[node] == tokens[depth]:
+                twins.add(node)
+    return False
 
 
 def rank(token: int, top_ids: Sequence[int]) -> int:

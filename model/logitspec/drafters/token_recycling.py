@@ -58,7 +58,7 @@ class TokenRecyclingDrafter(Drafter):
     """
 
     options: ClassVar[Mapping[str, str]] = {
-        "draft_tree_capacity": "most nodes of a draft tree, root included",
+        "draft_tree_capacity": "most nodes of a draft tree, root included, of the published 81",
     }
     node_top_k = SUCCESSORS
 
