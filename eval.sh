@@ -14,6 +14,7 @@
 #   TEMP              temperature                                               (default: 0.0)
 #   MAX_NEW_TOKENS    per turn, less where the model has no room
 #                                                 (default: 128 for quick, 1024 otherwise)
+#   QUESTION_STRIDE   only every K-th question                      (default: 3 for quick, else 1)
 #   WARMUP            unmeasured runs of each method first (default: 1 for quick, 3 otherwise)
 #   MAX_NGRAM_SIZE, NUM_PRED_TOKENS, DRAFT_TREE_CAPACITY
 #                     of every method that knows them      (default: each paper's own)
@@ -87,13 +88,13 @@ for bench in $BENCHES; do
             ;;
     esac
     if [ "$bench" = quick ]; then
-        tokens=${MAX_NEW_TOKENS:-128} warmup=${WARMUP:-1}
+        tokens=${MAX_NEW_TOKENS:-128} warmup=${WARMUP:-1} stride=${QUESTION_STRIDE:-3}
     else
-        tokens=${MAX_NEW_TOKENS:-1024} warmup=${WARMUP:-3}
+        tokens=${MAX_NEW_TOKENS:-1024} warmup=${WARMUP:-3} stride=${QUESTION_STRIDE:-1}
     fi
     name="$MODEL_NAME-$DTYPE-temp-$TEMP-new-$tokens"
     set -- --model-path "$MODEL_PATH" --bench-name "$bench" --dtype "$DTYPE" --temperature "$TEMP" \
-        --max-new-tokens "$tokens" --cap-new-tokens --warmup "$warmup" \
+        --max-new-tokens "$tokens" --cap-new-tokens --warmup "$warmup" --question-stride "$stride" \
         --num-gpus-per-model "$GPUS" --num-gpus-total "$GPUS"
     if [ -n "${MAX_NGRAM_SIZE-}" ]; then
         set -- "$@" --max-ngram-size "$MAX_NGRAM_SIZE"
