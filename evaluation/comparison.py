@@ -86,6 +86,10 @@ class Trace:
     def mat(self) -> float:
         return float(np.mean(self.accept_lengths))
 
+    def task_mat(self, task: str) -> float:
+        records = [record for record in self.records if task_of(record["category"]) == task]
+        return float(np.mean([n for r in records for n in r["choices"][0]["accept_lengths"]]))
+
     def per_turn(self, key: str) -> list[Any]:
         """A number of every turn; empty unless the trace holds it for all."""
         values = [value for choice in self.choices for value in choice.get(key) or [None]]

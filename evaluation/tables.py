@@ -68,12 +68,13 @@ class Table:
         )
 
 
-def compare(comparison: Comparison, *, published: bool = False) -> Table:
+def compare(comparison: Comparison, *, published: bool = False, task_mat: bool = False) -> Table:
     """The table of traces over one benchmark.
 
     Args:
         comparison: the traces.
         published: append the published figures there are for the benchmark.
+        task_mat: the tasks' columns hold MAT instead of the speedup.
 
     Raises:
         InputError: published figures are wanted and there are none for this benchmark.
@@ -87,7 +88,9 @@ def compare(comparison: Comparison, *, published: bool = False) -> Table:
     for trace in comparison.traces:
         speeds, base = trace.speeds(), main[1].speeds()
         values = {
-            f"task:{task}": float(trace.speeds(task).mean() / main[1].speeds(task).mean())
+            f"task:{task}": trace.task_mat(task)
+            if task_mat
+            else float(trace.speeds(task).mean() / main[1].speeds(task).mean())
             for task in tasks
         }
         values["mat"] = trace.mat
@@ -103,6 +106,8 @@ def compare(comparison: Comparison, *, published: bool = False) -> Table:
         + (", their first turns only" if comparison.first_turns else "")
         + "; 95 % bootstrap interval over questions"
     ]
+    if task_mat:
+        notes.append("The tasks' columns are MAT.")
     notes += comparison.cautions()
     if published:
         rows += published_rows(comparison.bench_name, "speedup", "mat")
@@ -294,7 +299,7 @@ def report(args: argparse.Namespace) -> None:
         table = compare_benches(comparisons, published=args.published)
     else:
         comparison = read_comparison(args.traces, args.base_path, first_turns=args.first_turns)
-        table = compare(comparison, published=args.published)
+        table = compare(comparison, published=args.published, task_mat=args.task_mat)
     text = FORMATS[args.format](table)
     if args.output is None:
         print(text, end="")
@@ -337,6 +342,7 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="append published figures for the bench, each with its source",
     )
+    add("--task-mat", action="store_true", help="each task's MAT instead of its speedup")
     add(
         "--by-bench",
         action="store_true",

@@ -104,8 +104,21 @@ def test_the_numbers_are_those_of_speed_py(traces: list[Path]) -> None:
     )
     for task in ("mt_bench", "qa"):
         assert fast.values[f"task:{task}"] == pytest.approx(expected[task]["speedup"])
-    for key, column in (("mat", "mat"), ("tokens_per_second", "tokens_per_second")):
-        assert fast.values[column] == pytest.approx(expected["overall"][key])
+    for key in ("mat", "tokens_per_second"):
+        assert fast.values[key] == pytest.approx(expected["overall"][key])
+
+
+def test_the_tasks_can_show_their_mat(
+    traces: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [json.loads(line) for line in traces[2].read_text().splitlines()]
+    records[2]["choices"][0]["accept_lengths"] = [6, 6, 6, 6]  # a question of qa
+    traces[2].write_text("".join(json.dumps(entry) + "\n" for entry in records))
+    row = compare(read_comparison(traces), task_mat=True).rows[2]
+    assert row.values["task:mt_bench"] == 3.0
+    assert row.values["task:qa"] == 4.0  # 8 steps of 3 and 4 of 6
+    assert main([*map(str, traces), "--task-mat", "--format", "markdown"]) == 0
+    assert "The tasks' columns are MAT." in capsys.readouterr().out
 
 
 def test_the_interval_holds_the_true_ratio_as_often_as_it_says() -> None:
