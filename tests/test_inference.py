@@ -228,14 +228,24 @@ def test_several_workers_give_the_same_answers(chat_path: str, make_bench: Make)
         found[name][record["question_id"]] = record["choices"][0]["output_ids"]
     assert found == {"ours": alone, "theirs": alone}
 
-    too_long = Question(9, "qa", ("Who?", "Why? " * 600))
-    kept = []
+    too_long = Question(9, "qa", ("Who? " * 600,))
     with pytest.raises(InputError, match=r"^question 9: the prompt's"):
-        for name, record in answer_in_workers(
-            build, [jobs[0], (too_long, ["ours"])], workers=1, gpus_per_worker=0
-        ):
-            kept.append((name, record["question_id"]))
-    assert kept == [("ours", 0), ("theirs", 0)]
+        list(answer_in_workers(build, [(too_long, ["ours"])], workers=1, gpus_per_worker=0))
+
+    def build_half() -> dict[str, Answerer]:
+        class Failing(Answerer):
+            def answer(self, question: Question) -> dict[str, Any]:
+                raise InputError("no more")
+
+        answerers = build()
+        failing = Failing(answerers["ours"].target, answerers["ours"].engine, "theirs", args)
+        return answerers | {"theirs": failing}
+
+    kept = []
+    with pytest.raises(InputError, match="no more"):
+        for name, _ in answer_in_workers(build_half, jobs[:1], workers=1, gpus_per_worker=0):
+            kept.append(name)
+    assert kept == ["ours"]  # what was finished before is not lost
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

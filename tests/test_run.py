@@ -250,7 +250,7 @@ def test_warming_up_teaches_a_method_nothing(chat_path: str, make_bench: Make) -
     args = argparse.Namespace(max_new_tokens=20)
     answerer = Answerer(resolved, KVEngine(Models(resolved, shared=False), drafter), "x", args)
     answerer.warm_up(Question(1, "qa", ("Who?",)), times=2)
-    assert drafter.draft(5, []).tokens == [5]
+    assert not drafter._successors
     answerer.engine.generate([5, 6], 20)
     assert drafter._successors
 
