@@ -3,10 +3,14 @@
 #
 #   use_environment NAME PIP-ARGUMENT...     e.g. use_environment run -r requirements.txt
 
+sources() { # changes when what they ask for does
+    cat requirements.txt constraints.txt setup.py | cksum
+}
+
 use_environment() {
     stamp=".venv/.installed-$1"
     shift
-    now="$(cat requirements.txt constraints.txt setup.py | cksum) $*"
+    now="$(sources) $*"
     if [ ! -d .venv ] || [ -e .venv/.unfinished ]; then
         "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
             echo "${0##*/}: ${PYTHON:-python3} is not Python 3.10 or newer; set PYTHON to one that is" >&2
@@ -37,13 +41,13 @@ use_environment() {
 #   try_environment NAME PIP-ARGUMENT...
 try_environment() {
     failed=".venv/.failed-$1"
-    if [ -e "$failed" ] && [ "$(cat "$failed")" = "$(cat requirements.txt constraints.txt setup.py | cksum)" ]; then
+    if [ "$(cat "$failed" 2>/dev/null)" = "$(sources)" ]; then
         return 1
     fi
     if use_environment "$@"; then
         rm -f "$failed"
     else
-        cat requirements.txt constraints.txt setup.py | cksum >"$failed"
+        sources >"$failed"
         return 1
     fi
 }

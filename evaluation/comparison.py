@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from model.logitspec.errors import InputError
 
-from .speed import TASKS, recorded_tokens, task_of
+from .speed import check_same_questions, list_tasks, question_speed, task_of
 from .traces import Record, meta_path, read_trace
 
 # Settings in which traces of one comparison agree; the others are the methods' own.
@@ -103,11 +103,7 @@ class Trace:
         """Tokens per second of every question, or of a task's, in the order of the question ids."""
         records = sorted(self.records, key=lambda r: str(r["question_id"]))
         return np.array(
-            [
-                recorded_tokens(r) / sum(r["choices"][0]["wall_time"])
-                for r in records
-                if task is None or task_of(r["category"]) == task
-            ]
+            [question_speed(r) for r in records if task is None or task_of(r["category"]) == task]
         )
 
 
@@ -221,9 +217,7 @@ def read_comparison(
             f"no baseline among the {len(traces)} traces; add one made with the method "
             f"{' or '.join(BASELINES)}, or name it with --base-path"
         )
-    found = dict.fromkeys(task_of(record["category"]) for record in traces[0].records)
-    tasks = [t for t in TASKS if t in found] + [t for t in found if t not in TASKS]
-    return Comparison(traces, baselines, tasks, first_turns)
+    return Comparison(traces, baselines, list_tasks(traces[0].records), first_turns)
 
 
 def tell_apart(traces: Sequence[Trace]) -> None:
@@ -249,14 +243,5 @@ def check_comparable(one: Trace, other: Trace, *, but: Sequence[str] = ()) -> No
                     f"{one.path} and {other.path} cannot be compared: {key} is {ours!r} in the "
                     f"one, {theirs!r} in the other; give traces of one bench, model and setting"
                 )
-    if "questions" in but:
-        return
-    ours, theirs = (
-        {(str(r["question_id"]), r["category"]) for r in t.records} for t in (one, other)
-    )
-    if ours != theirs:
-        odd = sorted(ours ^ theirs)
-        raise InputError(
-            f"{one.path} and {other.path} answer different questions: {len(odd)} are in one only, "
-            f"the first is {odd[0][0]} ({odd[0][1]}); run both over the same questions"
-        )
+    if "questions" not in but:
+        check_same_questions(one.path, one.records, other.path, other.records)

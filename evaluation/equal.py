@@ -134,14 +134,14 @@ class LogitGap:
 
 
 def differences(
-    ours: dict[Key, Turn], theirs: dict[Key, Turn], logits: LogitGap | None
+    ours: dict[Key, Turn],
+    theirs: dict[Key, Turn],
+    parted: dict[Key, int],
+    logits: LogitGap | None,
 ) -> Iterator[str]:
-    """A line for every turn that differs."""
-    for key, turn in ours.items():
-        other = theirs[key]
-        at = first_difference(turn.ids, other.ids)
-        if at is None:
-            continue
+    """A line for every turn that differs; `parted` says from which token on."""
+    for key, at in parted.items():
+        turn, other = ours[key], theirs[key]
         question, choice, index = key
         tokens = " against ".join(
             str(ids[at]) if at < len(ids) else "no more" for ids in (turn.ids, other.ids)
@@ -168,20 +168,24 @@ def compare(path: Path, other: Path, model_path: str | None, device: str) -> boo
             f"{path} and {other} do not answer the same turns: question {odd[0]}, choice {odd[1]}, "
             f"turn {odd[2]} is in one only"
         )
-    at = [first_difference(turn.ids, theirs[key].ids) for key, turn in ours.items()]
-    equal = at.count(None)
+    parted = {
+        key: at
+        for key, turn in ours.items()
+        if (at := first_difference(turn.ids, theirs[key].ids)) is not None
+    }
     logits: LogitGap | None = None
-    if model_path is not None and equal < len(at):
+    if model_path is not None and parted:
         logits = LogitGap(model_path, trace, device)
-    for line in differences(ours, theirs, logits):
+    for line in differences(ours, theirs, parted, logits):
         print(line)
-    lengths = [len(turn.ids) for turn in ours.values()]
-    prefixes = [n if where is None else where for n, where in zip(lengths, at, strict=True)]
+    lengths = {key: len(turn.ids) for key, turn in ours.items()}
+    equal = len(ours) - len(parted)
     print(
-        f"{equal} of {len(at)} turns equal ({equal / len(at):.1%}); "
-        f"mean matched prefix {np.mean(prefixes):.1f} of {np.mean(lengths):.1f} tokens"
+        f"{equal} of {len(ours)} turns equal ({equal / len(ours):.1%}); "
+        f"mean matched prefix {np.mean([*(lengths | parted).values()]):.1f} "
+        f"of {np.mean([*lengths.values()]):.1f} tokens"
     )
-    return equal == len(at)
+    return not parted
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -60,24 +60,33 @@ def retokenized(tokenizer: Any) -> TokenCount:
     return count
 
 
+def question_speed(record: Record, count: TokenCount = recorded_tokens) -> float:
+    """Tokens over wall time."""
+    return float(count(record) / sum(record["choices"][0]["wall_time"]))
+
+
 def tokens_per_second(records: Sequence[Record], count: TokenCount) -> float:
     """Mean over questions of tokens over wall time."""
-    return float(np.mean([count(r) / sum(r["choices"][0]["wall_time"]) for r in records]))
+    return float(np.mean([question_speed(record, count) for record in records]))
+
+
+def list_tasks(records: Sequence[Record]) -> list[str]:
+    """The tasks present, Spec-Bench's first in its order."""
+    found = dict.fromkeys(task_of(record["category"]) for record in records)
+    return [t for t in TASKS if t in found] + [t for t in found if t not in TASKS]
 
 
 def compare(
     trace: Sequence[Record], base: Sequence[Record], count_base: TokenCount
 ) -> dict[str, Row]:
     """One row per task present, Spec-Bench's first in its order, and `overall`."""
-    categories = dict.fromkeys(task_of(r["category"]) for r in trace)
-    names = [t for t in TASKS if t in categories] + [c for c in categories if c not in TASKS]
     return {
         name: compare_task(
             [r for r in trace if name in ("overall", task_of(r["category"]))],
             [r for r in base if name in ("overall", task_of(r["category"]))],
             count_base,
         )
-        for name in [*names, "overall"]
+        for name in [*list_tasks(trace), "overall"]
     }
 
 
@@ -104,15 +113,22 @@ def read_pair(path: Path, base_path: Path) -> tuple[list[Record], list[Record]]:
         InputError: one cannot be read, or they do not answer the same questions.
     """
     trace, base = read_trace(path), read_trace(base_path)
-    ours = {(r["question_id"], r["category"]) for r in trace}
-    theirs = {(r["question_id"], r["category"]) for r in base}
+    check_same_questions(path, trace, base_path, base)
+    return trace, base
+
+
+def check_same_questions(
+    path: Path, records: Sequence[Record], other_path: Path, others: Sequence[Record]
+) -> None:
+    """Raise InputError unless two traces answer the same questions."""
+    ours = {(r["question_id"], r["category"]) for r in records}
+    theirs = {(r["question_id"], r["category"]) for r in others}
     if ours != theirs:
         odd = sorted(ours ^ theirs, key=str)
         raise InputError(
-            f"{path} and {base_path} answer different questions: {len(odd)} are in one only, "
+            f"{path} and {other_path} answer different questions: {len(odd)} are in one only, "
             f"the first is {odd[0][0]} ({odd[0][1]}); run both over the same questions"
         )
-    return trace, base
 
 
 def average(runs: Sequence[dict[str, Row]]) -> dict[str, Row]:

@@ -27,6 +27,7 @@ from .comparison import Comparison, Trace, check_comparable, read_comparison
 from .published import PUBLISHED
 
 RESAMPLES = 10_000
+PUBLISHED_NOTE = "Published figures are their sources' own, on other machines and models."
 
 
 @dataclass
@@ -37,6 +38,10 @@ class Row:
     values: dict[str, float]
     interval: tuple[float, float] | None = None  # of the column "speedup"
     source: str = ""  # of figures that are not ours
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({self.source})" if self.source else self.name
 
 
 @dataclass
@@ -79,18 +84,19 @@ def compare(comparison: Comparison, *, published: bool = False, task_mat: bool =
     Raises:
         InputError: published figures are wanted and there are none for this benchmark.
     """
-    main, *others = comparison.baselines.items()
+    (main, baseline), *others = comparison.baselines.items()
+    base = baseline.speeds()
     tasks = comparison.tasks if len(comparison.tasks) > 1 else []
     columns = {f"task:{task}": task for task in tasks}
     columns |= {"mat": "MAT", "tokens_per_second": "tokens/s", "speedup": "speedup [95 %]"}
     columns |= {f"over:{name}": f"over {name}" for name, _ in others}
     rows = []
     for trace in comparison.traces:
-        speeds, base = trace.speeds(), main[1].speeds()
+        speeds = trace.speeds()
         values = {
             f"task:{task}": trace.task_mat(task)
             if task_mat
-            else float(trace.speeds(task).mean() / main[1].speeds(task).mean())
+            else float(trace.speeds(task).mean() / baseline.speeds(task).mean())
             for task in tasks
         }
         values["mat"] = trace.mat
@@ -98,11 +104,11 @@ def compare(comparison: Comparison, *, published: bool = False, task_mat: bool =
         values["speedup"] = float(speeds.mean() / base.mean())
         for name, other in others:
             values[f"over:{name}"] = float(speeds.mean() / other.speeds().mean())
-        interval = None if trace is main[1] else bootstrap_interval(speeds, base)
+        interval = None if trace is baseline else bootstrap_interval(speeds, base)
         rows.append(Row(trace.label, values, interval))
-    title = f"{comparison.bench_name or 'Traces'}: speedup over {main[0]}"
+    title = f"{comparison.bench_name or 'Traces'}: speedup over {main}"
     notes = [
-        f"{len(comparison.main_baseline.records)} questions"
+        f"{len(baseline.records)} questions"
         + (", their first turns only" if comparison.first_turns else "")
         + "; 95 % bootstrap interval over questions"
     ]
@@ -111,7 +117,7 @@ def compare(comparison: Comparison, *, published: bool = False, task_mat: bool =
     notes += comparison.cautions()
     if published:
         rows += published_rows(comparison.bench_name, "speedup", "mat")
-        notes.append("Published figures are their sources' own, on other machines and models.")
+        notes.append(PUBLISHED_NOTE)
     return Table(title, columns, rows, notes)
 
 
@@ -151,7 +157,7 @@ def compare_benches(comparisons: Sequence[Comparison], *, published: bool = Fals
                 known.values |= row.values
     notes = [caution for comparison in comparisons for caution in comparison.cautions()]
     if published:
-        notes.append("Published figures are their sources' own, on other machines and models.")
+        notes.append(PUBLISHED_NOTE)
     title = f"Speedup over {main}, by benchmark"
     return Table(title, columns, [*rows.values(), *others.values()], notes)
 
@@ -195,11 +201,10 @@ def to_terminal(table: Table) -> str:
             Text(table.cell(row, key), style="bold" if table.best(row, key) else "")
             for key in table.columns
         ]
-        name = row.name if not row.source else f"{row.name} ({row.source})"
         ends = index + 1 < len(table.rows) and bool(row.source) != bool(
             table.rows[index + 1].source
         )
-        shown.add_row(Text(name), *cells, end_section=ends)
+        shown.add_row(Text(row.title), *cells, end_section=ends)
     console = Console(
         file=io.StringIO(), width=max(200, Console().width), force_terminal=sys.stdout.isatty()
     )
@@ -241,8 +246,7 @@ def to_latex(table: Table) -> str:
             else latex_text(table.cell(row, key))
             for key in table.columns
         ]
-        name = row.name if not row.source else f"{row.name} ({row.source})"
-        lines.append(" & ".join([latex_text(name), *cells]) + r" \\")
+        lines.append(" & ".join([latex_text(row.title), *cells]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     return "\n".join([f"% {table.title}", *(f"% {note}" for note in table.notes), *lines]) + "\n"
 

@@ -131,11 +131,8 @@ def prefill(
 
     The verdict's node_top_ids are the best `prompt_top_k` token ids after each prompt token.
     """
-    n = len(prompt_ids)
-    ids = torch.tensor(prompt_ids, device=model.device)
-    positions = torch.arange(n, device=model.device)
-    x = model.hidden_states(ids, positions, cache, last_position=n - 1)
-    cache.keep(range(n))
+    x = read_in(model, prompt_ids, cache)
+    cache.keep(range(len(prompt_ids)))
     logits = model.logits(x[-1:])
     last = TreeTensors.upload(DraftTree(prompt_ids[-1], 1), logits.device)
     verdict = accept_greedy(logits, last, top_k)
@@ -149,13 +146,16 @@ def prefill(
 @torch.inference_mode()
 def last_logits(model: LlamaKVForCausalLM, ids: Sequence[int]) -> torch.Tensor:
     """The target's logits after a sequence, [vocab], in one forward over all of it."""
-    cache = model.cache_for(len(ids))
+    logits: torch.Tensor = model.logits(read_in(model, ids, model.cache_for(len(ids)))[-1:])
+    return logits[0]
+
+
+def read_in(model: LlamaKVForCausalLM, ids: Sequence[int], cache: KVCache) -> torch.Tensor:
+    """Hidden states [n, hidden] of a sequence in an empty cache; commits nothing."""
     tokens = torch.tensor(ids, device=model.device)
     positions = torch.arange(len(ids), device=model.device)
-    logits: torch.Tensor = model(
-        tokens, positions, cache, last_position=len(ids) - 1, last_only=True
-    )
-    return logits[0]
+    x: torch.Tensor = model.hidden_states(tokens, positions, cache, last_position=len(ids) - 1)
+    return x
 
 
 def verify(
