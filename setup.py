@@ -20,9 +20,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    package_dir={"logitspec": "model/logitspec", "logitspec.drafters": "model/logitspec/drafters"},
-    packages=["logitspec", "logitspec.drafters"],
-    package_data={"logitspec": ["py.typed"]},
+    package_dir={
+        "logitspec": "model/logitspec",
+        "logitspec.drafters": "model/logitspec/drafters",
+        "logitspec.native": "model/logitspec/native",
+    },
+    packages=["logitspec", "logitspec.drafters", "logitspec.native"],
+    package_data={"logitspec": ["py.typed"], "logitspec.native": ["layers.cpp"]},
     install_requires=requirements(),
     extras_require={
         "dev": [

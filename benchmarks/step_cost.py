@@ -13,7 +13,8 @@ import time
 from evaluation.arguments import Parser, at_least, run_command
 from evaluation.targets import resolve_device, resolve_dtype
 from model.logitspec import DraftTree, LlamaKVForCausalLM, load
-from model.logitspec.decoding import prefill, verify
+from model.logitspec.decoding import prefill
+from model.logitspec.verification import verify
 
 
 def step_seconds(

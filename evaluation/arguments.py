@@ -148,6 +148,17 @@ def add_machine_flags(parser: Parser) -> None:
         type=at_least(1),
         help="GPUs in all (default: those of one copy); more copies need the extra `ray`",
     )
+    add(
+        "--cpu-kernels",
+        default="auto",
+        help="native: one call for all layers, compiled when first used; packed: weights "
+        "rearranged for oneDNN; plain: PyTorch's operators; auto: the first of them that runs here",
+    )
+    add(
+        "--cuda-graphs",
+        default="auto",
+        help="on, off; auto: on where the model is on one GPU",
+    )
     add("--warmup", type=at_least(0), default=3, help="unmeasured runs of the first question")
 
 

@@ -26,7 +26,7 @@ COMMON = (
 )  # fmt: skip
 # What an environment in a sidecar says that matters to a comparison.
 ENVIRONMENT = (
-    "device_names", "threads", "platform", "versions", "commit", "uncommitted_changes",
+    "device_names", "threads", "kernels", "platform", "versions", "commit", "uncommitted_changes",
 )  # fmt: skip
 BASELINES = {"baseline": "transformers' generate()", "vanilla": "one-node loop"}  # main one first
 
@@ -58,7 +58,7 @@ class Trace:
                 meta = json.loads(meta_path(path).read_text(encoding="utf-8"))
                 settings = {key: meta["settings"][key] for key in COMMON} | meta["settings"]
                 environments = [
-                    {key: environment[key] for key in ENVIRONMENT}
+                    {key: environment.get(key) for key in ENVIRONMENT}
                     for environment in meta["environments"]
                 ]
                 starts = [int(start) for start in meta.get("starts", ())]

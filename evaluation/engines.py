@@ -34,7 +34,13 @@ class Models:
 
     @cached_property
     def kv(self) -> LlamaKVForCausalLM:
-        return load(self.target.path, **self.target.loading())
+        return load(
+            self.target.path,
+            **self.target.loading(),
+            cpu_kernels=self.target.kernels.name,
+            cuda_graphs=self.target.cuda_graphs,
+            keep_weights=self.shared,
+        )
 
     @cached_property
     def hf(self) -> Any:

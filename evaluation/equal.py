@@ -92,6 +92,7 @@ class LogitGap:
             argparse.Namespace(
                 model_path=model_path, device=device, dtype=settings["dtype"],
                 num_gpus_per_model=1, conv_template=settings["template"],
+                cpu_kernels="auto", cuda_graphs="off",
             )
         )  # fmt: skip
         if self.target.fingerprint != settings["model_fingerprint"]:
@@ -106,7 +107,9 @@ class LogitGap:
                 "prepare those it was made with"
             )
         self.questions = {str(q.question_id): q for q in load_questions(path)}
-        self.model = load(self.target.path, **self.target.loading())
+        self.model = load(
+            self.target.path, **self.target.loading(), cpu_kernels=self.target.kernels.name
+        )
 
     def describe(self, key: Key, turn: Turn, other: Turn, at: int) -> str:
         """Both tokens' texts and logits after the prompt and the `at` tokens both turns share."""

@@ -186,7 +186,10 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     for run in runs:
         run.method.check(run.options)
     shared = run_settings(args, target, path)
-    environment = describe_environment(target.device) | {"model_path": args.model_path}
+    environment = describe_environment(target.device) | {
+        "model_path": args.model_path,
+        "kernels": target.kernels.name,
+    }
     writers: dict[str, TraceWriter] = {}
     for run in runs:
         if run.answer_file.resolve() == path.resolve():
@@ -199,7 +202,8 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     todo = sum(len(names) for _, names in jobs)
     print(
         f"{', '.join(run.method.name for run in runs)} on {args.bench_name}: {shared['model']}, "
-        f"{shared['dtype']}, {target.device}; prompts in {target.prompts}\n"
+        f"{shared['dtype']}, {target.device}, {target.kernels} kernels; "
+        f"prompts in {target.prompts}\n"
         f"{todo} of {len(questions) * len(runs)} answers to give, into "
         + (str(runs[0].answer_file) if len(runs) == 1 else str(runs[0].answer_file.parent))
     )

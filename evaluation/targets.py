@@ -17,6 +17,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from model.logitspec.errors import InputError
+from model.logitspec.kernels import Kernels, choose_kernels
 from model.logitspec.loading import DTYPES, brief, load_config
 from model.logitspec.modeling_llama_kv import max_positions
 
@@ -36,6 +37,8 @@ class Target:
     eos_token_ids: set[int]
     max_positions: int
     fingerprint: str
+    kernels: Kernels
+    cuda_graphs: str
 
     @classmethod
     def resolve(cls, args: argparse.Namespace) -> Target:
@@ -60,6 +63,8 @@ class Target:
             | prompts.stop_token_ids,
             max_positions=max_positions(config),
             fingerprint=fingerprint(args.model_path, config),
+            kernels=choose_kernels(config, dtype, device, args.cpu_kernels),
+            cuda_graphs=resolve_graphs(args.cuda_graphs, device),
         )
 
     def loading(self) -> dict[str, Any]:
@@ -101,6 +106,22 @@ def resolve_device(name: str, gpus_per_model: int = 1) -> str:
             f"torch sees {gpus} here; use --device cpu or fewer GPUs"
         )
     return "auto" if gpus_per_model > 1 else f"cuda:{index}"
+
+
+def resolve_graphs(wanted: str, device: str) -> str:
+    """--cuda-graphs, checked against the device.
+
+    Raises:
+        InputError: another word, or `on` for what is not one GPU.
+    """
+    if wanted not in ("auto", "on", "off"):
+        raise InputError(f"--cuda-graphs {wanted!r} is not known; give auto, on or off")
+    if wanted == "on" and not device.startswith("cuda"):
+        place = "several GPUs" if device == "auto" else f"the device {device}"
+        raise InputError(
+            f"--cuda-graphs on needs the model on one GPU, not on {place}; give auto or off"
+        )
+    return wanted
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:

@@ -1,8 +1,8 @@
 """The trace of a run: one JSON line per question, and a sidecar that says how it was made.
 
 The lines have the reference implementation's fields, so its tools read them, and besides per turn
-output_ids, prompt_tokens, prefill/draft/verify/commit_seconds, and a number of every step of the
-turn: tree_sizes, step_seconds, misses, next_next_ranks (as in decoding.DecodingResult).
+output_ids, prompt_tokens, the seconds of each of PHASES, and a number of every step of the turn:
+tree_sizes, step_seconds, misses, next_next_ranks (as in decoding.DecodingResult).
 `NAME.jsonl` has the sidecar `NAME.meta.json`.
 """
 
@@ -17,7 +17,9 @@ from model.logitspec.errors import InputError
 
 Record = dict[str, Any]
 
-PHASES = ("prefill_seconds", "draft_seconds", "verify_seconds", "commit_seconds")
+PHASES = tuple(
+    f"{phase}_seconds" for phase in ("prefill", "draft", "build", "verify", "accept", "commit")
+)
 
 
 def validate(record: object) -> str | None:

@@ -57,7 +57,7 @@ def test_nothing_waits_for_the_device_before_the_one_transfer() -> None:
     tensors = TreeTensors.upload(tree, torch.device("meta"))
     with pytest.raises(NotImplementedError) as stopped:
         accept_greedy(torch.empty(4, VOCAB, device="meta"), tensors, top_k=2, node_top_k=2)
-    assert str(stopped.traceback[1].statement).lstrip().startswith("answer = ")
+    assert ".tolist()" in str(stopped.traceback[1].statement)
 
 
 def test_a_match_below_a_wrong_parent_does_not_count() -> None:

@@ -248,13 +248,13 @@ def test_committed_tokens_are_streamed(tiny: LlamaKVForCausalLM) -> None:
 def test_a_drafter_over_its_capacity_is_refused(tiny: LlamaKVForCausalLM) -> None:
     class Greedy(Oracle):
         def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
-            self.capacity = 7
-            return super().draft(root, top_ids)
+            tree = DraftTree(root, 7)
+            tree.add_branch([1] * 6)
+            return tree
 
     greedy = Greedy([], ahead=0)
-    greedy.capacity = 2
-    tiny._cache = None
-    with pytest.raises(InputError, match=f"7 more tokens after 7 do not fit the {7 + 4 + 2} slots"):
+    greedy.capacity = 6
+    with pytest.raises(InputError, match="a draft tree of 7 nodes from a drafter whose capacity"):
         generate(tiny, PROMPT, greedy, max_new_tokens=4)
 
 

@@ -207,7 +207,8 @@ def test_several_workers_give_the_same_answers(chat_path: str, make_bench: Make)
     folder = make_bench(*(question(i, f"Question {i}?") for i in range(5)))
     args = argparse.Namespace(
         model_path=chat_path, device="cpu", dtype="float32", num_gpus_per_model=1,
-        conv_template=None, max_new_tokens=8, cap_new_tokens=False, num_choices=1, seed=0,
+        cpu_kernels="auto", cuda_graphs="auto", conv_template=None, max_new_tokens=8,
+        cap_new_tokens=False, num_choices=1, seed=0,
     )  # fmt: skip
 
     def build() -> dict[str, Answerer]:

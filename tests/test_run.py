@@ -204,7 +204,7 @@ def target(path: str) -> Target:
     return Target.resolve(
         argparse.Namespace(
             model_path=path, device="cpu", dtype="float32", num_gpus_per_model=1,
-            conv_template=None,
+            conv_template=None, cpu_kernels="auto", cuda_graphs="auto",
         )
     )  # fmt: skip
 

@@ -56,23 +56,93 @@ def accept_greedy(
         node_top_k: the same for every node, accepted or not.
     """
     n, vocab = logits.shape
-    # max, not argmax: the same first maximum, and twice as fast on a CPU in bfloat16
-    chosen = logits.max(dim=-1).indices  # [n]
+    widths = min(top_k, vocab), min(node_top_k, vocab)
+    return read_answer(greedy_answer(logits, tree, *widths).tolist(), n, n, *widths)
+
+
+def greedy_answer(
+    logits: torch.Tensor, tree: TreeTensors, top_k: int, node_top_k: int
+) -> torch.Tensor:
+    """What accept_greedy decides, still on the device: [n + 1 + top_k + n * node_top_k] int64.
+
+    For each node whether it is accepted, the next root, its logits' best ids, every node's best.
+    """
+    n = len(logits)
+    chosen = first_maximum(logits)  # [n]
     agreed = chosen[tree.parents] == tree.tokens  # [n]
     agreed[0] = True
     reached = (agreed | ~tree.ancestors).all(dim=-1)  # [n]: every ancestor agreed
     order = torch.arange(n, 0, -1, device=logits.device)
     # [1]-shaped and index_select: indexing by a 0-dimensional tensor would wait for the device
     last = torch.where(reached, tree.depths * n + order, 0).argmax().view(1)
-    best = logits.index_select(0, last)[0].topk(min(top_k, vocab)).indices
-    width = min(node_top_k, vocab)
-    after_nodes = logits.topk(width, dim=-1).indices.flatten() if width else best[:0]
     path = tree.ancestors.index_select(0, last)[0].long()
-    answer = torch.cat((path, chosen.index_select(0, last), best, after_nodes)).tolist()
-    end = n + 1 + len(best)
+    parts = [path, chosen.index_select(0, last)]
+    if top_k:
+        parts.append(best_tokens(logits.index_select(0, last), top_k)[0])
+    if node_top_k:
+        parts.append(best_tokens(logits, node_top_k).flatten())
+    return torch.cat(parts)
+
+
+def read_answer(answer: list[int], padded: int, nodes: int, top_k: int, node_top_k: int) -> Verdict:
+    """The verdict that greedy_answer wrote down.
+
+    Args:
+        answer: its numbers.
+        padded: nodes that it was asked for.
+        nodes: the first so many of them are the tree's.
+        top_k: as it was given, and node_top_k.
+    """
+    end = padded + 1 + top_k
+    rows = range(end, end + nodes * node_top_k, node_top_k) if node_top_k else ()
     return Verdict(
-        path=[node for node in range(n) if answer[node]],
-        next_root=answer[n],
-        top_ids=answer[n + 1 : end],
-        node_top_ids=[answer[i : i + width] for i in range(end, len(answer), width or 1)],
+        path=[node for node in range(nodes) if answer[node]],
+        next_root=answer[padded],
+        top_ids=answer[padded + 1 : end],
+        node_top_ids=[answer[row : row + node_top_k] for row in rows],
     )
+
+
+# A CPU reduces a contiguous row element by element, but many rows at a time in vector registers. So
+# it is given GROUP rows of LANES tokens to reduce first, and only what is left goes the slow way.
+GROUP, LANES = 32, 32
+SEGMENT = GROUP * LANES
+
+
+def first_maximum(logits: torch.Tensor) -> torch.Tensor:
+    """The first best token of each row of logits [n, vocab]: [n]."""
+    vocab = logits.shape[1]
+    segments = vocab // SEGMENT
+    if logits.device.type != "cpu" or segments < 2:
+        return logits.max(dim=-1).indices
+    maxima = group_maxima(logits).amax(dim=-1)  # [n, segments]
+    starts = torch.arange(segments) * SEGMENT
+    if vocab % SEGMENT:  # one more segment, which overlaps the last whole one
+        rest = logits[:, segments * SEGMENT :].amax(dim=-1, keepdim=True)
+        maxima = torch.cat((maxima, rest), dim=-1)
+        starts = torch.cat((starts, torch.tensor([vocab - SEGMENT])))
+    start = starts[maxima.max(dim=-1).indices]
+    tokens = start[:, None] + torch.arange(SEGMENT)
+    return start + logits.gather(1, tokens).max(dim=-1).indices
+
+
+def best_tokens(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """The best tokens of each row of logits [n, vocab], best first: [n, min(count, vocab)]."""
+    n, vocab = logits.shape
+    count = min(count, vocab)
+    segments = vocab // SEGMENT
+    if logits.device.type != "cpu" or not 0 < count <= segments:
+        return logits.topk(count, dim=-1).indices
+    body = segments * SEGMENT
+    # A token among the best is in one of the best groups, or in the rest.
+    groups = group_maxima(logits).view(n, -1).topk(count, dim=-1).indices  # [n, count]
+    first = groups // LANES * SEGMENT + groups % LANES
+    tokens = (first[..., None] + torch.arange(0, SEGMENT, LANES)).view(n, -1)
+    tokens = torch.cat((tokens, torch.arange(body, vocab).expand(n, -1)), dim=-1)
+    return tokens.gather(1, logits.gather(1, tokens).topk(count, dim=-1).indices)
+
+
+def group_maxima(logits: torch.Tensor) -> torch.Tensor:
+    """Maxima [n, segments, LANES] over the tokens of equal lane in each whole segment."""
+    segments = logits.shape[1] // SEGMENT
+    return logits[:, : segments * SEGMENT].view(-1, segments, GROUP, LANES).amax(dim=2)

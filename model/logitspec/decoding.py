@@ -14,6 +14,7 @@ from .drafters import Drafter
 from .errors import InputError
 from .kv_cache import KVCache
 from .modeling_llama_kv import LlamaKVForCausalLM
+from .verification import node_bucket, verifier
 
 PREFILL_LOGITS = 256  # prompt tokens whose logits are computed at a time, where all are wanted
 
@@ -23,9 +24,9 @@ class DecodingResult:
     """One generation: what came out, in how many steps, and where the time went.
 
     A step is one verification forward; prefill is none. sum(accept_lengths) == len(tokens) always.
-    Seconds are wall time per phase, summed over the steps; `verify` includes building the inputs,
-    the forward, acceptance and the one transfer down. On a GPU the cache moves of `commit` run
-    behind the next step's work.
+    Seconds are wall time per phase, summed over the steps. On a GPU `verify` is the time to start
+    the forward and `accept`, which needs its result, holds the wait for it; the cache moves of
+    `commit` run behind the next step's work.
     """
 
     prompt_tokens: int
@@ -39,9 +40,11 @@ class DecodingResult:
     # after the root; -1 when it is not among the drafter's top_k. Empty when that is 0.
     next_next_ranks: list[int] = field(default_factory=list)
     prefill_seconds: float = 0.0
-    draft_seconds: float = 0.0
-    verify_seconds: float = 0.0
-    commit_seconds: float = 0.0
+    draft_seconds: float = 0.0  # with what the drafter does with the prompt
+    build_seconds: float = 0.0  # the tree to the device
+    verify_seconds: float = 0.0  # the target's forward
+    accept_seconds: float = 0.0  # acceptance, and its result to the host
+    commit_seconds: float = 0.0  # cache, drafter's observe, bookkeeping
 
     @property
     def steps(self) -> int:
@@ -74,11 +77,13 @@ def generate(
         on_commit: called after each step with the tokens it committed, for streaming.
 
     Raises:
-        InputError: an empty prompt, no new tokens, or more tokens than the model has positions.
+        InputError: an empty prompt, no new tokens, more tokens than the model has positions, or a
+            draft tree over the drafter's capacity.
     """
     check_lengths(len(prompt_ids), max_new_tokens, model.max_positions)
     result = DecodingResult(prompt_tokens=len(prompt_ids))
-    cache = model.cache_for(len(prompt_ids) + max_new_tokens + drafter.capacity)
+    cache = model.cache_for(len(prompt_ids) + max_new_tokens + node_bucket(drafter.capacity))
+    step = verifier(model, cache, drafter.top_k, drafter.node_top_k)
 
     clock = time.perf_counter()
     verdict = prefill(model, prompt_ids, cache, drafter.top_k, drafter.prompt_top_k)
@@ -93,10 +98,20 @@ def generate(
         remaining = max_new_tokens - len(result.tokens)
         start = time.perf_counter()
         last_top_ids = verdict.top_ids
-        tree = drafter.draft(verdict.next_root, last_top_ids).without_deeper_than(remaining - 1)
+        tree = drafter.draft(verdict.next_root, last_top_ids)
+        if len(tree) > drafter.capacity:
+            raise InputError(
+                f"a draft tree of {len(tree)} nodes from a drafter whose capacity is "
+                f"{drafter.capacity}; correct one of them"
+            )
+        tree = tree.without_deeper_than(remaining - 1)
         drafted = time.perf_counter()
-        verdict = verify(model, tree, cache, drafter.top_k, drafter.node_top_k)
+        step.build(tree)
+        built = time.perf_counter()
+        step.forward()
         verified = time.perf_counter()
+        verdict = step.accept()
+        accepted = time.perf_counter()
         path = until_eos(tree, verdict.path, eos_token_ids)
         cache.keep(path)
         drafter.observe(tree, path, verdict.node_top_ids)
@@ -110,9 +125,11 @@ def generate(
             next_next = committed[1] if len(path) > 1 else verdict.next_root
             result.next_next_ranks.append(rank(next_next, last_top_ids))
         result.draft_seconds += drafted - start
-        result.verify_seconds += verified - drafted
+        result.build_seconds += built - drafted
+        result.verify_seconds += verified - built
+        result.accept_seconds += accepted - verified
         end = time.perf_counter()
-        result.commit_seconds += end - verified
+        result.commit_seconds += end - accepted
         result.step_seconds.append(end - start)
         if on_commit is not None:
             on_commit(committed)
@@ -156,21 +173,6 @@ def read_in(model: LlamaKVForCausalLM, ids: Sequence[int], cache: KVCache) -> to
     positions = torch.arange(len(ids), device=model.device)
     x: torch.Tensor = model.hidden_states(tokens, positions, cache, last_position=len(ids) - 1)
     return x
-
-
-def verify(
-    model: LlamaKVForCausalLM, tree: DraftTree, cache: KVCache, top_k: int, node_top_k: int = 0
-) -> Verdict:
-    """One forward over all nodes of the tree and what the target accepts; commits nothing."""
-    tensors = TreeTensors.upload(tree, model.device)
-    logits = model(
-        tensors.tokens,
-        tensors.depths + cache.length,
-        cache,
-        last_position=cache.length + max(tree.depths),
-        tree_mask=tensors.ancestors,
-    )
-    return accept_greedy(logits, tensors, top_k, node_top_k)
 
 
 def has_drafts_below(tree: DraftTree, path: Sequence[int]) -> bool:

@@ -4,10 +4,61 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
 from .errors import InputError
+
+
+class Window(Protocol):
+    """What one forward over n tokens touches of a cache."""
+
+    @property
+    def devices(self) -> Sequence[torch.device]:
+        """Of each layer."""
+
+    def write(self, layer: int, kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write one layer's keys and values, [2, heads, n, head_dim], behind the committed ones.
+
+        Returns:
+            Views on the keys and values that attention reads, each [heads, seen, head_dim].
+        """
+
+
+@dataclass(frozen=True)
+class SliceWindow:
+    """The next n slots, and everything up to them."""
+
+    devices: Sequence[torch.device]
+    new: list[torch.Tensor]  # per layer [2, heads, n, head_dim]
+    seen: list[torch.Tensor]  # per layer [2, heads, length + n, head_dim]
+
+    def write(self, layer: int, kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.new[layer].copy_(kv)
+        keys, values = self.seen[layer].unbind()
+        return keys, values
+
+
+class SlotWindow:
+    """Slots named by a tensor on the device, and the first `seen` ones: the same for every length.
+
+    Set `slots`, [n], before each forward. The cache is all on one device.
+    """
+
+    slots: torch.Tensor
+
+    def __init__(self, cache: KVCache, seen: int) -> None:
+        self.devices = cache.devices
+        self._layers = cache.store.unbind()
+        self._seen = seen
+
+    def write(self, layer: int, kv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        store = self._layers[layer]
+        store.index_copy_(2, self.slots, kv)
+        keys, values = store[:, :, : self._seen].unbind()
+        return keys, values
 
 
 class KVCache:
@@ -35,17 +86,21 @@ class KVCache:
         self.devices = list(devices)
         self.capacity = capacity
         self.length = 0
+        self.graphs: dict[Any, Any] = {}  # what verification.py captured over this memory
         with torch.inference_mode(False):  # writable inside and outside of inference mode
             self._store: dict[torch.device, torch.Tensor] = {
-                device: torch.empty(
+                # zeros: attention at fixed shapes reads, and weighs with 0, what was never written
+                device: torch.zeros(
                     layers, 2, heads, capacity, head_dim, dtype=dtype, device=device
                 )
                 for device, layers in Counter(devices).items()
             }
-        rows = {device: iter(store) for device, store in self._store.items()}
-        self._layers = [
-            next(rows[device]) for device in devices
-        ]  # each [2, heads, capacity, head_dim]
+
+    @property
+    def store(self) -> torch.Tensor:
+        """[layers, 2, heads, capacity, head_dim], where all layers are on one device."""
+        (store,) = self._store.values()
+        return store
 
     def reset(self) -> None:
         """Forget every position; the memory stays."""
@@ -60,19 +115,21 @@ class KVCache:
                 "allocate it for prompt + max_new_tokens + draft tree capacity"
             )
 
-    def append(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write one layer's keys and values, each [heads, n, head_dim], behind the committed ones.
+    def window(self, tokens: int) -> SliceWindow:
+        """Where a forward over `tokens` more tokens writes, and what it sees.
 
-        Returns:
-            Views on all keys and values of the layer so far, each [heads, length + n, head_dim].
+        Raises:
+            InputError: they do not fit.
         """
-        end = self.length + keys.shape[1]
-        store = self._layers[layer]
-        store[0, :, self.length : end] = keys
-        store[1, :, self.length : end] = values
-        return store[0, :, :end], store[1, :, :end]
+        self.require(tokens)
+        end = self.length + tokens
+        layers = {device: iter(store.unbind()) for device, store in self._store.items()}
+        stores = [next(layers[device]) for device in self.devices]
+        return SliceWindow(
+            self.devices,
+            [store[..., self.length : end, :] for store in stores],
+            [store[..., :end, :] for store in stores],
+        )
 
     def keep(self, path: Sequence[int]) -> None:
         """Commit the nodes of `path` (ascending, counted from the last forward's first token).

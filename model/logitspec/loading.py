@@ -9,7 +9,9 @@ import torch
 from transformers import AutoConfig
 
 from .errors import InputError
+from .kernels import choose_kernels
 from .modeling_llama_kv import ARCHITECTURES, LlamaKVForCausalLM
+from .verification import use_graphs
 
 DTYPES = {
     "float16": torch.float16,
@@ -87,6 +89,9 @@ def load(
     *,
     dtype: torch.dtype,
     device_map: str | dict[str, Any] = "cpu",
+    cpu_kernels: str = "auto",
+    cuda_graphs: str = "auto",
+    keep_weights: bool = False,
     **options: Any,
 ) -> LlamaKVForCausalLM:
     """Load a checkpoint of the Llama family for draft-tree decoding.
@@ -96,16 +101,24 @@ def load(
         dtype: of weights, activations and cache.
         device_map: a device, or anything transformers' from_pretrained takes ("auto" spreads the
             layers over all devices; each layer's cache lies where the layer runs).
+        cpu_kernels: what a model on the CPU runs on, see kernels.py.
+        cuda_graphs: whether steps are captured, see verification.use_graphs.
+        keep_weights: hold the weights as they are in the checkpoint, too, where the CPU kernels
+            want them laid out otherwise; at twice the memory.
         options: passed on to from_pretrained (max_memory, offload_folder, …).
 
     Raises:
-        InputError: no such checkpoint, not of an architecture covered, or without all weights.
+        InputError: no such checkpoint, not of an architecture covered, or without all weights; or
+            kernels that do not run here.
     """
     config = load_config(path)
+    kernels = choose_kernels(config, dtype, str(device_map), cpu_kernels)
     model: LlamaKVForCausalLM = load_weights(
         LlamaKVForCausalLM, path, config=config, dtype=dtype, device_map=device_map, **options
     )
     model.eval()
     model.requires_grad_(False)
     model.fuse()
+    model.use(kernels, keep_weights=keep_weights)
+    use_graphs(model, cuda_graphs)
     return model

@@ -17,8 +17,15 @@ from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from .errors import InputError
-from .kv_cache import KVCache
+from .kernels import Kernels
+from .kv_cache import KVCache, Window
+from .linear import Linear
+from .native import NativeLayers
 
+# Query rows from which two matrix products beat scaled_dot_product_attention's blocks on a CPU, in
+# half precision: docs/performance.md
+MATMUL_ROWS = 48
+CACHE_STEP = 256  # slots that a KV cache is allocated by
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")  # config.model_type
 
 
@@ -31,15 +38,35 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding of x [n, heads, head_dim] by cos and sin, each [n, 1, head_dim]."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+def rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Rotary position embedding of x [n, heads, head_dim], in place.
+
+    Args:
+        cos: [n, 1, head_dim].
+        sin: the same, its first half negated: the sign of the half that is swapped in.
+    """
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    torch.addcmul(x * cos, swapped, sin, out=x)
+
+
+def grouped_attention(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """softmax(q k^T / sqrt(head_dim) + mask) v: [kv_heads, rows, head_dim].
+
+    Args:
+        q: [kv_heads, rows, head_dim].
+        keys: [kv_heads, seen, head_dim], and the values.
+        mask: [rows, seen], additive; None: every row sees everything.
+    """
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    if half and q.device.type == "cpu" and mask is not None and q.shape[1] >= MATMUL_ROWS:
+        scores = torch.bmm(q * q.shape[-1] ** -0.5, keys.transpose(1, 2)) + mask
+        return torch.bmm(scores.softmax(dim=-1), values)
+    return F.scaled_dot_product_attention(q[None], keys[None], values[None], attn_mask=mask)[0]
 
 
 class Attention(nn.Module):
@@ -60,49 +87,39 @@ class Attention(nn.Module):
         norms = config.model_type == "qwen3"
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if norms else None
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if norms else None
-        self.qkv_proj: nn.Linear | None = None
-
-    def fuse(self) -> None:
-        self.qkv_proj = fuse_linears(self.q_proj, self.k_proj, self.v_proj)
+        self.qkv = Linear(self.q_proj, self.k_proj, self.v_proj)
+        self.output = Linear(self.o_proj)
 
     def forward(
         self,
         x: torch.Tensor,  # [n, hidden]
-        cos: torch.Tensor,  # [n, 1, head_dim]
+        cos: torch.Tensor,  # [n, 1, head_dim], see rotate_
         sin: torch.Tensor,
-        mask: torch.Tensor | None,  # [groups * n, committed + n], additive; None: causal
-        cache: KVCache,
+        mask: torch.Tensor | None,  # [groups * n, seen], additive; None: causal
+        window: Window,
     ) -> torch.Tensor:
         n = x.shape[0]
-        if self.qkv_proj is not None:
-            sizes = (
-                self.heads * self.head_dim,
-                self.kv_heads * self.head_dim,
-                self.kv_heads * self.head_dim,
-            )
-            q, k, v = self.qkv_proj(x).split(sizes, dim=-1)
-        else:
-            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        q = q.view(n, self.heads, self.head_dim)
-        k = k.view(n, self.kv_heads, self.head_dim)
-        v = v.view(n, self.kv_heads, self.head_dim)
+        qkv = self.qkv(x).view(n, self.heads + 2 * self.kv_heads, self.head_dim)
+        q, k = qkv[:, : self.heads], qkv[:, self.heads : self.heads + self.kv_heads]
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        keys, values = cache.append(self.layer, k.transpose(0, 1), v.transpose(0, 1))
+            q.copy_(self.q_norm(q))
+            k.copy_(self.k_norm(k))
+        rotate_(qkv[:, : self.heads + self.kv_heads], cos, sin)
+        kv = qkv[:, self.heads :].view(n, 2, self.kv_heads, self.head_dim).permute(1, 2, 0, 3)
+        keys, values = window.write(self.layer, kv)
         if mask is None and n > 1:
             out = F.scaled_dot_product_attention(
                 q.transpose(0, 1)[None], keys[None], values[None], is_causal=True, enable_gqa=True
             )
-            return self.o_proj(out[0].transpose(0, 1).reshape(n, -1))  # type: ignore[no-any-return]
+            return self.output(out[0].transpose(0, 1).reshape(n, -1))
         # The query heads that share a key head become rows of one query: the cache is read once a
         # step and never expanded, and kernels that know no grouped queries serve as well.
         groups = self.heads // self.kv_heads
         q = q.view(n, self.kv_heads, groups, self.head_dim).permute(1, 2, 0, 3)
         q = q.reshape(1, self.kv_heads, groups * n, self.head_dim)
-        out = F.scaled_dot_product_attention(q, keys[None], values[None], attn_mask=mask)
+        out = grouped_attention(q[0], keys, values, mask)
         out = out.view(self.kv_heads, groups, n, self.head_dim).permute(2, 0, 1, 3)
-        return self.o_proj(out.reshape(n, -1))  # type: ignore[no-any-return]
+        return self.output(out.reshape(n, -1))
 
 
 class MLP(nn.Module):
@@ -115,17 +132,12 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
         self.activation: Callable[[torch.Tensor], torch.Tensor] = ACT2FN[config.hidden_act]
-        self.gate_up_proj: nn.Linear | None = None
-
-    def fuse(self) -> None:
-        self.gate_up_proj = fuse_linears(self.gate_proj, self.up_proj)
+        self.gate_up = Linear(self.gate_proj, self.up_proj)
+        self.down = Linear(self.down_proj)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.gate_up_proj is not None:
-            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        else:
-            gate, up = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(self.activation(gate) * up)  # type: ignore[no-any-return]
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(self.activation(gate) * up)
 
 
 class DecoderLayer(nn.Module):
@@ -137,6 +149,8 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        attention, mlp = self.self_attn, self.mlp
+        self.linears = (attention.qkv, attention.output, mlp.gate_up, mlp.down)
 
     def forward(
         self,
@@ -144,9 +158,9 @@ class DecoderLayer(nn.Module):
         cos: torch.Tensor,
         sin: torch.Tensor,
         mask: torch.Tensor | None,
-        cache: KVCache,
+        window: Window,
     ) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, window)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
@@ -175,8 +189,12 @@ class LlamaKVForCausalLM(PreTrainedModel):
         super().__init__(config)
         self.model = LlamaKVModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.graphs = False  # whether steps are captured as CUDA graphs: verification.py
         self._cache: KVCache | None = None
-        self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.head = Linear(self.lm_head)
+        self.kernels = Kernels("plain")
+        self.native: NativeLayers | None = None
+        self._rope = torch.empty(0)
         self.post_init()
 
     @property
@@ -189,48 +207,86 @@ class LlamaKVForCausalLM(PreTrainedModel):
         """Where each layer runs; for a layer that accelerate offloads, where it is brought to."""
         return [execution_device(layer) for layer in self.model.layers]
 
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        return cast("list[DecoderLayer]", list(self.model.layers))
+
     def fuse(self) -> None:
         """Make one matrix of q/k/v, one of gate/up, where they are plain linears on one device."""
-        for layer in cast("list[DecoderLayer]", self.model.layers):
-            layer.self_attn.fuse()
-            layer.mlp.fuse()
+        for linear in (*(linear for layer in self.layers for linear in layer.linears), self.head):
+            linear.fuse()
+
+    def use(self, kernels: Kernels, *, keep_weights: bool) -> None:
+        """Lay the weights out for these kernels and run on them from now on.
+
+        Args:
+            kernels: from choose_kernels, for this model; the model is fused and on the CPU.
+            keep_weights: hold the plain weights too, at twice the memory, for another model that
+                shares them. Otherwise they are freed, all but the embedding: where the head is tied
+                to it, that one matrix is held twice.
+        """
+        self.kernels = kernels
+        if kernels.name == "plain":
+            return
+        natively = kernels.name == "native"
+        if natively:
+            self.native = NativeLayers(self.config)
+        for layer in self.layers:
+            if self.native is not None:
+                self.native.append(layer)
+            for linear in layer.linears:
+                if not natively:
+                    linear.pack()
+                if not keep_weights:
+                    linear.release()
+        self.head.pack(natively=natively)
+        if not keep_weights and self.lm_head.weight is not self.model.embed_tokens.weight:
+            self.head.release()
 
     def cache_for(self, capacity: int) -> KVCache:
-        """An empty KV cache of at least `capacity` slots: the last one, if it is large enough."""
+        """An empty KV cache of at least `capacity` slots: the last one, if it is large enough.
+
+        One that must grow at least doubles, as far as the model's positions reach.
+        """
         if self._cache is None or self._cache.capacity < capacity:
+            if self._cache is not None:
+                capacity = max(capacity, min(2 * self._cache.capacity, self.max_positions))
             self._cache = None  # frees the old one before the new is allocated
             self._cache = KVCache(
                 self.layer_devices,
                 self.config.num_key_value_heads,
                 head_dim(self.config),
-                capacity,
+                -(-capacity // CACHE_STEP) * CACHE_STEP,
                 self.dtype,
             )
         self._cache.reset()
         return self._cache
 
-    def _cos_sin(self, positions: torch.Tensor, last: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotary cos and sin, each [n, 1, head_dim], from a table that grows to max_positions."""
-        if (
-            self._rope is None
-            or self._rope[0].shape[0] <= last
-            or self._rope[0].device != positions.device
-        ):
-            size = min(self.max_positions, max(1024, 2 * (last + 1)))
-            like = torch.empty(0, dtype=self.dtype, device=positions.device)
-            rows = torch.arange(size, device=positions.device)[None]
-            cos, sin = LlamaRotaryEmbedding(self.config).to(positions.device)(like, rows)
-            self._rope = cos[0, :, None], sin[0, :, None]
-        return self._rope[0][positions], self._rope[1][positions]
+    def extend_rope(self, positions: int, device: torch.device) -> None:
+        """Have the table of rotary cos and sin reach so many positions, on this device."""
+        if self._rope.shape[0] < positions or self._rope.device != device:
+            size = min(self.max_positions, max(1024, 2 * positions))
+            like = torch.empty(0, dtype=self.dtype, device=device)
+            rows = torch.arange(size, device=device)[None]
+            cos, sin = LlamaRotaryEmbedding(self.config).to(device)(like, rows)
+            sin[..., : sin.shape[-1] // 2].neg_()
+            self._rope = torch.stack((cos[0], sin[0]), dim=1)  # [size, 2, head_dim]
 
-    def _additive_mask(
-        self, tree_mask: torch.Tensor | None, n: int, committed: int, device: torch.device
-    ) -> torch.Tensor:
-        """0 where a query row may look, else -inf: [groups * n, committed + n]."""
-        if tree_mask is None:
-            tree_mask = torch.ones(n, n, dtype=torch.bool, device=device).tril()
-        mask = torch.zeros(n, committed + n, dtype=self.dtype, device=device)
-        mask[:, committed:].masked_fill_(~tree_mask, -torch.inf)
+    def rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin for rotate_, each [n, 1, head_dim], of positions that the table reaches."""
+        rows = self._rope[positions]
+        return rows[:, :1], rows[:, 1:]
+
+    def additive_mask(self, visible: torch.Tensor, committed: int) -> torch.Tensor:
+        """0 where a row sees a column, else -inf: [groups * n, committed + columns].
+
+        Args:
+            visible: [n, columns] bool.
+            committed: columns before these, which every row sees.
+        """
+        n, columns = visible.shape
+        mask = torch.zeros(n, committed + columns, dtype=self.dtype, device=visible.device)
+        mask[:, committed:].masked_fill_(~visible, -torch.inf)
         return mask.repeat(self.config.num_attention_heads // self.config.num_key_value_heads, 1)
 
     @torch.inference_mode()
@@ -284,23 +340,39 @@ class LlamaKVForCausalLM(PreTrainedModel):
             raise InputError(
                 f"position {last_position} is past the model's {self.max_positions} positions"
             )
-        cos, sin = self._cos_sin(positions, last_position)
+        self.extend_rope(last_position + 1, positions.device)
+        rotation = self.rotation(positions)
+        x: torch.Tensor = self.model.embed_tokens(input_ids)
+        if self.native is not None:
+            return self.native(x, *rotation, tree_mask, cache.store, cache.length)
         mask = None
         if n > 1 and (tree_mask is not None or cache.length > 0):
-            mask = self._additive_mask(tree_mask, n, cache.length, input_ids.device)
-        x: torch.Tensor = self.model.embed_tokens(input_ids)
-        for layer, device in zip(self.model.layers, cache.devices, strict=True):
+            if tree_mask is None:
+                tree_mask = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
+            mask = self.additive_mask(tree_mask, cache.length)
+        return self.run_layers(x, rotation, mask, cache.window(n))
+
+    def run_layers(
+        self,
+        x: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        window: Window,
+    ) -> torch.Tensor:
+        """All decoder layers over embedded tokens x [n, hidden], each where it lies."""
+        cos, sin = rotation
+        for layer, device in zip(self.model.layers, window.devices, strict=True):
             if x.device != device:
                 x, cos, sin = x.to(device), cos.to(device), sin.to(device)
                 mask = None if mask is None else mask.to(device)
-            x = layer(x, cos, sin, mask, cache)
+            x = layer(x, cos, sin, mask, window)
         return x
 
     @torch.inference_mode()
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Logits [n, vocab] of hidden states [n, hidden], where the head lies."""
         x = self.model.norm(x.to(execution_device(self.model.norm)))
-        return self.lm_head(x.to(execution_device(self.lm_head)))  # type: ignore[no-any-return]
+        return self.head(x.to(execution_device(self.lm_head)))
 
 
 def max_positions(config: Any) -> int:
@@ -320,32 +392,7 @@ def execution_device(module: nn.Module) -> torch.device:
     hook = getattr(module, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     if device is None:
-        return next(module.parameters()).device
+        # Weights freed for a packed copy are on the meta device; the copy is on the CPU.
+        devices = (parameter.device for parameter in module.parameters())
+        return next((d for d in devices if d.type != "meta"), torch.device("cpu"))
     return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-
-
-def fuse_linears(*linears: nn.Linear) -> nn.Linear | None:
-    """One linear that computes all of `linears` at once, or None if they cannot be fused.
-
-    The given linears stay usable: their parameters become views into the fused one, so the weights
-    are held once and keep their names.
-    """
-    first = linears[0]
-    if any(
-        type(linear) is not nn.Linear
-        or linear.weight.device != first.weight.device
-        or linear.weight.dtype != first.weight.dtype
-        or linear.weight.device.type == "meta"
-        for linear in linears
-    ):
-        return None
-    rows = sum(linear.out_features for linear in linears)
-    fused = nn.Linear(first.in_features, rows, bias=first.bias is not None, device="meta")
-    for name in ("weight", "bias") if first.bias is not None else ("weight",):
-        whole = torch.cat([getattr(linear, name).data for linear in linears])
-        setattr(fused, name, nn.Parameter(whole, requires_grad=False))
-        row = 0
-        for linear in linears:
-            getattr(linear, name).data = whole[row : row + linear.out_features]
-            row += linear.out_features
-    return fused

@@ -1,0 +1,274 @@
+"""Verification of a draft tree: inputs up, one forward, acceptance, one transfer down.
+
+decoding.py asks `verifier` for a way to do it. On a GPU the three steps are a captured CUDA graph
+per bucket of tree size and context length; everywhere else they run as they are written.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from .acceptance import TreeTensors, Verdict, accept_greedy, greedy_answer, read_answer
+from .draft_tree import DraftTree
+from .errors import InputError
+from .kv_cache import KVCache, SlotWindow
+from .modeling_llama_kv import LlamaKVForCausalLM
+
+NODES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)  # tree sizes of the graphs; then multiples of 64
+LEAST_SEEN = 256  # shortest context of the graphs
+
+
+class Verifier(Protocol):
+    """One step in three calls, so that each can be timed; nothing is committed."""
+
+    def build(self, tree: DraftTree) -> None:
+        """Take the tree to the device."""
+
+    def forward(self) -> None:
+        """Run the target over it. On a GPU: have it run."""
+
+    def accept(self) -> Verdict:
+        """What the target agrees with; waits for the device."""
+
+
+def verifier(
+    model: LlamaKVForCausalLM, cache: KVCache, top_k: int, node_top_k: int = 0
+) -> Verifier:
+    """The verifier of a model over a cache; graphs are kept with the cache and used again.
+
+    Args:
+        model: the target.
+        cache: where it writes; never committed to.
+        top_k: best token ids to report of the logits that choose the next root.
+        node_top_k: the same of every node.
+    """
+    if not model.graphs:
+        return EagerVerifier(model, cache, top_k, node_top_k)
+    key = (top_k, node_top_k)
+    if key not in cache.graphs:
+        cache.graphs[key] = GraphVerifier(model, cache, top_k, node_top_k)
+    known: Verifier = cache.graphs[key]
+    return known
+
+
+def verify(
+    model: LlamaKVForCausalLM, tree: DraftTree, cache: KVCache, top_k: int, node_top_k: int = 0
+) -> Verdict:
+    """One forward over all nodes of the tree and what the target accepts; commits nothing."""
+    step = verifier(model, cache, top_k, node_top_k)
+    step.build(tree)
+    step.forward()
+    return step.accept()
+
+
+class EagerVerifier:
+    """Every operator is called as it comes."""
+
+    def __init__(
+        self, model: LlamaKVForCausalLM, cache: KVCache, top_k: int, node_top_k: int
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._widths = (top_k, node_top_k)
+
+    def build(self, tree: DraftTree) -> None:
+        self._tensors = TreeTensors.upload(tree, self._model.device)
+        self._last_position = self._cache.length + max(tree.depths)
+
+    def forward(self) -> None:
+        tensors = self._tensors
+        self._logits = self._model(
+            tensors.tokens,
+            tensors.depths + self._cache.length,
+            self._cache,
+            last_position=self._last_position,
+            tree_mask=tensors.ancestors,
+        )
+
+    def accept(self) -> Verdict:
+        return accept_greedy(self._logits, self._tensors, *self._widths)
+
+
+class GraphVerifier:
+    """Trees padded to a bucket of nodes, the cache seen to a bucket of slots: shapes that repeat.
+
+    A padded node carries the token -1, which nothing agrees with, sees itself and what is
+    committed, and writes behind the tree. Graphs are captured when first needed and share memory.
+
+    Args:
+        capture: False runs the same function without a graph, on any device: for tests.
+    """
+
+    def __init__(
+        self,
+        model: LlamaKVForCausalLM,
+        cache: KVCache,
+        top_k: int,
+        node_top_k: int,
+        *,
+        capture: bool = True,
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        vocab = model.config.vocab_size
+        self._widths = (min(top_k, vocab), min(node_top_k, vocab))
+        self._capture = capture
+        self._pool = torch.cuda.graph_pool_handle() if capture else None
+        self._steps: dict[tuple[int, int], StaticStep] = {}
+
+    def build(self, tree: DraftTree) -> None:
+        nodes = node_bucket(len(tree))
+        self._cache.require(nodes)
+        seen = min(slot_bucket(self._cache.length + nodes), self._cache.capacity)
+        key = (nodes, seen)
+        known = key in self._steps
+        if not known:
+            self._steps[key] = StaticStep(self._model, self._cache, nodes, seen, self._widths)
+        self._step = self._steps[key]
+        self._tree = tree
+        self._step.load(tree, self._cache.length)
+        if self._capture and not known:  # with inputs of this step: capturing runs them
+            self._step.capture(self._pool)
+
+    def forward(self) -> None:
+        self._step.run()
+
+    def accept(self) -> Verdict:
+        return read_answer(self._step.answer(), self._step.nodes, len(self._tree), *self._widths)
+
+
+class StaticStep:
+    """One step at fixed shapes and addresses: from a buffer of inputs to a buffer of answers.
+
+    Args:
+        nodes: tree nodes, padding included.
+        seen: slots of the cache that attention reads, committed or not.
+    """
+
+    def __init__(
+        self,
+        model: LlamaKVForCausalLM,
+        cache: KVCache,
+        nodes: int,
+        seen: int,
+        widths: tuple[int, int],
+    ) -> None:
+        device = model.device
+        self.nodes = nodes
+        self._model = model
+        self._window = SlotWindow(cache, seen)
+        self._seen = seen
+        self._widths = widths
+        model.extend_rope(cache.capacity, device)
+        # rows: tokens, parents, depths, [length, 0, …], then the ancestors of each node
+        pinned = device.type == "cuda"
+        self._staged = torch.zeros(nodes + 4, nodes, dtype=torch.int64, pin_memory=pinned)
+        self._inputs = self._staged.to(device)
+        self._graph: Any = None
+        self._pinned = pinned
+        self._answer = self._answer_on_host = torch.empty(0)
+
+    def load(self, tree: DraftTree, length: int) -> None:
+        n = len(tree)
+        rows = self._staged.numpy()
+        rows[:] = 0
+        rows[0, n:] = -1
+        rows[0, :n], rows[1, :n], rows[2, :n] = tree.tokens, tree.parents, tree.depths
+        rows[3, 0] = length
+        np.fill_diagonal(rows[4:], 1)
+        rows[4 : 4 + n, :n] = tree.ancestor_mask()
+        self._inputs.copy_(self._staged, non_blocking=True)
+
+    @torch.inference_mode()
+    def _compute(self) -> torch.Tensor:
+        model, nodes = self._model, self.nodes
+        tokens, parents, depths, header = self._inputs[:4]
+        length = header[:1]
+        ancestors = self._inputs[4:].bool()
+        rows = torch.arange(nodes, device=tokens.device)
+        self._window.slots = length + rows
+        # Column j is the slot of new node j - length; those before it are committed.
+        node = torch.arange(self._seen, device=tokens.device) - length
+        tree = ancestors[:, node.clamp(0, nodes - 1)]
+        visible = (node < 0) | ((node < nodes) & tree)
+        x = model.model.embed_tokens(tokens.clamp(min=0))
+        rotation = model.rotation(depths + length)
+        x = model.run_layers(x, rotation, model.additive_mask(visible, 0), self._window)
+        tensors = TreeTensors(tokens, parents, depths, ancestors)
+        return greedy_answer(model.logits(x), tensors, *self._widths)
+
+    def capture(self, pool: Any) -> None:
+        """Record the step as a CUDA graph, after the runs on a side stream that torch asks for."""
+        stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._compute()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            self._answer = self._compute()
+        self._answer_on_host = torch.empty_like(self._answer, device="cpu", pin_memory=True)
+        self._graph = graph
+
+    def run(self) -> None:
+        if self._graph is None:
+            self._answer_on_host = self._compute()
+            return
+        self._graph.replay()
+        self._answer_on_host.copy_(self._answer, non_blocking=True)
+
+    def answer(self) -> list[int]:
+        if self._graph is not None:
+            torch.cuda.current_stream().synchronize()
+        answer: list[int] = self._answer_on_host.tolist()
+        return answer
+
+
+def use_graphs(model: LlamaKVForCausalLM, wanted: str = "auto") -> None:
+    """Have a model's steps captured as CUDA graphs from now on, where one can be.
+
+    Args:
+        model: the target, loaded.
+        wanted: on, off, or auto: on a single GPU, with a warning if a trial fails.
+
+    Raises:
+        InputError: `on` where there are none, or another word.
+    """
+    if wanted not in ("auto", "on", "off"):
+        raise InputError(f"CUDA graphs {wanted!r} are not known; give auto, on or off")
+    devices = {str(device) for device in model.layer_devices}
+    hooked = any(hasattr(layer, "_hf_hook") for layer in model.layers)
+    if wanted == "off" or (wanted == "auto" and (hooked or model.device.type != "cuda")):
+        return
+    if hooked or model.device.type != "cuda":
+        raise InputError(
+            f"CUDA graphs need the whole model on one GPU, it is on {', '.join(sorted(devices))}; "
+            "give auto or off"
+        )
+    model.graphs = True
+    try:
+        verify(model, DraftTree(0, 1), model.cache_for(1), top_k=1)
+    except (RuntimeError, NotImplementedError) as error:
+        model.graphs = False
+        said = str(error).splitlines()[0]
+        if wanted == "on":
+            raise InputError(f"capturing a CUDA graph failed: {said}; give auto or off") from error
+        warnings.warn(f"steps run without CUDA graphs, capturing one failed: {said}", stacklevel=2)
+
+
+def node_bucket(nodes: int) -> int:
+    """The tree size that a tree is padded to."""
+    return next((size for size in NODES if size >= nodes), -(-nodes // 64) * 64)
+
+
+def slot_bucket(slots: int) -> int:
+    """The context length that one is padded to: a power of two, or one and a half of it."""
+    size = LEAST_SEEN
+    while size < slots:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
