@@ -99,25 +99,18 @@ class GraphVerifier:
     A padded node carries the token -1, which nothing agrees with, sees itself and what is
     committed, and writes behind the tree. Graphs are captured when first needed and share memory.
 
-    Args:
-        capture: False runs the same function without a graph, on any device: for tests.
+    On a CPU the same function runs without a graph.
     """
 
     def __init__(
-        self,
-        model: LlamaKVForCausalLM,
-        cache: KVCache,
-        top_k: int,
-        node_top_k: int,
-        *,
-        capture: bool = True,
+        self, model: LlamaKVForCausalLM, cache: KVCache, top_k: int, node_top_k: int
     ) -> None:
         self._model = model
         self._cache = cache
         vocab = model.config.vocab_size
         self._widths = (min(top_k, vocab), min(node_top_k, vocab))
-        self._capture = capture
-        self._pool = torch.cuda.graph_pool_handle() if capture else None
+        self._capture = model.device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if self._capture else None
         self._steps: dict[tuple[int, int], StaticStep] = {}
 
     def build(self, tree: DraftTree) -> None:
@@ -165,11 +158,11 @@ class StaticStep:
         self._widths = widths
         model.extend_rope(cache.capacity, device)
         # rows: tokens, parents, depths, [length, 0, …], then the ancestors of each node
-        pinned = device.type == "cuda"
-        self._staged = torch.zeros(nodes + 4, nodes, dtype=torch.int64, pin_memory=pinned)
+        self._staged = torch.zeros(
+            nodes + 4, nodes, dtype=torch.int64, pin_memory=device.type == "cuda"
+        )
         self._inputs = self._staged.to(device)
         self._graph: Any = None
-        self._pinned = pinned
         self._answer = self._answer_on_host = torch.empty(0)
 
     def load(self, tree: DraftTree, length: int) -> None:

@@ -53,32 +53,38 @@ class Unavailable(Exception):
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """layers.cpp, compiled for this CPU: once, into the user's cache folder.
-
-    Raises:
-        Unavailable: there is no compiler, or it fails; the message says what it said.
-    """
-    compiler = shlex.split(os.environ.get("CXX", "g++"))
+def build() -> ctypes.CDLL | str:
+    """layers.cpp, compiled for this CPU once, into the user's cache folder; or why it cannot be."""
+    compiler = shlex.split(os.environ.get("CXX") or "g++")
     if shutil.which(compiler[0]) is None:
-        raise Unavailable(f"there is no C++ compiler {compiler[0]!r} (CXX names another)")
-    command = [*compiler, *FLAGS, str(SOURCE)]
-    target = cache_folder() / f"layers-{fingerprint(compiler)}.so"
+        return f"there is no C++ compiler {compiler[0]!r} (the variable CXX names another)"
     try:
+        target = cache_folder() / f"layers-{fingerprint(compiler)}.so"
         if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent) as folder:
                 built = Path(folder, "layers.so")
-                done = subprocess.run(
-                    [*command, "-o", str(built)], capture_output=True, text=True, check=False
-                )
+                command = [*compiler, *FLAGS, str(SOURCE), "-o", str(built)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
-                    said = (done.stderr.strip().splitlines() or ["nothing"])[0]
-                    raise Unavailable(f"{compiler[0]} cannot compile the layers: {said}")
-                built.replace(target)
+                    said = next((line for line in done.stderr.splitlines() if "error" in line), "")
+                    return f"{compiler[0]} does not compile the layers: {said or done.returncode}"
+                built.replace(target)  # whole, whoever else compiles it at the same time
         return ctypes.CDLL(str(target))
     except OSError as error:
-        raise Unavailable(f"the compiled layers cannot be kept or loaded: {error}") from error
+        return f"the compiled layers cannot be stored or loaded: {error}"
+
+
+def library() -> ctypes.CDLL:
+    """The compiled layers.
+
+    Raises:
+        Unavailable: they cannot be compiled or loaded here.
+    """
+    built = build()
+    if isinstance(built, str):
+        raise Unavailable(built)
+    return built
 
 
 def cache_folder() -> Path:

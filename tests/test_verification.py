@@ -1,0 +1,126 @@
+"""Padded steps against plain ones: the same verdicts, whatever the bucket."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.logitspec import (
+    DraftTree,
+    InputError,
+    LlamaKVForCausalLM,
+    LogitSpecDrafter,
+    generate,
+    load,
+)
+from model.logitspec.decoding import prefill
+from model.logitspec.verification import (
+    EagerVerifier,
+    GraphVerifier,
+    node_bucket,
+    slot_bucket,
+    use_graphs,
+    verifier,
+)
+
+from .test_decoding import Oracle
+
+
+@pytest.fixture
+def static(tiny: LlamaKVForCausalLM) -> Iterator[LlamaKVForCausalLM]:
+    """The tiny model, its steps at padded shapes; without a GPU nothing is captured."""
+    tiny.graphs = True
+    yield tiny
+    tiny.graphs = False
+
+
+def random_tree(rng: random.Random, size: int) -> DraftTree:
+    tree = DraftTree(rng.randrange(97), size)
+    while not tree.full:
+        tree.add(rng.randrange(97), rng.randrange(len(tree)))
+    return tree
+
+
+@pytest.mark.parametrize(("top_k", "node_top_k"), [(0, 0), (5, 3), (200, 0)])
+def test_padded_verdicts_are_those_of_plain_steps(
+    tiny_path: str, top_k: int, node_top_k: int
+) -> None:
+    rng = random.Random(3)
+    models = [load(tiny_path, dtype=torch.float64) for _ in range(2)]
+    prompt = [rng.randrange(97) for _ in range(240)]
+    caches = [model.cache_for(512) for model in models]
+    for model, cache in zip(models, caches, strict=True):
+        prefill(model, prompt, cache, top_k=0)
+    plain = EagerVerifier(models[0], caches[0], top_k, node_top_k)
+    padded = GraphVerifier(models[1], caches[1], top_k, node_top_k)
+    for size in (1, 2, 3, 17, 64, 70, 5, 1):  # across 256 slots, and back to smaller buckets
+        tree = random_tree(rng, size)
+        verdicts = []
+        for step in (plain, padded):
+            step.build(tree)
+            step.forward()
+            verdicts.append(step.accept())
+        assert verdicts[0] == verdicts[1]
+        kept = sorted(rng.sample(range(size), min(size, 3)))
+        for cache in caches:
+            cache.keep(kept)
+    assert caches[1].length > 250
+
+
+def test_padded_drafts_are_accepted(static: LlamaKVForCausalLM) -> None:
+    """Whole generations: chains of the model's own next tokens, and LogitSpec's trees."""
+    prompt = [5, 6, 7, 8, 9, 10] * 5
+    static.graphs = False
+    plain = generate(static, prompt, LogitSpecDrafter(), max_new_tokens=60)
+    static.graphs = True
+    padded = generate(static, prompt, LogitSpecDrafter(), max_new_tokens=60)
+    assert padded.tokens == plain.tokens
+    assert padded.accept_lengths == plain.accept_lengths
+    assert padded.next_next_ranks == plain.next_next_ranks
+    chained = generate(static, prompt, Oracle(plain.tokens, 4), max_new_tokens=60)
+    assert chained.tokens == plain.tokens
+    assert chained.accept_lengths == [5] * 12
+
+
+def test_steps_are_kept_with_the_cache(static: LlamaKVForCausalLM) -> None:
+    cache = static.cache_for(100)
+    first = verifier(static, cache, 2)
+    assert verifier(static, static.cache_for(90), 2) is first
+    assert verifier(static, cache, 3) is not first
+    assert verifier(static, static.cache_for(cache.capacity + 1), 2) is not first
+
+
+def test_a_padded_tree_that_does_not_fit_is_refused(static: LlamaKVForCausalLM) -> None:
+    cache = static.cache_for(100)
+    step = verifier(static, cache, 0)
+    cache.length = cache.capacity - 20
+    with pytest.raises(InputError, match="24 more tokens after"):
+        step.build(random_tree(random.Random(1), 20))
+
+
+@given(st.integers(1, 5000))
+def test_node_buckets(nodes: int) -> None:
+    size = node_bucket(nodes)
+    assert nodes <= size < nodes + 64
+    assert node_bucket(size) == size
+
+
+@given(st.integers(1, 200_000))
+def test_slot_buckets(slots: int) -> None:
+    size = slot_bucket(slots)
+    assert slots <= size <= max(256, 1.5 * slots)
+    assert slot_bucket(size) == size
+
+
+def test_graphs_are_for_one_gpu(tiny: LlamaKVForCausalLM) -> None:
+    use_graphs(tiny, "auto")
+    assert not tiny.graphs
+    with pytest.raises(InputError, match="need the whole model on one GPU, it is on cpu"):
+        use_graphs(tiny, "on")
+    with pytest.raises(InputError, match="CUDA graphs 'yes' are not known; give auto, on or off"):
+        use_graphs(tiny, "yes")
