@@ -37,6 +37,32 @@ class NothingToDraw(Exception):
     """The traces do not hold what a picture shows; the message says what is missing."""
 
 
+def require_matplotlib() -> Any:
+    """The module matplotlib.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise InputError(
+            "plots need matplotlib; `pip install -e '.[plots]'` installs it"
+        ) from error
+    return matplotlib
+
+
+def new_figure(width: float = 6.4, height: float = 4.8) -> Figure:
+    """An empty figure of so many inches that is only ever written to files."""
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def style(index: int, count: int) -> dict[str, Any]:
     """Colour and hatching of the bars of one method among several."""
     import matplotlib
@@ -202,30 +228,31 @@ def tokens_against_time(figure: Figure, comparison: Comparison, args: argparse.N
 
 def time_per_step(figure: Figure, comparison: Comparison, _: argparse.Namespace) -> None:
     """Stacked bars: the mean milliseconds of a step, by phase, prefill left out."""
+    names = [phase.removesuffix("_seconds") for phase in PHASES[1:]] + ["rest"]
     shares: dict[str, list[float]] = {}
     for trace in comparison.traces:
-        spent = {phase: trace.per_turn(phase) for phase in PHASES}
-        if all(spent.values()):
-            totals = {phase: sum(values) for phase, values in spent.items()}
-            rest = sum(trace.per_turn("wall_time")) - sum(totals.values())
-            parts = [totals[f"{p}_seconds"] for p in ("draft", "verify", "commit")] + [rest]
+        if trace.per_turn("verify_seconds"):
+            # Older traces count build and accept as verify.
+            spent = {phase: sum(trace.per_turn(phase)) for phase in PHASES}
+            rest = sum(trace.per_turn("wall_time")) - sum(spent.values())
+            parts = [spent[phase] for phase in PHASES[1:]] + [rest]
             shares[trace.label] = [1e3 * part / len(trace.accept_lengths) for part in parts]
     if not shares:
         raise NothingToDraw("no trace splits its time into phases")
     figure.set_size_inches(8.5, 0.5 + 0.5 * len(shares) + 0.7)
     axes = figure.add_subplot()
     left = np.zeros(len(shares))
-    for index, phase in enumerate(("draft", "verify", "commit", "rest")):
+    for index, name in enumerate(names):
         widths = [parts[index] for parts in shares.values()]
-        axes.barh([*shares], widths, 0.7, left=left, label=phase, **style(index, 4))
+        axes.barh([*shares], widths, 0.7, left=left, label=name, **style(index, len(names)))
         left += widths
     for row, parts in enumerate(shares.values()):
-        said = " + ".join(f"{part:.2f}" for part in parts)
+        said = f"{sum(parts):.1f}, of it verify {parts[names.index('verify')]:.1f}"
         axes.annotate(said, (sum(parts), row), (4, 0), textcoords="offset points", va="center")
     axes.invert_yaxis()
     axes.set_xlim(0, 1.45 * max(left))
     axes.set_xlabel("milliseconds per step, mean, without prefill")
-    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    axes.legend(ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
 
 
 PICTURES: dict[str, tuple[Draw, str]] = {
@@ -250,15 +277,7 @@ def draw_all(comparison: Comparison, folder: Path, args: argparse.Namespace) -> 
     Raises:
         InputError: matplotlib is not installed, no such question, or a file cannot be written.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InputError(
-            "plots need matplotlib; `pip install -e '.[plots]'` installs it"
-        ) from error
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    matplotlib = require_matplotlib()
     asked = [str(record["question_id"]) for record in comparison.traces[0].records]
     if args.question is not None and args.question not in asked:
         raise InputError(
@@ -268,8 +287,7 @@ def draw_all(comparison: Comparison, folder: Path, args: argparse.Namespace) -> 
     written = []
     with matplotlib.rc_context({"svg.hashsalt": "logitspec", "svg.fonttype": "none"}):
         for name, (draw, _) in PICTURES.items():
-            figure = Figure(layout="constrained")
-            FigureCanvasAgg(figure)
+            figure = new_figure()
             try:
                 draw(figure, comparison, args)
             except NothingToDraw as missing:

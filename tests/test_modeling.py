@@ -26,7 +26,6 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from benchmarks import step_cost
 from model.logitspec import DraftTree, InputError, LlamaKVForCausalLM, load, native
 from model.logitspec.acceptance import TreeTensors
 from model.logitspec.kernels import KERNELS, Kernels
@@ -275,12 +274,3 @@ def test_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LlamaConfig(**TINY).to_dict()))
     with pytest.raises(InputError, match="cannot load the weights"):
         load(str(tmp_path), dtype=torch.float32)
-
-
-def test_step_cost_measures_every_tree_size(
-    tiny_path: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = ["--model-path", tiny_path, "--dtype", "float32", "--device", "cpu", "--context", "30"]
-    assert step_cost.main([*argv, "--nodes", "3", "7", "--rounds", "2"]) == 0
-    lines = capsys.readouterr().out.splitlines()[1:]
-    assert [line.split(":")[0] for line in lines] == [f"context 30, {n} nodes" for n in (1, 3, 7)]

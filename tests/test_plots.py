@@ -41,7 +41,7 @@ def traces(tmp_path: Path) -> list[Path]:
             path,
             step_seconds=[[0.01] * steps] * 2, misses=[[0, 1] * (steps // 2)] * 2,
             prefill_seconds=[0.05] * 2, draft_seconds=[0.01] * 2, verify_seconds=[0.2] * 2,
-            commit_seconds=[0.02] * 2,
+            build_seconds=[0.01] * 2, accept_seconds=[0.03] * 2, commit_seconds=[0.02] * 2,
         )  # fmt: skip
     rewrite(paths[2], next_next_ranks=[[1, 2, -1, 5], [0, 1, 63]])
     return paths
@@ -126,6 +126,8 @@ def test_tokens_against_time(traces: list[Path], capsys: pytest.CaptureFixture[s
 def test_the_phases_add_up_to_the_wall_time(traces: list[Path]) -> None:
     (axes,) = drawn("phases", traces).axes
     assert len(axes.get_yticklabels()) == 2  # generate() does not say
+    shown = axes.get_legend_handles_labels()[1]
+    assert shown == ["draft", "build", "verify", "accept", "commit", "rest"]
     ends = [bar.get_x() + bar.get_width() for bar in axes.containers[-1]]  # type: ignore[attr-defined]
     spent = sum(1.5 * (1 + i) for i in range(8)) - 16 * 0.05
     assert ends[1] == pytest.approx(1e3 * spent / 64)
