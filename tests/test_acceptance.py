@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.logitspec import DraftTree
-from model.logitspec.acceptance import TreeTensors, Verdict, accept_greedy
+from model.logitspec.acceptance import TreeTensors, Verdict, accept_greedy, agreed_path
 
 VOCAB = 4
 
@@ -40,7 +40,7 @@ def test_the_longest_agreed_path_is_accepted(data: st.DataObject) -> None:
         tree.add(data.draw(st.integers(0, VOCAB - 1)), data.draw(st.integers(0, node - 1)))
     chosen = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=size, max_size=size))
     result = verdict(tree, chosen)
-    assert result.path == deepest_first(tree, chosen)
+    assert result.path == deepest_first(tree, chosen) == agreed_path(tree, chosen)
     assert result.next_root == chosen[result.path[-1]]
     after = [[best, *(t for t in range(VOCAB) if t != best)] for best in chosen]
     both = verdict(tree, chosen, top_k=2, node_top_k=3)

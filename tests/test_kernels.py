@@ -16,6 +16,7 @@ from evaluation.engines import transformers_twin
 from model.logitspec import DraftTree, InputError, LlamaKVForCausalLM, load, native
 from model.logitspec.kernels import choose_kernels
 from model.logitspec.linear import Linear, why_not_packable
+from model.logitspec.verification import verify
 
 from .conftest import TINY, save_tiny
 from .test_modeling import prefilled, random_tree, tree_logits
@@ -201,6 +202,38 @@ def test_the_native_product(shape: tuple[int, int], rows: int) -> None:
     half = native.Matrix(weight.bfloat16())(x.bfloat16())
     expected = x.bfloat16().float() @ weight.bfloat16().float().T
     torch.testing.assert_close(half.float(), expected, atol=0.2, rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "vocab", "count"), [(1, 5000, 64), (7, 97, 1), (33, 640, 8)])
+def test_the_best_tokens(rows: int, vocab: int, count: int, dtype: torch.dtype) -> None:
+    random_rows = torch.randn(rows, vocab).to(dtype)
+    tied = random_rows.clamp(max=0.5)  # many equal maxima
+    for logits in (random_rows, tied, -random_rows.abs(), torch.full_like(tied, -torch.inf)):
+        expected = [
+            sorted(range(vocab), key=lambda t, row=row: (-row[t], t))[:count]  # type: ignore[misc]
+            for row in logits.float().tolist()
+        ]
+        assert native.best_tokens(logits, count).tolist() == expected
+    assert torch.equal(native.best_tokens(tied, 1)[:, 0], tied.max(dim=-1).indices)
+
+
+@pytest.mark.parametrize(("top_k", "node_top_k"), [(0, 0), (5, 0), (0, 3), (200, 200)])
+def test_native_verdicts_are_those_of_plain_kernels(
+    wide_path: str, top_k: int, node_top_k: int
+) -> None:
+    rng = random.Random(2)
+    models = [
+        load(wide_path, dtype=torch.float32, cpu_kernels=name) for name in ("native", "plain")
+    ]
+    caches = [prefilled(model, IDS)[0] for model in models]
+    for size in (1, 9, 64):
+        tree = random_tree(rng, 97, size)
+        verdicts = [
+            verify(model, tree, cache, top_k, node_top_k)
+            for model, cache in zip(models, caches, strict=True)
+        ]
+        assert verdicts[0] == verdicts[1]
 
 
 def test_threads_may_change(wide_path: str) -> None:

@@ -1,10 +1,11 @@
 """Which drafts the target agrees with: logits and tree in, committed path and next root out.
 
-Everything happens on the logits' device and comes down in one transfer. Used by decoding.py.
+On a GPU everything happens there and comes down in one transfer. Used by verification.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +69,7 @@ def greedy_answer(
     For each node whether it is accepted, the next root, its logits' best ids, every node's best.
     """
     n = len(logits)
-    chosen = first_maximum(logits)  # [n]
+    chosen = logits.max(dim=-1).indices  # [n], of equal ones the first
     agreed = chosen[tree.parents] == tree.tokens  # [n]
     agreed[0] = True
     reached = (agreed | ~tree.ancestors).all(dim=-1)  # [n]: every ancestor agreed
@@ -78,9 +79,9 @@ def greedy_answer(
     path = tree.ancestors.index_select(0, last)[0].long()
     parts = [path, chosen.index_select(0, last)]
     if top_k:
-        parts.append(best_tokens(logits.index_select(0, last), top_k)[0])
+        parts.append(logits.index_select(0, last)[0].topk(top_k).indices)
     if node_top_k:
-        parts.append(best_tokens(logits, node_top_k).flatten())
+        parts.append(logits.topk(node_top_k, dim=-1).indices.flatten())
     return torch.cat(parts)
 
 
@@ -103,46 +104,21 @@ def read_answer(answer: list[int], padded: int, nodes: int, top_k: int, node_top
     )
 
 
-# A CPU reduces a contiguous row element by element, but many rows at a time in vector registers. So
-# it is given GROUP rows of LANES tokens to reduce first, and only what is left goes the slow way.
-GROUP, LANES = 32, 32
-SEGMENT = GROUP * LANES
+def agreed_path(tree: DraftTree, chosen: Sequence[int]) -> list[int]:
+    """The same longest path, on the host.
 
-
-def first_maximum(logits: torch.Tensor) -> torch.Tensor:
-    """The first best token of each row of logits [n, vocab]: [n]."""
-    vocab = logits.shape[1]
-    segments = vocab // SEGMENT
-    if logits.device.type != "cpu" or segments < 2:
-        return logits.max(dim=-1).indices
-    maxima = group_maxima(logits).amax(dim=-1)  # [n, segments]
-    starts = torch.arange(segments) * SEGMENT
-    if vocab % SEGMENT:  # one more segment, which overlaps the last whole one
-        rest = logits[:, segments * SEGMENT :].amax(dim=-1, keepdim=True)
-        maxima = torch.cat((maxima, rest), dim=-1)
-        starts = torch.cat((starts, torch.tensor([vocab - SEGMENT])))
-    start = starts[maxima.max(dim=-1).indices]
-    tokens = start[:, None] + torch.arange(SEGMENT)
-    return start + logits.gather(1, tokens).max(dim=-1).indices
-
-
-def best_tokens(logits: torch.Tensor, count: int) -> torch.Tensor:
-    """The best tokens of each row of logits [n, vocab], best first: [n, min(count, vocab)]."""
-    n, vocab = logits.shape
-    count = min(count, vocab)
-    segments = vocab // SEGMENT
-    if logits.device.type != "cpu" or not 0 < count <= segments:
-        return logits.topk(count, dim=-1).indices
-    body = segments * SEGMENT
-    # A token among the best is in one of the best groups, or in the rest.
-    groups = group_maxima(logits).view(n, -1).topk(count, dim=-1).indices  # [n, count]
-    first = groups // LANES * SEGMENT + groups % LANES
-    tokens = (first[..., None] + torch.arange(0, SEGMENT, LANES)).view(n, -1)
-    tokens = torch.cat((tokens, torch.arange(body, vocab).expand(n, -1)), dim=-1)
-    return tokens.gather(1, logits.gather(1, tokens).topk(count, dim=-1).indices)
-
-
-def group_maxima(logits: torch.Tensor) -> torch.Tensor:
-    """Maxima [n, segments, LANES] over the tokens of equal lane in each whole segment."""
-    segments = logits.shape[1] // SEGMENT
-    return logits[:, : segments * SEGMENT].view(-1, segments, GROUP, LANES).amax(dim=2)
+    Args:
+        tree: what was verified.
+        chosen: the target's best token after each node.
+    """
+    reached = [True]
+    last = 0
+    for node in range(1, len(tree)):
+        parent = tree.parents[node]
+        reached.append(reached[parent] and chosen[parent] == tree.tokens[node])
+        if reached[node] and tree.depths[node] > tree.depths[last]:
+            last = node
+    path = [last]
+    while path[-1]:
+        path.append(tree.parents[path[-1]])
+    return path[::-1]

@@ -12,7 +12,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from .acceptance import TreeTensors, Verdict, accept_greedy, greedy_answer, read_answer
+from . import native
+from .acceptance import (
+    TreeTensors,
+    Verdict,
+    accept_greedy,
+    agreed_path,
+    greedy_answer,
+    read_answer,
+)
 from .draft_tree import DraftTree
 from .errors import InputError
 from .kv_cache import KVCache, SlotWindow
@@ -47,7 +55,8 @@ def verifier(
         node_top_k: the same of every node.
     """
     if not model.graphs:
-        return EagerVerifier(model, cache, top_k, node_top_k)
+        kind = EagerVerifier if model.native is None else NativeVerifier
+        return kind(model, cache, top_k, node_top_k)
     key = (top_k, node_top_k)
     if key not in cache.graphs:
         cache.graphs[key] = GraphVerifier(model, cache, top_k, node_top_k)
@@ -91,6 +100,27 @@ class EagerVerifier:
 
     def accept(self) -> Verdict:
         return accept_greedy(self._logits, self._tensors, *self._widths)
+
+
+class NativeVerifier(EagerVerifier):
+    """On the native layers, where acceptance costs nothing to do on the host."""
+
+    def build(self, tree: DraftTree) -> None:
+        self._tree = tree
+        mask = torch.from_numpy(tree.ancestor_mask())
+        tokens, depths = torch.tensor([tree.tokens, tree.depths])
+        self._tensors = TreeTensors(tokens, depths, depths, mask)
+        self._last_position = self._cache.length + max(tree.depths)
+
+    def accept(self) -> Verdict:
+        logits = self._logits
+        top_k, node_top_k = (min(width, logits.shape[1]) for width in self._widths)
+        best = native.best_tokens(logits, max(1, node_top_k)).tolist()
+        path = agreed_path(self._tree, [tokens[0] for tokens in best])
+        top_ids = []
+        if top_k:
+            (top_ids,) = native.best_tokens(logits[path[-1] :][:1], top_k).tolist()
+        return Verdict(path, best[path[-1]][0], top_ids, best if node_top_k else [])
 
 
 class GraphVerifier:

@@ -131,6 +131,22 @@ class Matrix:
         return out
 
 
+def best_tokens(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """The best tokens of each row of logits [n, vocab], best first: [n, count].
+
+    Of equal ones the first comes first. The count is at least 1 and no more than the vocabulary.
+    """
+    logits = logits.contiguous()
+    n, vocab = logits.shape
+    found = torch.empty(n, count, dtype=torch.int64)
+    find = getattr(library(), f"best_{NAMES[logits.dtype]}")
+    find(
+        Pointer(logits.data_ptr()), Int(n), Int(vocab), Int(count), Pointer(found.data_ptr()),
+        Int(torch.get_num_threads()),
+    )  # fmt: skip
+    return found
+
+
 class NativeLayers:
     """The decoder layers of a model, over copies of their weights in blocks.
 

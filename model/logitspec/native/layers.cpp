@@ -64,6 +64,13 @@ struct bfloat16 {
 
 template <class T> constexpr int PAIR = 4 / sizeof(T);  // inputs side by side in a lane
 
+inline float widen(float x) { return x; }
+inline float widen(bfloat16 x) {
+    uint32_t bits = uint32_t(x.bits) << 16;
+    float wide;
+    memcpy(&wide, &bits, 4);
+    return wide;
+}
 inline floats all(float x) { return x - floats{}; }
 inline floats load(const float* p) { return *(const floats_anywhere*)p; }
 inline floats load(const bfloat16* p) {
@@ -454,6 +461,42 @@ void multiply(const T* x, int64_t rows, const void* matrix, int64_t inputs, int6
     });
 }
 
+// The `count` best of each row of logits [rows][vocab], best first; of equal ones the first.
+template <class T>
+void best(const T* logits, int64_t rows, int64_t vocab, int64_t count, int64_t* out,
+          int64_t threads) {
+#pragma omp parallel for num_threads(int(threads)) if (rows > 1)
+    for (int64_t row = 0; row < rows; row++) {
+        const T* line = logits + row * vocab;
+        int64_t* found = out + row * count;  // sorted; most blocks hold nothing that gets in
+        float least = -INFINITY;             // the value of the last one, once there are enough
+        int64_t held = 0;
+        for (int64_t start = 0; start < vocab; start += BLOCK) {
+            int64_t end = start + BLOCK < vocab ? start + BLOCK : vocab;
+            if (held == count && end - start == BLOCK) {
+                floats top = load(line + start);
+                for (int64_t i = LANES; i < BLOCK; i += LANES) {
+                    floats x = load(line + start + i);
+                    top = x > top ? x : top;
+                }
+                ints better = top > least;
+                bool any = false;
+                for (int i = 0; i < LANES; i++) any |= better[i] != 0;
+                if (!any) continue;
+            }
+            for (int64_t token = start; token < end; token++) {
+                float value = widen(line[token]);
+                if (held == count && !(value > least)) continue;
+                int64_t place = held < count ? held++ : count - 1;
+                for (; place > 0 && value > widen(line[found[place - 1]]); place--)
+                    found[place] = found[place - 1];
+                found[place] = token;
+                least = held == count ? widen(line[found[count - 1]]) : -INFINITY;
+            }
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -469,5 +512,13 @@ void multiply_float32(const float* x, int64_t rows, const void* matrix, int64_t 
 void multiply_bfloat16(const bfloat16* x, int64_t rows, const void* matrix, int64_t inputs,
                        int64_t outputs, bfloat16* out, int64_t threads) {
     multiply(x, rows, matrix, inputs, outputs, out, threads);
+}
+void best_float32(const float* logits, int64_t rows, int64_t vocab, int64_t count, int64_t* out,
+                  int64_t threads) {
+    best(logits, rows, vocab, count, out, threads);
+}
+void best_bfloat16(const bfloat16* logits, int64_t rows, int64_t vocab, int64_t count,
+                   int64_t* out, int64_t threads) {
+    best(logits, rows, vocab, count, out, threads);
 }
 }
