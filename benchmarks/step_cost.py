@@ -7,8 +7,6 @@ Node counts are measured in turn, round after round, so that drift of the machin
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,20 +15,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from transformers import LlamaConfig
 from transformers.utils import logging
 
 from evaluation.arguments import Parser, at_least, run_command
-from evaluation.environment import describe_environment
-from evaluation.plots import new_figure, require_matplotlib
-from evaluation.targets import model_name, resolve_device, resolve_dtype
-from model.logitspec import DraftTree, LlamaKVForCausalLM, load
+from evaluation.plots import line_style, new_figure, require_matplotlib
+from evaluation.targets import resolve_device, resolve_dtype
+from model.logitspec import DraftTree, KVCache, LlamaKVForCausalLM, load
 from model.logitspec.decoding import prefill
 from model.logitspec.errors import InputError
 from model.logitspec.kernels import choose_kernels
-from model.logitspec.verification import use_graphs, verifier
+from model.logitspec.loading import load_config
+from model.logitspec.modeling_llama_kv import max_positions
+from model.logitspec.verification import Verifier, node_bucket, use_graphs, verifier
+
+from .measure import INTERRUPTED, Results, Row, Table, interleaved, quartiles, spread
 
 # Shapes for --random-weights: right for step times, never for acceptance.
 SHAPES = {
@@ -85,25 +84,6 @@ class Work:
         )
 
 
-@dataclass(frozen=True)
-class StepCost:
-    """Times of a step, in milliseconds."""
-
-    dtype: str
-    context: int
-    nodes: int
-    median: float
-    quartiles: tuple[float, float]
-    reading_limit: float
-    arithmetic_limit: float
-    on_device: float | None  # of it, the forward on a GPU; None on a CPU
-
-    @property
-    def distance(self) -> float:
-        """How many times the nearer limit the step takes."""
-        return self.median / max(self.reading_limit, self.arithmetic_limit)
-
-
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -114,7 +94,15 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def bushy_tree(nodes: int) -> DraftTree:
+def filled_cache(model: LlamaKVForCausalLM, context: int, room: int) -> KVCache:
+    """The model's cache with so many committed tokens, and slots for a tree of `room` nodes."""
+    cache = model.cache_for(context + node_bucket(room))
+    tokens = min(1000, model.config.vocab_size)
+    prefill(model, [i % tokens for i in range(context)], cache, top_k=0)
+    return cache
+
+
+def wide_tree(nodes: int) -> DraftTree:
     """A tree whose nodes have four children each."""
     tree = DraftTree(5, nodes)
     while not tree.full:
@@ -122,86 +110,75 @@ def bushy_tree(nodes: int) -> DraftTree:
     return tree
 
 
+class StepOnDevice:
+    """One step over a tree; on a GPU it notes how long the device spent on the forward."""
+
+    def __init__(self, step: Verifier, tree: DraftTree, device: torch.device) -> None:
+        self._step = step
+        self._tree = tree
+        self._events: list[Any] = []
+        if device.type == "cuda":
+            event = cast("Any", torch.cuda.Event)
+            self._events = [event(enable_timing=True), event(enable_timing=True)]
+        self.device_seconds: list[float] = []
+
+    def __call__(self) -> None:
+        self._step.build(self._tree)
+        for event in self._events[:1]:
+            event.record()
+        self._step.forward()
+        for event in self._events[1:]:
+            event.record()
+        self._step.accept()
+        if self._events:
+            start, end = self._events
+            end.synchronize()
+            self.device_seconds.append(start.elapsed_time(end) / 1e3)
+
+
 def step_times(
     model: LlamaKVForCausalLM, context: int, nodes: Sequence[int], rounds: int
-) -> dict[int, list[tuple[float, float | None]]]:
+) -> dict[int, tuple[list[float], list[float]]]:
     """Seconds of draft-tree verification (inputs up, forward, acceptance, result down), each round.
 
-    Beside them, on a GPU, the seconds that the device spent on the forward.
+    Beside them the seconds of it that a GPU spent on the forward; none on a CPU.
 
     Args:
         model: the target.
         context: committed tokens before the step.
         nodes: tree sizes to measure.
-        rounds: measurements of each; two unmeasured rounds come first.
+        rounds: measurements of each; one unmeasured round comes first.
     """
-    cache = model.cache_for(context + max(nodes) + 64)
-    prefill(model, [i % 1000 for i in range(context)], cache, top_k=0)
-    trees = {n: bushy_tree(n) for n in nodes}
-    step = verifier(model, cache, top_k=8)
-    times: dict[int, list[tuple[float, float | None]]] = {n: [] for n in nodes}
-    for _ in range(rounds + 2):
-        for n, tree in trees.items():
-            events: list[Any] = []
-            if model.device.type == "cuda":
-                event = cast("Any", torch.cuda.Event)
-                events = [event(enable_timing=True), event(enable_timing=True)]
-            start = time.perf_counter()
-            step.build(tree)
-            if events:
-                events[0].record()
-            step.forward()
-            if events:
-                events[1].record()
-            step.accept()
-            seconds = time.perf_counter() - start
-            device = None
-            if events:
-                events[1].synchronize()
-                device = events[0].elapsed_time(events[1]) / 1e3
-            times[n].append((seconds, device))
-    return {n: measured[2:] for n, measured in times.items()}
+    cache = filled_cache(model, context, room=max(nodes))
+    step = verifier(model, cache, top_k=min(64, model.config.vocab_size))
+    steps = {n: StepOnDevice(step, wide_tree(n), model.device) for n in nodes}
+    measured = interleaved(steps, rounds)
+    return {n: (seconds, steps[n].device_seconds[1:]) for n, seconds in measured.items()}
 
 
 def step_seconds(
     model: LlamaKVForCausalLM, context: int, nodes: Sequence[int], rounds: int
-) -> dict[int, float]:
-    """Median seconds of a step for each number of nodes; arguments as of step_times."""
+) -> dict[int, list[float]]:
+    """The first of the two of step_times, whose arguments these are."""
     times = step_times(model, context, nodes, rounds)
-    return {n: statistics.median(wall for wall, _ in measured) for n, measured in times.items()}
+    return {n: seconds for n, (seconds, _) in times.items()}
 
 
 def measure(
     model: LlamaKVForCausalLM, machine: Machine, context: int, nodes: Sequence[int], rounds: int
-) -> list[StepCost]:
-    """The cost of a step behind a context for each number of nodes, beside the machine's limits."""
-    costs = []
-    for n, times in step_times(model, context, nodes, rounds).items():
-        wall = [1e3 * seconds for seconds, _ in times]
-        on_device = [1e3 * device for _, device in times if device is not None]
-        low, median, high = quartiles(wall)
+) -> list[Row]:
+    """A row for each number of nodes: milliseconds of a step, and of the machine's limits."""
+    rows: list[Row] = []
+    for n, (seconds, on_device) in step_times(model, context, nodes, rounds).items():
         work = Work.of(model, context, n)
-        costs.append(
-            StepCost(
-                dtype=str(model.dtype).removeprefix("torch."),
-                context=context,
-                nodes=n,
-                median=median,
-                quartiles=(low, high),
-                reading_limit=1e3 * work.bytes_read / machine.read_bytes_per_second,
-                arithmetic_limit=1e3 * work.flops / machine.flops_per_second,
-                on_device=statistics.median(on_device) if on_device else None,
-            )
-        )
-    return costs
-
-
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile; of a single value, that value."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, median, high
+        row: Row = {"context": context, "nodes": n, **quartiles(seconds, 1e3)}
+        row["over_one"] = row["median"] / (rows[0]["median"] if rows else row["median"])
+        row["reading_ms"] = 1e3 * work.bytes_read / machine.read_bytes_per_second
+        row["arithmetic_ms"] = 1e3 * work.flops / machine.flops_per_second
+        row["over_limit"] = row["median"] / max(row["reading_ms"], row["arithmetic_ms"])
+        row["forward_ms"] = quartiles(on_device, 1e3)["median"] if on_device else None
+        rows.append(row)
+    return rows
 
 
 def random_model(
@@ -226,68 +203,37 @@ def random_model(
     return model
 
 
-def table(costs: Sequence[StepCost]) -> Table:
-    """The costs of one dtype, for the terminal."""
-    columns = ["context", "nodes", "ms", "quartiles", "x one node", "reading ms", "arithmetic ms"]
-    columns.append("x limit")
-    if costs[0].on_device is not None:
-        columns.append("outside the forward, ms")
-    found = Table(*columns, title=costs[0].dtype)
-    for cost in costs:
-        one = next(c for c in costs if c.context == cost.context and c.nodes == 1)
-        row = [
-            str(cost.context),
-            str(cost.nodes),
-            f"{cost.median:.2f}",
-            f"{cost.quartiles[0]:.2f} to {cost.quartiles[1]:.2f}",
-            f"{cost.median / one.median:.2f}",
-            f"{cost.reading_limit:.2f}",
-            f"{cost.arithmetic_limit:.2f}",
-            f"{cost.distance:.2f}",
-        ]
-        if cost.on_device is not None:
-            row.append(f"{cost.median - cost.on_device:.2f}")
-        found.add_row(*row)
-    return found
-
-
-def plot(costs: Sequence[StepCost], path: Path) -> None:
+def draw(rows: Sequence[Row], path: Path) -> None:
     """Step time over nodes, a line per context, beside the limits; a panel per dtype."""
-    dtypes = list(dict.fromkeys(cost.dtype for cost in costs))
-    figure = new_figure(6.4 * len(dtypes))
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    figure = new_figure(5.4 * len(dtypes), 4.0)
     for place, dtype in enumerate(dtypes, start=1):
         axes = figure.add_subplot(1, len(dtypes), place)
-        for context in dict.fromkeys(cost.context for cost in costs):
-            line = [c for c in costs if c.dtype == dtype and c.context == context]
-            nodes = [c.nodes for c in line]
-            (drawn,) = axes.plot(nodes, [c.median for c in line], marker="o", label=f"{context}")
-            limits = [max(c.reading_limit, c.arithmetic_limit) for c in line]
-            axes.plot(nodes, limits, linestyle=":", color=drawn.get_color())
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(nodes, [str(n) for n in nodes])
+        contexts = list(dict.fromkeys(row["context"] for row in rows))
+        for index, context in enumerate(contexts):
+            line = [row for row in rows if row["dtype"] == dtype and row["context"] == context]
+            nodes = [row["nodes"] for row in line]
+            style = line_style(index, len(contexts))
+            axes.plot(nodes, [row["median"] for row in line], label=f"context {context}", **style)
+            limits = [max(row["reading_ms"], row["arithmetic_ms"]) for row in line]
+            axes.plot(nodes, limits, linestyle=":", linewidth=1, color=style["color"])
+        axes.set_xticks(nodes)
+        axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("nodes of the draft tree")
         axes.set_ylabel("ms per step")
-        axes.set_title(f"{dtype}; dotted: the machine's limit")
-        axes.legend(title="context")
-    figure.savefig(path, dpi=150)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replace a file by this JSON, whole or not at all."""
-    new = path.with_name(path.name + ".new")
+        axes.set_title(f"{dtype}; dotted: the machine's limit", fontsize=10)
+        axes.legend(frameon=False)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        new.replace(path)
+        figure.savefig(path, dpi=120)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another place") from error
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
 
 
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    device = resolve_device(args.device)
     logging.disable_progress_bar()
+    device = resolve_device(args.device)
     nodes = sorted({1, *args.nodes})
     if args.plot:
         require_matplotlib()  # now, not after the measurements
@@ -296,54 +242,46 @@ def report(args: argparse.Namespace) -> None:
             f"no shape {args.random_weights!r} for --random-weights; give {' or '.join(SHAPES)}"
         )
     dtypes = list(dict.fromkeys(resolve_dtype(name, device) for name in args.dtype))
-    name = args.random_weights or model_name(args.model_path)
-    costs: list[StepCost] = []
-    machines: dict[str, Any] = {}
-    result: dict[str, Any] = {}
+    config = SHAPES[args.random_weights] if args.random_weights else load_config(args.model_path)
+    if max(args.context) + nodes[-1] > max_positions(config):
+        raise InputError(
+            f"a context of {max(args.context)} and {nodes[-1]} nodes exceed the model's "
+            f"{max_positions(config)} positions; give less"
+        )
+    results = Results(args.json, args, device)
+    kernels = {"cpu_kernels": args.cpu_kernels, "cuda_graphs": args.cuda_graphs}
     for dtype in dtypes:
         if args.random_weights:
-            model = random_model(
-                args.random_weights, dtype, device, args.cpu_kernels, args.cuda_graphs
-            )
+            model = random_model(args.random_weights, dtype, device, **kernels)
         else:
-            model = load(
-                args.model_path, dtype=dtype, device_map=device,
-                cpu_kernels=args.cpu_kernels, cuda_graphs=args.cuda_graphs,
-            )  # fmt: skip
-        longest = max(args.context) + nodes[-1]
-        if longest > model.max_positions:
-            raise InputError(
-                f"a context of {max(args.context)} and {nodes[-1]} nodes exceed the model's "
-                f"{model.max_positions} positions; give less"
-            )
+            model = load(args.model_path, dtype=dtype, device_map=device, **kernels)
         machine = Machine.measure(torch.device(device), dtype)
-        machines[str(dtype).removeprefix("torch.")] = asdict(machine)
-        print(
-            f"{name}, {dtype}, {device}, {model.kernels} kernels"
-            f"{', CUDA graphs' if model.graphs else ''}, {args.rounds} rounds; the machine reads "
+        name = str(dtype).removeprefix("torch.")
+        made = f"{model.kernels.name} kernels{', CUDA graphs' if model.graphs else ''}"
+        results.add("machine", {"dtype": name, "made": made, **asdict(machine)})
+        columns = {"context": 7, "nodes": 5, "ms": 24, "x one node": 10, "reading": 7,
+                   "arithmetic": 10, "x limit": 7, "outside": 7}  # fmt: skip
+        table = Table(
+            f"{args.random_weights or args.model_path}, {name}, {device}, {made}: a step, median "
+            f"[quartiles] of {args.rounds} rounds, beside the machine's limits in ms\n(it reads "
             f"{machine.read_bytes_per_second / 1e9:.1f} GB/s and multiplies at "
-            f"{machine.flops_per_second / 1e9:.0f} GFLOP/s"
+            f"{machine.flops_per_second / 1e9:.0f} GFLOP/s; outside: of a GPU's step, not in its "
+            "forward)",
+            columns,
         )
-        own: list[StepCost] = []
         for context in args.context:
-            own += measure(model, machine, context, nodes, args.rounds)
-            costs += own[-len(nodes) :]
-            result = {
-                "model": name,
-                "device": device,
-                "kernels": model.kernels.name,
-                "cuda_graphs": model.graphs,
-                "rounds": args.rounds,
-                "environment": describe_environment(device),
-                "machine": machines,
-                "costs": [asdict(cost) | {"distance": cost.distance} for cost in costs],
-            }
-            if args.json:
-                write_json(args.json, result)
-        Console(width=None if sys.stdout.isatty() else 120).print(table(own))
+            for row in measure(model, machine, context, nodes, args.rounds):
+                results.add("steps", {"dtype": name, **row})
+                forward = row["forward_ms"]
+                table.add(
+                    context, row["nodes"], spread(row), f"{row['over_one']:.2f}",
+                    f"{row['reading_ms']:.2f}", f"{row['arithmetic_ms']:.2f}",
+                    f"{row['over_limit']:.2f}",
+                    "-" if forward is None else f"{row['median'] - forward:.2f}",
+                )  # fmt: skip
         del model
     if args.plot:
-        plot(costs, args.plot)
+        draw(results.rows("steps"), args.plot)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -359,9 +297,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--nodes", type=at_least(1), nargs="+", default=[8, 16, 32, 64], help="tree sizes, and 1")
     add("--rounds", type=at_least(1), default=15, help="measurements of each size")
     add("--json", type=Path, metavar="FILE", help="write everything there, too")
-    add("--plot", type=Path, metavar="FILE.png", help="draw the curves (extra `plots`)")
+    add("--plot", type=Path, metavar="FILE.png", help="draw the curves; needs the extra `plots`")
     args = parser.parse_args(argv)
-    return run_command(parser.prog, lambda: report(args))
+    return run_command(parser.prog, lambda: report(args), INTERRUPTED)
 
 
 if __name__ == "__main__":
