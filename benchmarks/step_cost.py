@@ -8,19 +8,21 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
+from functools import partial
 
 from evaluation.arguments import Parser, at_least, run_command
 from evaluation.targets import resolve_device, resolve_dtype
-from model.logitspec import DraftTree, LlamaKVForCausalLM, load
+from model.logitspec import DraftTree, KVCache, LlamaKVForCausalLM, load
 from model.logitspec.decoding import prefill
-from model.logitspec.verification import verify
+from model.logitspec.verification import node_bucket, verify
+
+from .measure import interleaved
 
 
 def step_seconds(
     model: LlamaKVForCausalLM, context: int, nodes: list[int], rounds: int
-) -> dict[int, float]:
-    """Median seconds of draft-tree verification (inputs up, forward, acceptance, result down).
+) -> dict[int, list[float]]:
+    """Seconds of draft-tree verification (inputs up, forward, acceptance, result down).
 
     Args:
         model: the target.
@@ -28,18 +30,28 @@ def step_seconds(
         nodes: tree sizes to measure.
         rounds: measurements of each; one unmeasured round comes first.
     """
-    cache = model.cache_for(context + max(nodes))
-    prefill(model, [i % 1000 for i in range(context)], cache, top_k=0)
-    seconds: dict[int, list[float]] = {n: [] for n in nodes}
-    for _ in range(rounds + 1):
-        for n in nodes:
-            tree = DraftTree(5, n)
-            while not tree.full:
-                tree.add(len(tree), parent=len(tree) // 4)
-            start = time.perf_counter()
-            verify(model, tree, cache, top_k=min(n, 64))
-            seconds[n].append(time.perf_counter() - start)
-    return {n: statistics.median(measured[1:]) for n, measured in seconds.items()}
+    cache = filled_cache(model, context, room=max(nodes))
+    trees = {n: wide_tree(n) for n in nodes}
+    return interleaved(
+        {n: partial(verify, model, tree, cache, top_k=min(n, 64)) for n, tree in trees.items()},
+        rounds,
+    )
+
+
+def filled_cache(model: LlamaKVForCausalLM, context: int, room: int) -> KVCache:
+    """The model's cache with so many committed tokens, and slots for a tree of `room` nodes."""
+    cache = model.cache_for(context + node_bucket(room))
+    tokens = min(1000, model.config.vocab_size)
+    prefill(model, [i % tokens for i in range(context)], cache, top_k=0)
+    return cache
+
+
+def wide_tree(nodes: int) -> DraftTree:
+    """A tree whose nodes have four children each."""
+    tree = DraftTree(5, nodes)
+    while not tree.full:
+        tree.add(len(tree), parent=len(tree) // 4)
+    return tree
 
 
 def report(args: argparse.Namespace) -> None:
@@ -49,7 +61,8 @@ def report(args: argparse.Namespace) -> None:
     model = load(args.model_path, dtype=dtype, device_map=device)
     print(f"{args.model_path}, {dtype}, {device}, medians of {args.rounds} rounds")
     for context in args.context:
-        costs = step_seconds(model, context, [1, *args.nodes], args.rounds)
+        measured = step_seconds(model, context, [1, *args.nodes], args.rounds)
+        costs = {n: statistics.median(seconds) for n, seconds in measured.items()}
         for n, seconds in costs.items():
             print(
                 f"context {context}, {n} nodes: {1e3 * seconds:.1f} ms, "

@@ -1,0 +1,108 @@
+"""What the benchmarks share: interleaved timing, quartiles, tables that grow, results kept on disk.
+
+Variants are measured in turn, round after round, so that drift of the machine hits all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from evaluation.environment import describe_environment
+from evaluation.traces import write_atomically
+from model.logitspec.errors import InputError
+
+Row = dict[str, Any]
+Key = TypeVar("Key")
+
+INTERRUPTED = "interrupted; what was measured is above, and in the file of --json if one was given"
+
+
+def interleaved(
+    variants: Mapping[Key, Callable[[], object]], rounds: int
+) -> dict[Key, list[float]]:
+    """Seconds of each variant, `rounds` of them; one unmeasured round comes first."""
+    seconds: dict[Key, list[float]] = {key: [] for key in variants}
+    for _ in range(rounds + 1):
+        for key, variant in variants.items():
+            start = time.perf_counter()
+            variant()
+            seconds[key].append(time.perf_counter() - start)
+    return {key: measured[1:] for key, measured in seconds.items()}
+
+
+def quartiles(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
+    """Lower quartile, median and upper quartile of some values (one or more), times `scale`."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)) * scale
+    return {"low": float(low), "median": float(median), "high": float(high)}
+
+
+def spread(row: Mapping[str, float], digits: int = 2) -> str:
+    """Quartiles as a table shows them: median [low, high]."""
+    return f"{row['median']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+
+
+class Table:
+    """A table printed row by row, so that an interrupted run has shown what it measured.
+
+    Args:
+        title: the line above it.
+        columns: heading -> characters; the first is left-aligned, the others right.
+    """
+
+    def __init__(self, title: str, columns: Mapping[str, int]) -> None:
+        self._widths = list(columns.values())
+        print(f"\n{title}")
+        self.add(*columns)
+
+    def add(self, *cells: object) -> None:
+        first, *rest = zip(map(str, cells), self._widths, strict=True)
+        line = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in rest)]
+        print("  ".join(line).rstrip(), flush=True)
+
+
+class Results:
+    """Settings, environment and rows; in a file, where one is wanted, after every row.
+
+    Args:
+        path: the JSON file, or None.
+        args: the flags, all of them.
+        device: what is measured on.
+
+    Raises:
+        InputError: the file cannot be written; said before anything is measured.
+    """
+
+    def __init__(self, path: Path | None, args: argparse.Namespace, device: str) -> None:
+        settings = {key: plain(value) for key, value in vars(args).items()}
+        self.content: Row = {"settings": settings, "environment": describe_environment(device)}
+        self._path = path
+        self._write()
+
+    def add(self, section: str, row: Row) -> None:
+        self.content.setdefault(section, []).append(row)
+        self._write()
+
+    def rows(self, section: str) -> list[Row]:
+        found: list[Row] = self.content.get(section, [])
+        return found
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        try:
+            write_atomically(self._path, self.content)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self._path}: {error.strerror}; give --json another file"
+            ) from error
+
+
+def plain(value: object) -> object:
+    """A flag's value as JSON can hold it."""
+    return str(value) if isinstance(value, Path) else value
