@@ -334,9 +334,14 @@ def agreed(tree: DraftTree, text: Sequence[int]) -> list[int]:
 
 
 def lines(
-    axes: Axes, rows: Sequence[Row], label: Callable[[Row], str], place: Callable[[Row], float]
+    axes: Axes,
+    rows: Sequence[Row],
+    label: Callable[[Row], str],
+    place: Callable[[Row], float],
+    *,
+    shaded: bool = True,
 ) -> None:
-    """A line through the medians of the rows of one label, its quartiles shaded."""
+    """A line through the medians of the rows of one label, its quartiles shaded if wanted."""
     by_label: dict[str, list[Row]] = {}
     for row in rows:
         by_label.setdefault(label(row), []).append(row)
@@ -344,12 +349,13 @@ def lines(
         style = line_style(index, len(by_label))
         places = [place(row) for row in of_it]
         axes.plot(places, [row["median"] for row in of_it], label=name, **style)
-        low, high = ([row[end] for row in of_it] for end in ("low", "high"))
-        axes.fill_between(places, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        if shaded:
+            low, high = ([row[end] for row in of_it] for end in ("low", "high"))
+            axes.fill_between(places, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def plot_context(axes: Axes, rows: Sequence[Row]) -> None:
-    lines(axes, rows, lambda row: f"{row['nodes']} nodes", lambda row: row["context"])
+    lines(axes, rows, lambda row: f"nodes: {row['nodes']}", lambda row: row["context"])
     logarithmic(axes, [row["context"] for row in rows], rows)
     axes.set_title("a step over the context", fontsize=10)
     axes.set_xlabel("committed tokens")
@@ -362,11 +368,11 @@ def plot_output(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_title("a step within one generation", fontsize=10)
     axes.set_xlabel("generated tokens")
     axes.set_ylabel("ms per step")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.3 * max(window["high"] for window in windows))
 
 
 def plot_drafting(axes: Axes, rows: Sequence[Row]) -> None:
-    lines(axes, rows, lambda row: row["drafter"], lambda row: row["context"])
+    lines(axes, rows, lambda row: row["drafter"], lambda row: row["context"], shaded=False)
     logarithmic(axes, [row["context"] for row in rows], rows)
     axes.set_title("drafting over the context", fontsize=10)
     axes.set_xlabel("context, tokens")
@@ -374,7 +380,7 @@ def plot_drafting(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def logarithmic(axes: Axes, contexts: Sequence[int], rows: Sequence[Row]) -> None:
-    """Both axes by powers, the ticks written out; what rows hold reaches over full decades."""
+    """Both axes by powers, the ticks written out."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     places = sorted(set(contexts))
@@ -385,7 +391,8 @@ def logarithmic(axes: Axes, contexts: Sequence[int], rows: Sequence[Row]) -> Non
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylim(min(row["low"] for row in rows) / 1.5, max(row["high"] for row in rows) * 1.5)
+    medians = [row["median"] for row in rows]
+    axes.set_ylim(min(medians) / 1.5, max(medians) * 3)  # room for the legend
 
 
 PLOTS: Mapping[str, Callable[[Axes, Sequence[Row]], None]] = {
@@ -418,7 +425,7 @@ def draw(results: Results, only: Sequence[str], path: Path) -> None:
     for name, axes in zip(only, panels, strict=True):
         PLOTS[name](axes, results.rows(name))
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8, ncols=2)
+        axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:
@@ -457,6 +464,7 @@ def measure_model(args: argparse.Namespace, results: Results) -> None:
     if "output" in args.only:
         prompt = load_tokenizer(args.model_path)(args.prompt).input_ids
         check_lengths(len(prompt), args.new_tokens, positions)
+    memory.trim(args.device)
     before = memory.held(args.device)
     model = load(
         args.model_path,
