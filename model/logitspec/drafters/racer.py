@@ -51,8 +51,8 @@ class NgramTrie:
         self._time = 0
         self._root = TrieNode(-1, None, 0)
         self._suffixes = [self._root]  # nodes of the context's suffixes, the empty one first
-        # Heap with one entry for every leaf: when it last occurred, or an earlier time. One for each
-        # occurrence would let it grow with the context.
+        # Heap with one entry for every leaf: when it last occurred, or some time before. With one
+        # for each occurrence it would grow with the context.
         self._leaves: list[tuple[int, int, int, TrieNode]] = []
         self._entries = count()
 
