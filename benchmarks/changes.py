@@ -17,12 +17,12 @@ import torch.nn.functional as F
 
 from evaluation.arguments import Parser, at_least, run_command
 from evaluation.targets import resolve_dtype
-from model.logitspec import LlamaKVForCausalLM, load
+from model.logitspec import InputError, LlamaKVForCausalLM, load
 from model.logitspec.acceptance import best_tokens, first_maximum
 from model.logitspec.kernels import why_not
 from model.logitspec.linear import Linear, Product
 from model.logitspec.loading import load_config
-from model.logitspec.modeling_llama_kv import Attention
+from model.logitspec.modeling_llama_kv import Attention, max_positions
 from model.logitspec.native import Matrix
 from model.logitspec.verification import verify
 
@@ -226,6 +226,16 @@ def step(models: Models, nodes: int) -> Change:
 # The command ------------------------------------------------------------------------------------
 
 
+def check_positions(args: argparse.Namespace, positions: int) -> None:
+    """Raise InputError unless every forward fits the model's positions."""
+    context, rows = max(*args.contexts, STEP_CONTEXT), max(args.rows)
+    if context + rows > positions:
+        raise InputError(
+            f"a context of {context} and {rows} rows exceed the model's {positions} positions; "
+            "give --contexts or --rows less"
+        )
+
+
 def load_models(path: str, dtype: torch.dtype) -> Models:
     """The model on each of the kernels that run it here; those that do not are named."""
     models = {"plain": load(path, dtype=dtype, cpu_kernels="plain")}
@@ -254,7 +264,7 @@ def compare(change: Change, rounds: int) -> list[Row]:
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
     dtypes = {name: resolve_dtype(name, "cpu") for name in args.dtypes}
-    load_config(args.model_path)  # refuses before the results file is begun
+    check_positions(args, max_positions(load_config(args.model_path)))
     results = Results(args.json, args, "cpu")
     for name, dtype in dtypes.items():
         models = load_models(args.model_path, dtype)
