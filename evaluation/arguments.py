@@ -162,19 +162,24 @@ def add_machine_flags(parser: Parser) -> None:
     add("--warmup", type=at_least(0), default=3, help="unmeasured runs of the first question")
 
 
-def run_command(prog: str, command: Callable[[], None]) -> int:
-    """Run a command; exit status 0, 2 for bad input (one sentence on stderr), 130 for Ctrl-C."""
+INTERRUPTED = "interrupted; what is finished is on disk: run again, without --overwrite, to go on"
+
+
+def run_command(prog: str, command: Callable[[], None], interrupted: str = INTERRUPTED) -> int:
+    """Run a command; exit status 0, 2 for bad input (one sentence on stderr), 130 for Ctrl-C.
+
+    Args:
+        prog: its name, before what it says on stderr.
+        command: what it does.
+        interrupted: what to say at Ctrl-C.
+    """
     try:
         command()
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            f"{prog}: interrupted; what is finished is on disk: run again, without --overwrite, "
-            "to go on",
-            file=sys.stderr,
-        )
+        print(f"{prog}: {interrupted}", file=sys.stderr)
         return 130
     return 0
 

@@ -45,6 +45,7 @@ def require_matplotlib() -> Any:
     """
     try:
         import matplotlib
+        import matplotlib.figure
     except ImportError as error:
         raise InputError(
             "plots need matplotlib; `pip install -e '.[plots]'` installs it"

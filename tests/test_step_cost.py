@@ -24,20 +24,20 @@ def test_a_steps_work_by_hand(tiny: LlamaKVForCausalLM) -> None:
     assert work.flops == 2 * 3 * MATRICES + 3 * (4 * 3 * 4 * 8 * (10 + 3))
 
 
-def test_the_distance_is_to_the_nearer_limit() -> None:
-    cost = step_cost.StepCost("float32", 10, 3, 6.0, (5.0, 7.0), 2.0, 3.0, None)
-    assert cost.distance == 2.0
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"), [([4.0], (4, 4, 4)), ([1.0, 2.0, 3.0, 4.0, 9.0], (2, 3, 4))]
-)
-def test_quartiles(values: list[float], expected: tuple[float, ...]) -> None:
-    assert step_cost.quartiles(values) == expected
+def test_the_distance_is_to_the_nearer_limit(tiny: LlamaKVForCausalLM) -> None:
+    slow_reader = step_cost.Machine(1.0, 1e30)
+    slow_multiplier = step_cost.Machine(1e30, 1.0)
+    for machine, limit in ((slow_reader, "reading_ms"), (slow_multiplier, "arithmetic_ms")):
+        rows = step_cost.measure(tiny, machine, context=10, nodes=[1, 3], rounds=1)
+        assert [row["nodes"] for row in rows] == [1, 3]
+        assert rows[1]["over_one"] == rows[1]["median"] / rows[0]["median"]
+        assert all(row["over_limit"] == row["median"] / row[limit] for row in rows)
+    work = step_cost.Work.of(tiny, context=10, nodes=3)
+    assert rows[1]["arithmetic_ms"] == 1e3 * work.flops
 
 
 def test_the_tree_has_the_size_asked_for() -> None:
-    tree = step_cost.bushy_tree(14)
+    tree = step_cost.wide_tree(14)
     assert len(tree) == 14
     assert tree.parents == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
 
@@ -46,15 +46,15 @@ def test_every_tree_size_is_measured(
     tiny_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["--model-path", tiny_path, "--device", "cpu", "--context", "30", "40", "--rounds", "2"]
-    files = ["--json", str(tmp_path / "new" / "c.json"), "--plot", str(tmp_path / "c.png")]
+    files = ["--json", str(tmp_path / "c.json"), "--plot", str(tmp_path / "c.png")]
     assert step_cost.main([*argv, "--dtype", "float32", "float64", "--nodes", "7", *files]) == 0
-    out = capsys.readouterr().out
-    assert "x limit" in out
-    written = json.loads((tmp_path / "new" / "c.json").read_text())
-    shown = [(c["dtype"], c["context"], c["nodes"]) for c in written["costs"]]
+    assert "x limit" in capsys.readouterr().out
+    written = json.loads((tmp_path / "c.json").read_text())
+    shown = [(row["dtype"], row["context"], row["nodes"]) for row in written["steps"]]
     assert shown == [(d, c, n) for d in ("float32", "float64") for c in (30, 40) for n in (1, 7)]
-    assert all(c["median"] > 0 and c["distance"] > 0 for c in written["costs"])
-    assert written["machine"]["float32"]["read_bytes_per_second"] > 1e8
+    assert all(row["low"] <= row["median"] <= row["high"] for row in written["steps"])
+    assert [row["made"] for row in written["machine"]] == ["packed kernels", "plain kernels"]
+    assert written["machine"][0]["read_bytes_per_second"] > 1e8
     assert (tmp_path / "c.png").stat().st_size > 5000
 
 
@@ -64,7 +64,7 @@ def test_random_weights_need_no_checkpoint(
     monkeypatch.setitem(step_cost.SHAPES, "tiny", LlamaConfig(**TINY, tie_word_embeddings=True))
     argv = ["--random-weights", "tiny", "--dtype", "bfloat16", "--device", "cpu"]
     assert step_cost.main([*argv, "--context", "8", "--nodes", "2", "--rounds", "1"]) == 0
-    assert capsys.readouterr().out.startswith("tiny, torch.bfloat16, cpu, packed")
+    assert "tiny, bfloat16, cpu, packed kernels" in capsys.readouterr().out
     model = step_cost.random_model("tiny", torch.float32, "cpu", "plain", "auto")
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.dtype == torch.float32

@@ -102,6 +102,11 @@ class KVCache:
         (store,) = self._store.values()
         return store
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the slots, used or not."""
+        return sum(store.nbytes for store in self._store.values())
+
     def reset(self) -> None:
         """Forget every position; the memory stays."""
         self.length = 0

@@ -51,7 +51,9 @@ class NgramTrie:
         self._time = 0
         self._root = TrieNode(-1, None, 0)
         self._suffixes = [self._root]  # nodes of the context's suffixes, the empty one first
-        self._leaves: list[tuple[int, int, int, TrieNode]] = []  # heap; holds stale entries
+        # Heap with one entry for every leaf: when it last occurred, or some time before. With one
+        # for each occurrence it would grow with the context.
+        self._leaves: list[tuple[int, int, int, TrieNode]] = []
         self._entries = count()
 
     def extend(self, tokens: Sequence[int]) -> None:
@@ -62,12 +64,12 @@ class NgramTrie:
             for node in self._suffixes[: self.max_length]:
                 child = node.children.get(token)
                 if child is None:
-                    child = node.children[token] = TrieNode(token, node, node.depth + 1)
+                    child = TrieNode(token, node, node.depth + 1, used=self._time)
+                    node.children[token] = child
                     self.size += 1
+                    self._note_leaf(child)
                 child.count += 1
                 child.used = self._time
-                if not child.children:
-                    self._note_leaf(child)
                 suffixes.append(child)
             self._suffixes = suffixes
             while self.size > self.max_nodes:
@@ -84,8 +86,11 @@ class NgramTrie:
     def _drop_oldest_leaf(self) -> None:
         while True:
             used, _, _, node = heapq.heappop(self._leaves)
-            if node.used == used and not node.children and node.parent is not None:
+            if node.children or node.parent is None:
+                continue
+            if node.used == used:
                 break
+            self._note_leaf(node)  # it has occurred since
         del node.parent.children[node.token]
         if not node.parent.children and node.parent is not self._root:
             self._note_leaf(node.parent)

@@ -1,0 +1,533 @@
+"""Does a step stay cheap as context and output grow?  python -m benchmarks.scale --help
+
+Three measurements: a step over contexts, one long generation over its output, and the drafters,
+without a model, over contexts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evaluation.arguments import Parser, at_least, run_command
+from evaluation.plots import line_style, new_figure, require_matplotlib
+from evaluation.targets import load_tokenizer, resolve_device, resolve_dtype
+from model.logitspec import DRAFTERS, Drafter, DraftTree, InputError, LlamaKVForCausalLM, load
+from model.logitspec.decoding import DecodingResult, check_lengths, generate
+from model.logitspec.loading import load_config
+from model.logitspec.modeling_llama_kv import max_positions
+from model.logitspec.verification import node_bucket
+
+from . import memory
+from .measure import INTERRUPTED, Results, Row, Table, quartiles, spread
+from .memory import MIB
+from .step_cost import step_seconds, wide_tree
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MEASUREMENTS = ("context", "output", "drafting")
+METHODS = ("vanilla", "logitspec")  # of the long generation
+PROMPT = "Write a long story about a lighthouse keeper who learns to read the weather."
+SEED = 0
+
+
+def in_mib(size: int | None) -> float | None:
+    return None if size is None else size / MIB
+
+
+def shown(mib: float | None) -> str:
+    """MiB in a table; a dash where the system does not say."""
+    return "-" if mib is None else f"{mib:.0f}"
+
+
+# A step over contexts ---------------------------------------------------------------------------
+
+
+def fitting(contexts: Sequence[int], nodes: Sequence[int], positions: int) -> list[int]:
+    """The contexts, ascending, behind which the model has positions for the largest tree.
+
+    Raises:
+        InputError: none of them.
+    """
+    depth = max(wide_tree(max(nodes)).depths)
+    fit = [context for context in sorted(set(contexts)) if context + depth < positions]
+    left_out = sorted(set(contexts) - set(fit))
+    said = f"{', '.join(map(str, left_out))}: the model has {positions} positions"
+    if not fit:
+        raise InputError(
+            f"no step of {depth + 1} positions fits behind a context of {said}; give --contexts "
+            "shorter ones"
+        )
+    if left_out:
+        print(f"left out, contexts of {said} and a tree needs {depth + 1} more")
+    return fit
+
+
+def measure_context(
+    model: LlamaKVForCausalLM, contexts: Sequence[int], args: argparse.Namespace, results: Results
+) -> None:
+    """A row per context and tree size: milliseconds of a step, memory, the share of attention.
+
+    What a step costs beyond the same at the shortest context is attention, for nothing else in it
+    sees the context: so that share leaves out what attention costs there.
+    """
+    table = Table(
+        "step time over context: median [quartiles]",
+        {"context": 7, "nodes": 5, "ms": 24, "attention": 9, "cache MiB": 9, "held MiB": 8},
+    )
+    shortest: dict[int, float] = {}
+    for context in contexts:
+        seconds = step_seconds(model, context, args.nodes, args.rounds)
+        memory.trim(args.device)
+        held = in_mib(memory.held(args.device))
+        for nodes, measured in seconds.items():
+            row: Row = {"context": context, "nodes": nodes, **quartiles(measured, 1e3)}
+            first = shortest.setdefault(nodes, row["median"])
+            row["attention_share"] = attention_share(row["median"], first)
+            row["cache_mib"] = model.cache_for(1).nbytes / MIB
+            row["held_mib"] = held
+            results.add("context", row)
+            share = f"{row['attention_share']:.0%}"
+            table.add(context, nodes, spread(row), share, shown(row["cache_mib"]), shown(held))
+
+
+def attention_share(milliseconds: float, shortest: float) -> float:
+    """Share of a step that grew with the context since the shortest one."""
+    return max(0.0, 1 - shortest / milliseconds)
+
+
+# One long generation ----------------------------------------------------------------------------
+
+
+def measure_output(
+    model: LlamaKVForCausalLM, prompt: list[int], args: argparse.Namespace, results: Results
+) -> None:
+    """A row per method: step time by windows of output, whether the cache moved, memory."""
+    for name in METHODS:
+        drafter = DRAFTERS[name]()
+        slots = len(prompt) + args.new_tokens + node_bucket(drafter.capacity)
+        cache = model.cache_for(slots)  # the one that generate() finds
+        before = cache.store.data_ptr(), cache.capacity
+        memory.trim(args.device)
+        fresh = memory.reset_peak(args.device)
+        result = generate(model, prompt, drafter, max_new_tokens=args.new_tokens)
+        peak = memory.peak(args.device)
+        memory.trim(args.device)
+        held = memory.held(args.device)
+        weights = memory.weight_bytes(model)
+        after = model.cache_for(1)
+        windows = windowed(result, args.window)
+        row: Row = {
+            "method": name,
+            "prompt_tokens": len(prompt),
+            "new_tokens": len(result.tokens),
+            "steps": result.steps,
+            "windows": windows,
+            "growth_ms_per_1000_tokens": growth(windows),
+            "cache_capacity": after.capacity,
+            "cache_reallocated": (after.store.data_ptr(), after.capacity) != before,
+            "weights_mib": in_mib(weights),
+            "cache_mib": in_mib(after.nbytes),
+            "held_mib": in_mib(held),
+            "rest_mib": None if held is None else in_mib(held - weights - after.nbytes),
+            "peak_mib": in_mib(peak),
+            "peak_of": "the generation" if fresh else "the process",
+        }
+        results.add("output", row)
+        show_output(row)
+
+
+def windowed(result: DecodingResult, size: int) -> list[Row]:
+    """Step time in windows of `size` generated tokens, by the token a step begins at.
+
+    Tokens, not steps: a method that accepts much takes few steps. Windows without a step are not
+    there, nor is an unfinished one at the end if there is another.
+    """
+    begins = np.cumsum([0, *result.accept_lengths])[:-1]
+    windows: list[Row] = []
+    for first in range(0, len(result.tokens), size):
+        inside = (begins >= first) & (begins < first + size)
+        if windows and first + size > len(result.tokens):
+            break
+        if inside.any():
+            seconds = np.asarray(result.step_seconds)[inside].tolist()
+            windows.append({"first": first, "steps": len(seconds), **quartiles(seconds, 1e3)})
+    return windows
+
+
+def growth(windows: Sequence[Row]) -> float | None:
+    """Milliseconds that a step's median grows by in 1000 tokens: a line through the windows.
+
+    None where there are fewer than two.
+    """
+    if len(windows) < 2:
+        return None
+    slope, _ = np.polyfit([w["first"] for w in windows], [w["median"] for w in windows], 1)
+    return 1e3 * float(slope)
+
+
+def show_output(row: Row) -> None:
+    table = Table(
+        f"{row['method']}: {row['new_tokens']} tokens after {row['prompt_tokens']} in "
+        f"{row['steps']} steps, milliseconds of a step: median [quartiles]",
+        {"from token": 10, "steps": 5, "ms": 24},
+    )
+    for window in row["windows"]:
+        table.add(window["first"], window["steps"], spread(window))
+    slope = row["growth_ms_per_1000_tokens"]
+    moved = "was reallocated" if row["cache_reallocated"] else "stayed where it was"
+    print(
+        f"growth: {'-' if slope is None else f'{slope:+.3f} ms'} per 1000 tokens; "
+        f"the cache of {row['cache_capacity']} slots {moved}\n"
+        f"MiB held: {shown(row['held_mib'])} = {shown(row['weights_mib'])} weights + "
+        f"{shown(row['cache_mib'])} cache + {shown(row['rest_mib'])} rest; "
+        f"peak of {row['peak_of']}: {shown(row['peak_mib'])}"
+    )
+
+
+# The drafters -----------------------------------------------------------------------------------
+
+
+class BigramModel:
+    """A made-up target: what it ranks best after a token depends on that token alone.
+
+    Args:
+        vocabulary: token ids, from 0.
+        seed: of the rankings.
+    """
+
+    def __init__(self, vocabulary: int = 400, seed: int = SEED) -> None:
+        self._chance = random.Random(seed)
+        self._ranked = [
+            self._chance.sample(range(vocabulary), vocabulary) for _ in range(vocabulary)
+        ]
+
+    def best(self, token: int, count: int) -> list[int]:
+        return self._ranked[token][:count]
+
+    def text(self, length: int) -> list[int]:
+        """A walk along the rankings, a third of it passages of 20 to 60 tokens said before."""
+        text = [0]
+        while len(text) < length:
+            if self._chance.random() < 1 / 80:
+                start = self._chance.randrange(len(text))
+                text += text[start : start + self._chance.randint(20, 60)]
+            rank = min(int(self._chance.expovariate(0.5)), 20)
+            text.append(self._ranked[text[-1]][rank])
+        return text[:length]
+
+
+def measure_drafting(args: argparse.Namespace, results: Results) -> None:
+    """A row per drafter and context: microseconds of draft and observe, of reset per token.
+
+    All contexts are the ends of one text, and go on alike: only how much came before differs. The
+    contexts are measured in turn, step by step.
+    """
+    contexts = sorted(set(args.draft_contexts))
+    target = BigramModel()
+    text = target.text(contexts[-1] + MOST_ACCEPTED * args.steps + 2)
+    table = Table(
+        f"draft() + observe(), microseconds of {args.steps} steps: median [quartiles]",
+        {"drafter": 10, "context": 7, "µs": 24, "to shortest": 11, "nodes": 5, "accepted": 8,
+         "reset µs/token": 14},
+    )  # fmt: skip
+    for name, drafter in DRAFTERS.items():
+        try:
+            drafter()
+        except InputError as error:
+            print(f"left out: {error}")
+            continue
+        runs = {}
+        for context in contexts:
+            runs[context] = DraftingRun(drafter(), target, text[contexts[-1] - context :], context)
+        for _ in range(args.steps):
+            for run in runs.values():
+                run.step()
+        for context, run in runs.items():
+            row: Row = {
+                "drafter": name,
+                "context": context,
+                **quartiles(run.seconds, 1e6),
+                "mean_nodes": statistics.fmean(run.nodes),
+                "mean_accepted": statistics.fmean(run.accepted),
+                "reset_us_per_token": 1e6 * run.reset_seconds / context,
+            }
+            shortest = quartiles(runs[contexts[0]].seconds, 1e6)["median"]
+            row["to_shortest"] = row["median"] / shortest
+            results.add("drafting", row)
+            table.add(
+                name, context, spread(row, 1), f"{row['to_shortest']:.2f}",
+                f"{row['mean_nodes']:.1f}", f"{row['mean_accepted']:.2f}",
+                f"{row['reset_us_per_token']:.1f}",
+            )  # fmt: skip
+
+
+MOST_ACCEPTED = 3  # tokens of a step of DraftingRun
+
+
+class DraftingRun:
+    """One drafter going through a text, timed.
+
+    Args:
+        drafter: a new one.
+        target: ranks the tokens.
+        text: what the target says: the context, then what is to be drafted.
+        context: tokens of the text that the drafter is reset with.
+    """
+
+    def __init__(
+        self, drafter: Drafter, target: BigramModel, text: Sequence[int], context: int
+    ) -> None:
+        self.seconds: list[float] = []
+        self.nodes: list[int] = []
+        self.accepted: list[int] = []
+        self._drafter, self._target, self._text = drafter, target, text
+        self._at = context
+        prompt = text[:context]
+        top_ids = self._rank(prompt, drafter.prompt_top_k)
+        start = time.perf_counter()
+        drafter.reset(prompt, top_ids)
+        self.reset_seconds = time.perf_counter() - start
+
+    def _rank(self, tokens: Sequence[int], width: int) -> list[list[int]]:
+        return [self._target.best(token, width) for token in tokens] if width else []
+
+    def step(self) -> None:
+        """Draft after the next token of the text, and commit what of it the text says."""
+        root = self._text[self._at]
+        top_ids = self._target.best(self._text[self._at - 1], self._drafter.top_k)
+        start = time.perf_counter()
+        tree = self._drafter.draft(root, top_ids)
+        drafted = time.perf_counter()
+        path = agreed(tree, self._text[self._at : self._at + MOST_ACCEPTED])
+        ranked = self._rank(tree.tokens, self._drafter.node_top_k)
+        observing = time.perf_counter()
+        self._drafter.observe(tree, path, ranked)
+        end = time.perf_counter()
+        self.seconds.append(drafted - start + end - observing)
+        self.nodes.append(len(tree))
+        self.accepted.append(len(path))
+        self._at += len(path)
+
+
+def agreed(tree: DraftTree, text: Sequence[int]) -> list[int]:
+    """The longest path of the tree that says the text from its first token on."""
+    paths = {0: [0]}
+    for node in range(1, len(tree)):
+        depth, above = tree.depths[node], paths.get(tree.parents[node])
+        if above is not None and depth < len(text) and tree.tokens[node] == text[depth]:
+            paths[node] = [*above, node]
+    return max(paths.values(), key=len)
+
+
+# The pictures -----------------------------------------------------------------------------------
+
+
+def lines(
+    axes: Axes,
+    rows: Sequence[Row],
+    label: Callable[[Row], str],
+    place: Callable[[Row], float],
+    *,
+    shaded: bool = True,
+) -> None:
+    """A line through the medians of the rows of one label, its quartiles shaded if wanted."""
+    by_label: dict[str, list[Row]] = {}
+    for row in rows:
+        by_label.setdefault(label(row), []).append(row)
+    for index, (name, of_it) in enumerate(by_label.items()):
+        style = line_style(index, len(by_label))
+        places = [place(row) for row in of_it]
+        axes.plot(places, [row["median"] for row in of_it], label=name, **style)
+        if shaded:
+            low, high = ([row[end] for row in of_it] for end in ("low", "high"))
+            axes.fill_between(places, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def plot_context(axes: Axes, rows: Sequence[Row]) -> None:
+    lines(axes, rows, lambda row: f"nodes: {row['nodes']}", lambda row: row["context"])
+    logarithmic(axes, [row["context"] for row in rows], rows)
+    axes.set_title("a step over the context", fontsize=10)
+    axes.set_xlabel("committed tokens")
+    axes.set_ylabel("ms per step")
+
+
+def plot_output(axes: Axes, rows: Sequence[Row]) -> None:
+    windows = [{"method": row["method"], **w} for row in rows for w in row["windows"]]
+    lines(axes, windows, lambda row: row["method"], lambda row: row["first"])
+    axes.set_title("a step within one generation", fontsize=10)
+    axes.set_xlabel("generated tokens")
+    axes.set_ylabel("ms per step")
+    axes.set_ylim(0, 1.3 * max(window["high"] for window in windows))
+
+
+def plot_drafting(axes: Axes, rows: Sequence[Row]) -> None:
+    lines(axes, rows, lambda row: row["drafter"], lambda row: row["context"], shaded=False)
+    logarithmic(axes, [row["context"] for row in rows], rows)
+    axes.set_title("drafting over the context", fontsize=10)
+    axes.set_xlabel("context, tokens")
+    axes.set_ylabel("µs per step, draft and observe")
+
+
+def logarithmic(axes: Axes, contexts: Sequence[int], rows: Sequence[Row]) -> None:
+    """Both axes by powers, the ticks written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    places = sorted(set(contexts))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(places, [str(place) for place in places], rotation=45, fontsize=8)
+    axes.minorticks_off()
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    medians = [row["median"] for row in rows]
+    axes.set_ylim(min(medians) / 1.5, max(medians) * 3)  # room for the legend
+
+
+PLOTS: Mapping[str, Callable[[Axes, Sequence[Row]], None]] = {
+    "context": plot_context,
+    "output": plot_output,
+    "drafting": plot_drafting,
+}
+
+
+def draw(results: Results, only: Sequence[str], path: Path) -> None:
+    figure = new_figure(4.6 * len(only), 4)
+    panels = figure.subplots(1, len(only), squeeze=False).flat
+    for name, axes in zip(only, panels, strict=True):
+        PLOTS[name](axes, results.rows(name))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; give --plot another file") from (
+            error
+        )
+
+
+# The command ------------------------------------------------------------------------------------
+
+
+def chosen(text: str) -> list[str]:
+    """An argparse type: some of MEASUREMENTS, between commas, in their order."""
+    names = set(text.split(","))
+    if not names <= set(MEASUREMENTS):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not some of {','.join(MEASUREMENTS)}, between commas"
+        )
+    return [name for name in MEASUREMENTS if name in names]
+
+
+def picture(text: str) -> Path:
+    """An argparse type: a PNG file in a folder that is there."""
+    path = Path(text)
+    if path.suffix != ".png" or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no FILE.png in a folder that exists")
+    return path
+
+
+def measure_model(args: argparse.Namespace, results: Results) -> None:
+    """The measurements that need the model; what they cannot do is refused before it is loaded."""
+    positions = max_positions(load_config(args.model_path))
+    contexts, prompt = [], []
+    if "context" in args.only:
+        contexts = fitting(args.contexts, args.nodes, positions)
+    if "output" in args.only:
+        prompt = load_tokenizer(args.model_path)(args.prompt).input_ids
+        check_lengths(len(prompt), args.new_tokens, positions)
+    memory.trim(args.device)
+    before = memory.held(args.device)
+    model = load(
+        args.model_path,
+        dtype=resolve_dtype(args.dtype, args.device),
+        device_map=args.device,
+        cpu_kernels=args.cpu_kernels,
+    )
+    memory.trim(args.device)
+    loaded = memory.held(args.device)
+    row: Row = {
+        "dtype": str(model.dtype),
+        "kernels": str(model.kernels),
+        "weights_mib": in_mib(memory.weight_bytes(model)),
+        "held_before_mib": in_mib(before),
+        "held_loaded_mib": in_mib(loaded),
+    }
+    results.add("load", row)
+    print(
+        f"{args.model_path}, {model.dtype}, {args.device}, kernels {model.kernels}; MiB held "
+        f"before loading: {shown(row['held_before_mib'])}, after: {shown(row['held_loaded_mib'])}, "
+        f"tensors of the model: {shown(row['weights_mib'])}"
+    )
+    if "output" in args.only:  # first: what the process holds then is what a generation needs
+        measure_output(model, prompt, args, results)
+    if "context" in args.only:
+        measure_context(model, contexts, args, results)
+
+
+def report(args: argparse.Namespace) -> None:
+    """What main() does once the flags are parsed."""
+    args.device = resolve_device(args.device)
+    if args.plot is not None:
+        require_matplotlib()  # now, not after the measurements
+    results = Results(args.json, args, args.device)
+    if {"context", "output"} & set(args.only):
+        measure_model(args, results)
+    if "drafting" in args.only:
+        measure_drafting(args, results)
+    if args.plot is not None:
+        draw(results, args.only, args.plot)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("python -m benchmarks.scale", "Step time as context and output grow.")
+    add = parser.add_argument
+    add("--model-path", default="checkpoints/smollm2-135m-instruct", help="checkpoint or hub id")
+    add("--dtype", default="auto", help="as in the inference scripts")
+    add("--device", default="auto", help="as in the inference scripts")
+    add("--cpu-kernels", default="auto", help="as in the inference scripts")
+    add(
+        "--only",
+        type=chosen,
+        default=",".join(MEASUREMENTS),
+        metavar="NAMES",
+        help="which measurements, between commas",
+    )
+    add(
+        "--contexts",
+        type=at_least(1),
+        nargs="+",
+        default=[256, 512, 1024, 2048, 4096, 8128],  # 8192 positions, less a tree of 64 nodes
+        help="committed tokens before a step",
+    )
+    add("--nodes", type=at_least(1), nargs="+", default=[1, 16, 64], help="tree sizes")
+    add("--rounds", type=at_least(1), default=15, help="measurements of each size and context")
+    add("--new-tokens", type=at_least(1), default=4000, help="of the long generation; EOS is none")
+    add("--window", type=at_least(1), default=500, help="its step time by so many tokens")
+    add("--prompt", default=PROMPT, help="of the long generation")
+    add(
+        "--draft-contexts",
+        type=at_least(1),
+        nargs="+",
+        default=[256, 512, 1024, 2048, 4096, 8192, 32768],
+        help="tokens before a drafter's steps",
+    )
+    add("--steps", type=at_least(1), default=200, help="steps of a drafter at each context")
+    add("--json", type=Path, metavar="FILE", help="write settings, environment and numbers to FILE")
+    add("--plot", type=picture, metavar="FILE.png", help="draw them; needs the extra `plots`")
+    args = parser.parse_args(argv)
+    return run_command(parser.prog, lambda: report(args), INTERRUPTED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
