@@ -255,21 +255,21 @@ def report(args: argparse.Namespace) -> None:
             model = random_model(args.random_weights, dtype, device, **kernels)
         else:
             model = load(args.model_path, dtype=dtype, device_map=device, **kernels)
-        machine = Machine.measure(torch.device(device), dtype)
         name = str(dtype).removeprefix("torch.")
         made = f"{model.kernels.name} kernels{', CUDA graphs' if model.graphs else ''}"
-        results.add("machine", {"dtype": name, "made": made, **asdict(machine)})
         columns = {"context": 7, "nodes": 5, "ms": 24, "x one node": 10, "reading": 7,
                    "arithmetic": 10, "x limit": 7, "outside": 7}  # fmt: skip
         table = Table(
             f"{args.random_weights or args.model_path}, {name}, {device}, {made}: a step, median "
-            f"[quartiles] of {args.rounds} rounds, beside the machine's limits in ms\n(it reads "
-            f"{machine.read_bytes_per_second / 1e9:.1f} GB/s and multiplies at "
-            f"{machine.flops_per_second / 1e9:.0f} GFLOP/s; outside: of a GPU's step, not in its "
-            "forward)",
+            f"[quartiles] of {args.rounds} rounds, beside the machine's limits in ms (outside: of a "
+            "GPU's step, not in its forward)",
             columns,
         )
         for context in args.context:
+            machine = Machine.measure(torch.device(device), dtype)  # it drifts, too
+            results.add(
+                "machine", {"dtype": name, "made": made, "context": context, **asdict(machine)}
+            )
             for row in measure(model, machine, context, nodes, args.rounds):
                 results.add("steps", {"dtype": name, **row})
                 forward = row["forward_ms"]
@@ -279,6 +279,11 @@ def report(args: argparse.Namespace) -> None:
                     f"{row['over_limit']:.2f}",
                     "-" if forward is None else f"{row['median'] - forward:.2f}",
                 )  # fmt: skip
+            print(
+                f"at context {context} the machine read "
+                f"{machine.read_bytes_per_second / 1e9:.1f} GB/s and multiplied at "
+                f"{machine.flops_per_second / 1e9:.0f} GFLOP/s"
+            )
         del model
     if args.plot:
         draw(results.rows("steps"), args.plot)
