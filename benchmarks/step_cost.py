@@ -261,8 +261,8 @@ def report(args: argparse.Namespace) -> None:
                    "arithmetic": 10, "x limit": 7, "outside": 7}  # fmt: skip
         table = Table(
             f"{args.random_weights or args.model_path}, {name}, {device}, {made}: a step, median "
-            f"[quartiles] of {args.rounds} rounds, beside the machine's limits in ms (outside: of a "
-            "GPU's step, not in its forward)",
+            f"[quartiles] of {args.rounds} rounds, beside the machine's limits in ms (outside: of "
+            "a GPU's step, not in its forward)",
             columns,
         )
         for context in args.context:
