@@ -401,11 +401,11 @@ PLOTS: Mapping[str, Callable[[Axes, Sequence[Row]], None]] = {
 }
 
 
-def draw(results: Results, only: Sequence[str], path: Path) -> None:
+def draw(rows: Mapping[str, Sequence[Row]], only: Sequence[str], path: Path) -> None:
     figure = new_figure(4.6 * len(only), 4)
     panels = figure.subplots(1, len(only), squeeze=False).flat
     for name, axes in zip(only, panels, strict=True):
-        PLOTS[name](axes, results.rows(name))
+        PLOTS[name](axes, rows[name])
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
     try:
@@ -486,7 +486,7 @@ def report(args: argparse.Namespace) -> None:
     if "drafting" in args.only:
         measure_drafting(args, results)
     if args.plot is not None:
-        draw(results, args.only, args.plot)
+        draw(results.content, args.only, args.plot)
 
 
 def main(argv: list[str] | None = None) -> int:
