@@ -186,18 +186,22 @@ def sections(source: Path, pictures: Path) -> Iterator[str]:
 
 
 def describe(source: Path) -> str:
-    """What the numbers were measured with."""
+    """What the numbers were measured with.
+
+    Raises:
+        InputError: no file of the folder says so.
+    """
     for path in sorted(source.glob("*.json")):
         try:
             environment = json.loads(path.read_text(encoding="utf-8"))["environment"]
+            versions = environment["versions"]
+            return (
+                f"{', '.join(environment['device_names'])}, {environment['threads']} threads, "
+                f"{environment['platform']}; torch {versions['torch']}, transformers "
+                f"{versions['transformers']}; commit {str(environment['commit'])[:12]}."
+            )
         except (KeyError, TypeError, ValueError):
             continue
-        versions = environment["versions"]
-        return (
-            f"{', '.join(environment['device_names'])}, {environment['threads']} threads, "
-            f"{environment['platform']}; torch {versions['torch']}, transformers "
-            f"{versions['transformers']}; commit {str(environment['commit'])[:12]}."
-        )
     raise InputError(f"{source} holds no results that say what they were measured with")
 
 
@@ -212,9 +216,10 @@ def report(args: argparse.Namespace) -> None:
         pictures.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}; give another file") from error
-    text = f"# Performance\n\nWritten by `python -m benchmarks.report`. {describe(args.results)}\n"
-    for part in (notes, *sections(args.results, pictures)):
-        text += f"\n{part.strip()}\n" if part else ""
+    parts = [part.strip() for part in (notes, *sections(args.results, pictures)) if part]
+    made = describe(args.results)
+    text = f"# Performance\n\nWritten by `python -m benchmarks.report`. {made}\n"
+    text += "".join(f"\n{part}\n" for part in parts)
     write_text(args.output, text)
     print(f"{args.output}, pictures in {pictures}")
 
