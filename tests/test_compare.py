@@ -169,12 +169,12 @@ def test_the_bars_are_sorted_and_have_their_quartiles() -> None:
     pytest.importorskip("matplotlib")
     speed, steps = draw(results()).axes
     assert [tick.get_text() for tick in speed.get_yticklabels()] == [
-        "pld", "hf_pld", "vanilla", "baseline"
+        "pld", "vanilla", "hf_pld", "baseline"
     ]  # fmt: skip
     bars, whiskers = speed.containers
     assert [bar.get_width() for bar in bars] == [4.0, 2.0, 2.0, 1.0]
     ends = [[float(x) for x in line[:, 0]] for line in whiskers.lines[2][0].get_segments()]
-    assert ends == [[3.0, 4.5], [1.25, 3.0], [1.5, 2.0], [1.0, 1.0]]
+    assert ends == [[3.0, 4.5], [1.5, 2.0], [1.25, 3.0], [1.0, 1.0]]
     assert [stack.get_label() for stack in steps.containers] == [*PHASES]
     (last,) = [bar for bar in steps.containers[-1] if bar.get_y() < 0]  # pld's, in the first row
     assert last.get_x() + last.get_width() == pytest.approx(26)
@@ -224,13 +224,14 @@ def test_a_run_from_questions_to_json_and_back(
         assert [r.question_id for r in records] == [1, 2, 3]
         assert all(1 <= r.tokens <= r.max_new_tokens for r in records)
         assert [r.max_new_tokens == 8 for r in records] == [True, True, False]
-        assert all(0 < r.first_token_seconds < r.seconds for r in records)
         split = name in ("vanilla", "recycling")
         assert all((r.phase_seconds is not None) is split for r in records)
         assert (method["summary"]["phase_ms"] is None) is not split
         places.append([r.place for r in records])
         if split:
-            assert all(r.seconds >= sum(r.phase_seconds.values()) for r in records)  # type: ignore[union-attr]
+            for r in records:
+                assert r.phase_seconds is not None
+                assert r.seconds >= r.first_token_seconds + sum(r.phase_seconds.values())
     assert places == [[0, 3, 2], [1, 0, 3], [2, 1, 0], [3, 2, 1]]
     assert content["methods"]["baseline"]["summary"]["mat"] == 1
     assert content["methods"]["hf_pld"]["summary"]["tree_size"] is None
