@@ -32,7 +32,7 @@ from evaluation.engines import Engine, Models
 from evaluation.environment import describe_environment
 from evaluation.eval import WARMUP_TOKENS, allowed_tokens, count_workers, list_jobs, synchronize
 from evaluation.methods import METHODS, Method, Options, add_options, find_method
-from evaluation.plots import style
+from evaluation.plots import new_figure, require_matplotlib, style
 from evaluation.questions import Question, load_questions, question_path, sha256
 from evaluation.run import ignored
 from evaluation.tables import Row, Table, to_markdown, to_terminal, write_text
@@ -337,17 +337,13 @@ def markdown(results: Results) -> str:
 
 def draw(results: Results) -> Figure:
     """Bars of the ratio to generate() with their quartiles, beside bars of a step's phases."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     ratios = {
         name: (summary.over_generate, summary.phase_ms)
         for name, summary in results.summaries().items()
         if summary.over_generate is not None
     }
     order = sorted(ratios, key=lambda name: -ratios[name][0].median)
-    figure = Figure(layout="constrained", figsize=(11, 1.6 + 0.42 * len(order)))
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 1.6 + 0.42 * len(order))
     speed, time_ = figure.subplots(1, 2, sharey=True)
 
     found = [ratios[name][0] for name in order]
@@ -403,12 +399,7 @@ def check_outputs(args: argparse.Namespace) -> None:
             "it with --from"
         )
     if args.plot is not None:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError as error:
-            raise InputError(
-                "plots need matplotlib; `pip install -e '.[plots]'` installs it"
-            ) from error
+        require_matplotlib()
 
 
 def check_drawable(methods: Sequence[str], plot: Path | None) -> None:

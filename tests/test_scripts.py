@@ -131,7 +131,8 @@ def test_eval_sh_refuses_unknown_arguments() -> None:
     "module",
     ["evaluation.inference_baseline", "evaluation.inference_logitspec", "evaluation.run",
      "evaluation.equal", "evaluation.speed", "evaluation.tables", "evaluation.plots",
-     "evaluation.report", "data.prepare", "benchmarks.step_cost"],
+     "evaluation.report", "data.prepare", "benchmarks.changes", "benchmarks.compare",
+     "benchmarks.report", "benchmarks.scale", "benchmarks.step_cost"],
 )  # fmt: skip
 def test_help(module: str) -> None:
     done = python("-m", module, "--help")
