@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -93,6 +95,29 @@ def test_steps_are_kept_with_the_cache(static: LlamaKVForCausalLM) -> None:
     assert verifier(static, static.cache_for(90), 2) is first
     assert verifier(static, cache, 3) is not first
     assert verifier(static, static.cache_for(cache.capacity + 1), 2) is not first
+
+
+def test_the_rotary_table_stays_where_graphs_read_it(static: LlamaKVForCausalLM) -> None:
+    generate(static, [5, 6, 7], LogitSpecDrafter(), max_new_tokens=5)
+    static.extend_rope(10 * static.max_positions, static.device)
+    before = static._rope.data_ptr()
+    assert static._rope.shape[0] == static.max_positions
+    static.extend_rope(10 * static.max_positions, static.device)
+    assert static._rope.data_ptr() == before
+
+
+def test_a_cache_that_is_replaced_is_freed(static: LlamaKVForCausalLM) -> None:
+    cache = static.cache_for(static._cache.capacity if static._cache else 100)
+    verifier(static, cache, 2)
+    gone = weakref.ref(cache)
+    capacity = cache.capacity
+    gc.disable()  # as a GPU's memory would have to wait for the collector
+    try:
+        del cache
+        static.cache_for(capacity + 1)
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_padded_tree_that_does_not_fit_is_refused(static: LlamaKVForCausalLM) -> None:

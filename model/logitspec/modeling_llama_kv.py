@@ -251,6 +251,7 @@ class LlamaKVForCausalLM(PreTrainedModel):
         if self._cache is None or self._cache.capacity < capacity:
             if self._cache is not None:
                 capacity = max(capacity, min(2 * self._cache.capacity, self.max_positions))
+                self._cache.graphs.clear()  # they refer to it
             self._cache = None  # frees the old one before the new is allocated
             self._cache = KVCache(
                 self.layer_devices,
@@ -263,7 +264,11 @@ class LlamaKVForCausalLM(PreTrainedModel):
         return self._cache
 
     def extend_rope(self, positions: int, device: torch.device) -> None:
-        """Have the table of rotary cos and sin reach so many positions, on this device."""
+        """Have the table of rotary cos and sin reach so many positions, or all, on this device.
+
+        One that does is left where it is: a CUDA graph may read it.
+        """
+        positions = min(positions, self.max_positions)
         if self._rope.shape[0] < positions or self._rope.device != device:
             size = min(self.max_positions, max(1024, 2 * positions))
             like = torch.empty(0, dtype=self.dtype, device=device)
