@@ -83,8 +83,9 @@ class Answerer:
         What the method learnt from it is forgotten: it must not meet the question warm.
         """
         prompt_ids = self.target.prompts.start().ask(question.turns[0])
+        tokens = allowed_tokens(question, prompt_ids, self.target, self.args)
         for _ in range(times):
-            self.engine.generate(prompt_ids, min(self.args.max_new_tokens, WARMUP_TOKENS))
+            self.engine.generate(prompt_ids, min(tokens, WARMUP_TOKENS))
         self.engine.forget()
 
     def _choice(self, question: Question, index: int) -> Record:
