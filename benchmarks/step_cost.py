@@ -25,6 +25,7 @@ from model.logitspec import DraftTree, KVCache, LlamaKVForCausalLM, load
 from model.logitspec.decoding import prefill
 from model.logitspec.errors import InputError
 from model.logitspec.kernels import choose_kernels
+from model.logitspec.linear import Linear
 from model.logitspec.loading import load_config
 from model.logitspec.modeling_llama_kv import max_positions
 from model.logitspec.verification import Verifier, node_bucket, use_graphs, verifier
@@ -69,18 +70,18 @@ class Work:
 
     @classmethod
     def of(cls, model: LlamaKVForCausalLM, context: int, nodes: int) -> Work:
-        matrices = sum(
-            linear.linears[i].in_features * linear.linears[i].out_features
-            for linear in (*(part for layer in model.layers for part in layer.linears), model.head)
-            for i in range(len(linear.linears))
-        )
+        def numbers(linear: Linear) -> int:
+            return sum(part.in_features * part.out_features for part in linear.linears)
+
+        head = numbers(model.head)
+        matrices = sum(numbers(linear) for layer in model.layers for linear in layer.linears)
         attention = model.layers[0].self_attn
         layers = len(model.layers)
         slot = 2 * layers * attention.kv_heads * attention.head_dim
         seen = layers * attention.heads * attention.head_dim * (context + nodes)
         return cls(
-            bytes_read=model.dtype.itemsize * (matrices + slot * context),
-            flops=2.0 * nodes * (matrices + 2 * seen),
+            bytes_read=model.dtype.itemsize * (matrices + head + slot * context),
+            flops=2.0 * (nodes * (matrices + 2 * seen) + head),  # the head of one node at least
         )
 
 

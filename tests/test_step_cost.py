@@ -14,14 +14,14 @@ from model.logitspec import LlamaKVForCausalLM
 
 from .conftest import TINY
 
-MATRICES = 3 * (32 * (4 + 2 + 2) * 8 + 32 * 32 + 3 * 32 * 48) + 32 * 97  # weights of TINY
+LAYERS, HEAD = 3 * (32 * (4 + 2 + 2) * 8 + 32 * 32 + 3 * 32 * 48), 32 * 97  # weights of TINY
 
 
 def test_a_steps_work_by_hand(tiny: LlamaKVForCausalLM) -> None:
     work = step_cost.Work.of(tiny, context=10, nodes=3)
-    assert work.bytes_read == 8 * (MATRICES + 10 * 3 * 2 * 2 * 8)
+    assert work.bytes_read == 8 * (LAYERS + HEAD + 10 * 3 * 2 * 2 * 8)
     # a product and a sum for each weight, and for each query, key and dimension, twice
-    assert work.flops == 2 * 3 * MATRICES + 3 * (4 * 3 * 4 * 8 * (10 + 3))
+    assert work.flops == 2 * (3 * LAYERS + HEAD) + 3 * (4 * 3 * 4 * 8 * (10 + 3))
 
 
 def test_the_distance_is_to_the_nearer_limit(tiny: LlamaKVForCausalLM) -> None:

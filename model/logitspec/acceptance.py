@@ -5,7 +5,7 @@ On a GPU everything happens there and comes down in one transfer. Used by verifi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,21 +104,40 @@ def read_answer(answer: list[int], padded: int, nodes: int, top_k: int, node_top
     )
 
 
-def agreed_path(tree: DraftTree, chosen: Sequence[int]) -> list[int]:
-    """The same longest path, on the host.
+ROWS = 6  # nodes whose logits cost a CPU no more than one's: native/layers.cpp
+
+
+def agreed_path(tree: DraftTree, chosen: Mapping[int, int]) -> tuple[list[int], list[int]]:
+    """The same longest path, on the host, as far as the target's choices are known.
 
     Args:
-        tree: what was verified.
-        chosen: the target's best token after each node.
+        tree: what is verified.
+        chosen: the target's best token after some nodes: the root, and what was asked for before.
+
+    Returns:
+        The path, and the nodes whose choices are to be found before it is final: those reached,
+        and the drafts below them, first children first, until they are ROWS. None once it is.
     """
-    reached = [True]
+    reached = {0}
+    open_nodes: list[int] = []
     last = 0
     for node in range(1, len(tree)):
         parent = tree.parents[node]
-        reached.append(reached[parent] and chosen[parent] == tree.tokens[node])
-        if reached[node] and tree.depths[node] > tree.depths[last]:
-            last = node
+        if parent in reached and chosen.get(parent) == tree.tokens[node]:
+            reached.add(node)
+            if node not in chosen:
+                open_nodes.append(node)
+            if tree.depths[node] > tree.depths[last]:
+                last = node
     path = [last]
     while path[-1]:
         path.append(tree.parents[path[-1]])
-    return path[::-1]
+    if open_nodes:
+        below = set(open_nodes)
+        for node in range(open_nodes[0] + 1, len(tree)):
+            if len(open_nodes) >= ROWS:
+                break
+            if tree.parents[node] in below and node not in below:
+                below.add(node)
+                open_nodes.append(node)
+    return path[::-1], open_nodes

@@ -103,7 +103,12 @@ class EagerVerifier:
 
 
 class NativeVerifier(EagerVerifier):
-    """On the native layers, where acceptance costs nothing to do on the host."""
+    """On the native layers, where the host decides as it goes.
+
+    The head is a fifth of a large tree's arithmetic, and only the nodes of the accepted path need
+    it: unless the drafter wants every node's best tokens, it is computed for these and for guesses
+    at them, a few rows at a time.
+    """
 
     def build(self, tree: DraftTree) -> None:
         self._tree = tree
@@ -112,15 +117,35 @@ class NativeVerifier(EagerVerifier):
         self._tensors = TreeTensors(tokens, depths, depths, mask)
         self._last_position = self._cache.length + max(tree.depths)
 
+    def forward(self) -> None:
+        tensors = self._tensors
+        x = self._model.hidden_states(
+            tensors.tokens,
+            tensors.depths + self._cache.length,
+            self._cache,
+            last_position=self._last_position,
+            tree_mask=tensors.ancestors,
+        )
+        vocab = self._model.config.vocab_size
+        self._top_k, self._node_top_k = (min(width, vocab) for width in self._widths)
+        self._logits: dict[int, torch.Tensor] = {}  # [vocab], of the nodes that need it
+        self._best: dict[int, list[int]] = {}  # best tokens after these nodes, best first
+        rows = range(len(self._tree)) if self._node_top_k else [0]
+        while rows:
+            logits = self._model.logits(x if len(rows) == len(x) else x[list(rows)])
+            best = native.best_tokens(logits, max(1, self._node_top_k)).tolist()
+            self._logits.update(zip(rows, logits.unbind(), strict=True))
+            self._best.update(zip(rows, best, strict=True))
+            chosen = {node: tokens[0] for node, tokens in self._best.items()}
+            self._path, rows = agreed_path(self._tree, chosen)
+
     def accept(self) -> Verdict:
-        logits = self._logits
-        top_k, node_top_k = (min(width, logits.shape[1]) for width in self._widths)
-        best = native.best_tokens(logits, max(1, node_top_k)).tolist()
-        path = agreed_path(self._tree, [tokens[0] for tokens in best])
-        top_ids = []
-        if top_k:
-            (top_ids,) = native.best_tokens(logits[path[-1] :][:1], top_k).tolist()
-        return Verdict(path, best[path[-1]][0], top_ids, best if node_top_k else [])
+        last = self._path[-1]
+        top_ids: list[int] = []
+        if self._top_k:
+            (top_ids,) = native.best_tokens(self._logits[last][None], self._top_k).tolist()
+        all_best = [self._best[node] for node in range(len(self._tree))] if self._node_top_k else []
+        return Verdict(self._path, self._best[last][0], top_ids, all_best)
 
 
 class GraphVerifier:
