@@ -32,7 +32,7 @@ from evaluation.engines import Engine, Models
 from evaluation.environment import describe_environment
 from evaluation.eval import WARMUP_TOKENS, allowed_tokens, count_workers, list_jobs, synchronize
 from evaluation.methods import METHODS, Method, Options, add_options, find_method
-from evaluation.plots import new_figure, require_matplotlib, style
+from evaluation.plots import new_figure, require_matplotlib, save_figure, style
 from evaluation.questions import Question, load_questions, question_path, sha256
 from evaluation.run import ignored
 from evaluation.tables import Row, Table, to_markdown, to_terminal, write_text
@@ -422,12 +422,7 @@ def publish(results: Results, args: argparse.Namespace) -> None:
     if args.markdown is not None:
         write_text(args.markdown, markdown(results))
     if args.plot is not None:
-        try:
-            draw(results).savefig(args.plot, dpi=120)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {args.plot}: {error.strerror}; choose another file"
-            ) from error
+        save_figure(draw(results), args.plot)
 
 
 def choose_methods(

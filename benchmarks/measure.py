@@ -75,13 +75,15 @@ class Results:
         device: what is measured on.
 
     Raises:
-        InputError: the file cannot be written; said before anything is measured.
+        InputError: the file is there or cannot be written; said before anything is measured.
     """
 
     def __init__(self, path: Path | None, args: argparse.Namespace, device: str) -> None:
         settings = {key: plain(value) for key, value in vars(args).items()}
         self.content: Row = {"settings": settings, "environment": describe_environment(device)}
         self._path = path
+        if path is not None and path.exists():
+            raise InputError(f"--json {path} is there already; move it away or give another")
         self._write()
 
     def add(self, section: str, row: Row) -> None:
@@ -101,6 +103,14 @@ class Results:
             raise InputError(
                 f"cannot write {self._path}: {error.strerror}; give --json another file"
             ) from error
+
+
+def picture(text: str) -> Path:
+    """An argparse type: a PNG file in a folder that is there."""
+    path = Path(text)
+    if path.suffix != ".png" or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no FILE.png in a folder that exists")
+    return path
 
 
 def plain(value: object) -> object:

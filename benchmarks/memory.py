@@ -18,6 +18,7 @@ from model.logitspec.kv_cache import KVCache
 
 STATUS = Path("/proc/self/status")
 MIB = 1 << 20
+WORK_SPACE = ("_workspace", "_rope")  # attributes of a model that are no weights
 
 
 def held(device: str) -> int | None:
@@ -106,5 +107,5 @@ def parts(thing: object) -> list[object]:
     if isinstance(thing, types.FunctionType):
         return [cell.cell_contents for cell in thing.__closure__ or ()]
     if isinstance(thing, nn.Module) or type(thing).__module__.startswith("model.logitspec"):
-        return list(vars(thing).values())
+        return [part for name, part in vars(thing).items() if name not in WORK_SPACE]
     return []

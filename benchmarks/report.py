@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.arguments import Parser, run_command
-from evaluation.plots import require_matplotlib
+from evaluation.plots import require_matplotlib, save_figure
 from evaluation.tables import write_text
 from model.logitspec.errors import InputError
 
@@ -144,9 +144,9 @@ def scale_section(content: Content, folder: Path) -> str:
 def compare_section(path: Path, folder: Path) -> str:
     """Of one of compare's results."""
     results = compare.Results.read(path)
+    compare.check_drawable([*results.records], path)
     picture = folder / f"{path.stem}.png"
-    figure = compare.draw(results)
-    figure.savefig(picture, dpi=120)
+    save_figure(compare.draw(results), picture)
     dtype = str(results.settings["dtype"])
     return (
         f"## Beside generate(), {dtype}\n\n"
@@ -179,9 +179,9 @@ def sections(source: Path, pictures: Path) -> Iterator[str]:
         try:
             content = json.loads((source / name).read_text(encoding="utf-8"))
             yield SECTIONS[name](content, pictures)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
             raise InputError(
-                f"{source / name} is not what the benchmark writes; measure it again"
+                f"{source / name} is not all that the benchmark writes; measure it again, whole"
             ) from error
 
 
@@ -189,20 +189,24 @@ def describe(source: Path) -> str:
     """What the numbers were measured with.
 
     Raises:
-        InputError: no file of the folder says so.
+        InputError: a file does not say, or the files were measured on different machines.
     """
+    machines, commits = set(), set()
     for path in sorted(source.glob("*.json")):
         try:
             environment = json.loads(path.read_text(encoding="utf-8"))["environment"]
             versions = environment["versions"]
-            return (
+            machines.add(
                 f"{', '.join(environment['device_names'])}, {environment['threads']} threads, "
                 f"{environment['platform']}; torch {versions['torch']}, transformers "
-                f"{versions['transformers']}; commit {str(environment['commit'])[:12]}."
+                f"{versions['transformers']}"
             )
-        except (KeyError, TypeError, ValueError):
-            continue
-    raise InputError(f"{source} holds no results that say what they were measured with")
+            commits.add(str(environment["commit"])[:12])
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} does not say what it was measured with") from error
+    if len(machines) > 1:
+        raise InputError(f"{source} holds results of several machines: {'; '.join(machines)}")
+    return f"{machines.pop()}; commit {', '.join(sorted(commits))}."
 
 
 def report(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.arguments import Parser, at_least, run_command
-from evaluation.plots import line_style, new_figure, require_matplotlib
+from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
 from evaluation.targets import load_tokenizer, resolve_device, resolve_dtype
 from model.logitspec import DRAFTERS, Drafter, DraftTree, InputError, LlamaKVForCausalLM, load
 from model.logitspec.decoding import DecodingResult, check_lengths, generate
@@ -27,7 +27,7 @@ from model.logitspec.modeling_llama_kv import max_positions
 from model.logitspec.verification import node_bucket
 
 from . import memory
-from .measure import INTERRUPTED, Results, Row, Table, quartiles, spread
+from .measure import INTERRUPTED, Results, Row, Table, picture, quartiles, spread
 from .memory import MIB
 from .step_cost import step_seconds, wide_tree
 
@@ -408,12 +408,7 @@ def draw(rows: Mapping[str, Sequence[Row]], only: Sequence[str], path: Path) -> 
         PLOTS[name](axes, rows[name])
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; give --plot another file") from (
-            error
-        )
+    save_figure(figure, path)
 
 
 # The command ------------------------------------------------------------------------------------
@@ -427,14 +422,6 @@ def chosen(text: str) -> list[str]:
             f"{text!r} is not some of {','.join(MEASUREMENTS)}, between commas"
         )
     return [name for name in MEASUREMENTS if name in names]
-
-
-def picture(text: str) -> Path:
-    """An argparse type: a PNG file in a folder that is there."""
-    path = Path(text)
-    if path.suffix != ".png" or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is no FILE.png in a folder that exists")
-    return path
 
 
 def measure_model(args: argparse.Namespace, results: Results) -> None:
@@ -453,6 +440,7 @@ def measure_model(args: argparse.Namespace, results: Results) -> None:
         dtype=resolve_dtype(args.dtype, args.device),
         device_map=args.device,
         cpu_kernels=args.cpu_kernels,
+        cuda_graphs=args.cuda_graphs,
     )
     memory.trim(args.device)
     loaded = memory.held(args.device)
@@ -496,6 +484,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--dtype", default="auto", help="as in the inference scripts")
     add("--device", default="auto", help="as in the inference scripts")
     add("--cpu-kernels", default="auto", help="as in the inference scripts")
+    add("--cuda-graphs", default="auto", help="as in the inference scripts")
     add(
         "--only",
         type=chosen,

@@ -7,6 +7,7 @@ Node counts are measured in turn, round after round, so that drift of the machin
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from transformers import LlamaConfig
 from transformers.utils import logging
 
 from evaluation.arguments import Parser, at_least, run_command
-from evaluation.plots import line_style, new_figure, require_matplotlib
+from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
 from evaluation.targets import resolve_device, resolve_dtype
 from model.logitspec import DraftTree, KVCache, LlamaKVForCausalLM, load
 from model.logitspec.decoding import prefill
@@ -30,7 +31,7 @@ from model.logitspec.loading import load_config
 from model.logitspec.modeling_llama_kv import max_positions
 from model.logitspec.verification import Verifier, node_bucket, use_graphs, verifier
 
-from .measure import INTERRUPTED, Results, Row, Table, interleaved, quartiles, spread
+from .measure import INTERRUPTED, Results, Row, Table, interleaved, picture, quartiles, spread
 
 # Shapes for --random-weights: right for step times, never for acceptance.
 SHAPES = {
@@ -225,10 +226,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.set_ylabel("ms per step")
         axes.set_title(f"{dtype}; dotted: the machine's limit", fontsize=10)
         axes.legend(frameon=False)
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
+    save_figure(figure, path)
 
 
 def report(args: argparse.Namespace) -> None:
@@ -286,6 +284,7 @@ def report(args: argparse.Namespace) -> None:
                 f"{machine.flops_per_second / 1e9:.0f} GFLOP/s"
             )
         del model
+        gc.collect()  # graphs and model refer to each other
     if args.plot:
         draw(results.rows("steps"), args.plot)
 
@@ -303,7 +302,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--nodes", type=at_least(1), nargs="+", default=[8, 16, 32, 64], help="tree sizes, and 1")
     add("--rounds", type=at_least(1), default=15, help="measurements of each size")
     add("--json", type=Path, metavar="FILE", help="write everything there, too")
-    add("--plot", type=Path, metavar="FILE.png", help="draw the curves; needs the extra `plots`")
+    add("--plot", type=picture, metavar="FILE.png", help="draw the curves; needs the extra `plots`")
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: report(args), INTERRUPTED)
 

@@ -108,7 +108,10 @@ class LogitGap:
             )
         self.questions = {str(q.question_id): q for q in load_questions(path)}
         self.model = load(
-            self.target.path, **self.target.loading(), cpu_kernels=self.target.kernels.name
+            self.target.path,
+            **self.target.loading(),
+            cpu_kernels=self.target.kernels.name,
+            cuda_graphs=self.target.cuda_graphs,
         )
 
     def describe(self, key: Key, turn: Turn, other: Turn, at: int) -> str:

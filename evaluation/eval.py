@@ -190,6 +190,7 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     environment = describe_environment(target.device) | {
         "model_path": args.model_path,
         "kernels": target.kernels.name,
+        "cuda_graphs": target.cuda_graphs,
     }
     writers: dict[str, TraceWriter] = {}
     for run in runs:

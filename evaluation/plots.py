@@ -64,6 +64,18 @@ def new_figure(width: float = 6.4, height: float = 4.8) -> Figure:
     return figure
 
 
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
+
+
 def style(index: int, count: int) -> dict[str, Any]:
     """Colour and hatching of the bars of one method among several."""
     import matplotlib

@@ -7,8 +7,7 @@ from typing import Any
 
 from fastchat.conversation import conv_templates, get_conv_template
 
-from model.logitspec.errors import InputError
-from model.logitspec.loading import brief
+from model.logitspec.errors import InputError, brief
 
 
 class Conversation(ABC):

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig
 
-from model.logitspec.errors import InputError
+from model.logitspec.errors import InputError, brief
 from model.logitspec.kernels import Kernels, choose_kernels
-from model.logitspec.loading import DTYPES, brief, load_config
+from model.logitspec.loading import DTYPES, load_config
 from model.logitspec.modeling_llama_kv import max_positions
 
 from .prompts import PromptFormat

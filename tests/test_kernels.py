@@ -183,8 +183,9 @@ def test_weights_are_freed_unless_they_are_shared(tmp_path: Path, kernels: str, 
 
 
 def test_the_packed_product_keeps_its_bias() -> None:
-    plain = torch.nn.Linear(64, 32)
-    linear = Linear(plain)
+    owner = torch.nn.Module()
+    owner.plain = plain = torch.nn.Linear(64, 32)
+    linear = Linear(owner, "plain")
     x = torch.randn(5, 64)
     with torch.inference_mode():
         expected = plain(x)

@@ -52,8 +52,8 @@ def test_the_page_holds_what_was_measured(results: Path, tmp_path: Path) -> None
     ("content", "problem"),
     [
         (None, "holds neither compare*.json nor step_cost.json, changes.json, scale.json"),
-        ("{", "is not what the benchmark writes; measure it again"),
-        ('{"environment": {}}', "is not what the benchmark writes; measure it again"),
+        ("{", "does not say what it was measured with"),
+        ('{"settings": {}, "environment": {}}', "is not all that the benchmark writes"),
     ],
 )
 def test_other_folders_are_refused(

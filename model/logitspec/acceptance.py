@@ -71,7 +71,7 @@ def greedy_answer(
     n = len(logits)
     chosen = logits.max(dim=-1).indices  # [n], of equal ones the first
     agreed = chosen[tree.parents] == tree.tokens  # [n]
-    agreed[0] = True
+    agreed[:1].fill_(True)  # not agreed[0] = True, which copies a value up and so waits
     reached = (agreed | ~tree.ancestors).all(dim=-1)  # [n]: every ancestor agreed
     order = torch.arange(n, 0, -1, device=logits.device)
     # [1]-shaped and index_select: indexing by a 0-dimensional tensor would wait for the device

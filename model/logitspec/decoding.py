@@ -41,7 +41,7 @@ class DecodingResult:
     next_next_ranks: list[int] = field(default_factory=list)
     prefill_seconds: float = 0.0
     draft_seconds: float = 0.0  # with what the drafter does with the prompt
-    build_seconds: float = 0.0  # the tree to the device
+    build_seconds: float = 0.0  # the tree to the device; where it is of a new size, its CUDA graph
     verify_seconds: float = 0.0  # the target's forward
     accept_seconds: float = 0.0  # acceptance, and its result to the host
     commit_seconds: float = 0.0  # cache, drafter's observe, bookkeeping

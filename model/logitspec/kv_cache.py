@@ -117,7 +117,7 @@ class KVCache:
             raise InputError(
                 f"{tokens} more tokens after {self.length} do not fit the {self.capacity} slots "
                 "of the KV cache; "
-                "allocate it for prompt + max_new_tokens + draft tree capacity"
+                "allocate it for prompt + max_new_tokens + node_bucket(draft tree capacity)"
             )
 
     def window(self, tokens: int) -> SliceWindow:

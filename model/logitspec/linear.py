@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .errors import brief
 from .native import Matrix
 
 Product: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -25,14 +26,23 @@ PACKING_ROWS = 16  # rows of input the layout is chosen for; it serves one row a
 class Linear:
     """x [n, in] -> x W^T + b [n, out] over one nn.Linear, or several of one input side by side.
 
-    They are called as they are until `fuse`.
+    They are called as they are until `fuse`, and found by name then: loading may replace them.
+
+    Args:
+        owner: the module that has them.
+        names: its attributes.
     """
 
-    def __init__(self, *linears: nn.Linear) -> None:
-        self.linears = linears
+    def __init__(self, owner: nn.Module, *names: str) -> None:
+        self._owner = owner
+        self._names = names
         self.weight: torch.Tensor | None = None
         self.bias: torch.Tensor | None = None
         self.product: Product | None = None
+
+    @property
+    def linears(self) -> tuple[nn.Linear, ...]:
+        return tuple(getattr(self._owner, name) for name in self._names)
 
     def fuse(self) -> None:
         """Make one matrix of the linears; their parameters become views into it, names and all.
@@ -93,13 +103,14 @@ def why_not_packable(dtype: torch.dtype) -> str:
         return "this PyTorch is built without oneDNN"
     weight = torch.eye(32).to(dtype)
     try:
-        linear = nn.Linear(32, 32, bias=False)
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        product = Linear(linear)
+        owner = nn.Module()
+        owner.linear = nn.Linear(32, 32, bias=False)
+        owner.linear.weight = nn.Parameter(weight, requires_grad=False)
+        product = Linear(owner, "linear")
         product.fuse()
         product.pack()
         with torch.inference_mode():
             same = torch.equal(product(weight[:3]), weight[:3])
     except (AttributeError, RuntimeError) as error:  # gone, or not for this dtype or CPU
-        return f"oneDNN says: {str(error).splitlines()[0]}"
+        return f"oneDNN says: {brief(error)}"
     return "" if same else "the packed product is wrong here"

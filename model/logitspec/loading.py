@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from .errors import InputError
-from .kernels import choose_kernels
+from .errors import InputError, brief
+from .kernels import Kernels, choose_kernels
 from .modeling_llama_kv import ARCHITECTURES, LlamaKVForCausalLM
 from .verification import use_graphs
 
@@ -78,12 +78,6 @@ def load_weights(cls: Any, path: str, **options: Any) -> Any:
     return model
 
 
-def brief(error: Exception) -> str:
-    """An exception in a line: its type and what it says first."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
-
-
 def load(
     path: str,
     *,
@@ -112,13 +106,19 @@ def load(
             kernels that do not run here.
     """
     config = load_config(path)
-    kernels = choose_kernels(config, dtype, str(device_map), cpu_kernels)
+    place = str(device_map.get("") if isinstance(device_map, dict) else device_map)
+    kernels = choose_kernels(config, dtype, place, cpu_kernels)
     model: LlamaKVForCausalLM = load_weights(
         LlamaKVForCausalLM, path, config=config, dtype=dtype, device_map=device_map, **options
     )
     model.eval()
     model.requires_grad_(False)
     model.fuse()
+    if kernels.name != "plain" and not model.fused:
+        why = f"not all matrices of {path} are plain linears"
+        if cpu_kernels != "auto":
+            raise InputError(f"the {kernels.name} CPU kernels do not run here: {why}; give plain")
+        kernels = Kernels("plain", {**kernels.passed_over, kernels.name: why})
     model.use(kernels, keep_weights=keep_weights)
     use_graphs(model, cuda_graphs)
     return model

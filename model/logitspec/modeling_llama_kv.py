@@ -87,8 +87,8 @@ class Attention(nn.Module):
         norms = config.model_type == "qwen3"
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if norms else None
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if norms else None
-        self.qkv = Linear(self.q_proj, self.k_proj, self.v_proj)
-        self.output = Linear(self.o_proj)
+        self.qkv = Linear(self, "q_proj", "k_proj", "v_proj")
+        self.output = Linear(self, "o_proj")
 
     def forward(
         self,
@@ -132,8 +132,8 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
         self.activation: Callable[[torch.Tensor], torch.Tensor] = ACT2FN[config.hidden_act]
-        self.gate_up = Linear(self.gate_proj, self.up_proj)
-        self.down = Linear(self.down_proj)
+        self.gate_up = Linear(self, "gate_proj", "up_proj")
+        self.down = Linear(self, "down_proj")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -191,7 +191,7 @@ class LlamaKVForCausalLM(PreTrainedModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.graphs = False  # whether steps are captured as CUDA graphs: verification.py
         self._cache: KVCache | None = None
-        self.head = Linear(self.lm_head)
+        self.head = Linear(self, "lm_head")
         self.kernels = Kernels("plain")
         self.native: NativeLayers | None = None
         self._rope = torch.empty(0)
@@ -213,8 +213,18 @@ class LlamaKVForCausalLM(PreTrainedModel):
 
     def fuse(self) -> None:
         """Make one matrix of q/k/v, one of gate/up, where they are plain linears on one device."""
-        for linear in (*(linear for layer in self.layers for linear in layer.linears), self.head):
+        for linear in self.linears:
             linear.fuse()
+
+    @property
+    def linears(self) -> list[Linear]:
+        """All matrix products, the head's last."""
+        return [*(linear for layer in self.layers for linear in layer.linears), self.head]
+
+    @property
+    def fused(self) -> bool:
+        """Whether every matrix product could be made one matrix of."""
+        return all(linear.weight is not None for linear in self.linears)
 
     def use(self, kernels: Kernels, *, keep_weights: bool) -> None:
         """Lay the weights out for these kernels and run on them from now on.
@@ -262,6 +272,13 @@ class LlamaKVForCausalLM(PreTrainedModel):
             )
         self._cache.reset()
         return self._cache
+
+    def require_position(self, position: int) -> None:
+        """Raise InputError unless the model has this position."""
+        if position >= self.max_positions:
+            raise InputError(
+                f"position {position} is past the model's {self.max_positions} positions"
+            )
 
     def extend_rope(self, positions: int, device: torch.device) -> None:
         """Have the table of rotary cos and sin reach so many positions, or all, on this device.
@@ -341,10 +358,7 @@ class LlamaKVForCausalLM(PreTrainedModel):
         """What forward() computes before the final norm and the head: [n, hidden]."""
         n = input_ids.shape[0]
         cache.require(n)
-        if last_position >= self.max_positions:
-            raise InputError(
-                f"position {last_position} is past the model's {self.max_positions} positions"
-            )
+        self.require_position(last_position)
         self.extend_rope(last_position + 1, positions.device)
         rotation = self.rotation(positions)
         x: torch.Tensor = self.model.embed_tokens(input_ids)

@@ -7,6 +7,7 @@ per bucket of tree size and context length; everywhere else they run as they are
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +23,7 @@ from .acceptance import (
     read_answer,
 )
 from .draft_tree import DraftTree
-from .errors import InputError
+from .errors import InputError, brief
 from .kv_cache import KVCache, SlotWindow
 from .modeling_llama_kv import LlamaKVForCausalLM
 
@@ -164,29 +165,40 @@ class GraphVerifier:
         self._cache = cache
         vocab = model.config.vocab_size
         self._widths = (min(top_k, vocab), min(node_top_k, vocab))
-        self._capture = model.device.type == "cuda"
-        self._pool = torch.cuda.graph_pool_handle() if self._capture else None
+        self._captured: tuple[Any, Any] | None = None  # memory and stream that the graphs share
+        if model.device.type == "cuda":
+            with torch.cuda.device(model.device):
+                stream = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
+                self._captured = torch.cuda.graph_pool_handle(), stream
         self._steps: dict[tuple[int, int], StaticStep] = {}
 
     def build(self, tree: DraftTree) -> None:
         nodes = node_bucket(len(tree))
         self._cache.require(nodes)
+        self._model.require_position(self._cache.length + max(tree.depths))
         seen = min(slot_bucket(self._cache.length + nodes), self._cache.capacity)
         key = (nodes, seen)
-        known = key in self._steps
-        if not known:
-            self._steps[key] = StaticStep(self._model, self._cache, nodes, seen, self._widths)
-        self._step = self._steps[key]
         self._tree = tree
-        self._step.load(tree, self._cache.length)
-        if self._capture and not known:  # with inputs of this step: capturing runs them
-            self._step.capture(self._pool)
+        with on_device(self._model.device):
+            step = self._steps.get(key)
+            if step is None:
+                step = StaticStep(self._model, self._cache, nodes, seen, self._widths)
+                step.load(tree, self._cache.length)  # capturing runs what is loaded
+                if self._captured is not None:
+                    step.capture(*self._captured)
+                self._steps[key] = step
+            else:
+                step.load(tree, self._cache.length)
+        self._step = step
 
     def forward(self) -> None:
-        self._step.run()
+        with on_device(self._model.device):
+            self._step.run()
 
     def accept(self) -> Verdict:
-        return read_answer(self._step.answer(), self._step.nodes, len(self._tree), *self._widths)
+        with on_device(self._model.device):
+            answer = self._step.answer()
+        return read_answer(answer, self._step.nodes, len(self._tree), *self._widths)
 
 
 class StaticStep:
@@ -212,13 +224,15 @@ class StaticStep:
         self._seen = seen
         self._widths = widths
         model.extend_rope(cache.capacity, device)
-        # rows: tokens, parents, depths, [length, 0, …], then the ancestors of each node
-        self._staged = torch.zeros(
-            nodes + 4, nodes, dtype=torch.int64, pin_memory=device.type == "cuda"
-        )
-        self._inputs = self._staged.to(device)
+        self._rope = model._rope  # a graph reads it where it is now
         self._graph: Any = None
         self._answer = self._answer_on_host = torch.empty(0)
+        with torch.inference_mode(False):  # written inside and outside of inference mode
+            # rows: tokens, parents, depths, [length, 0, …], then the ancestors of each node
+            self._staged = torch.zeros(
+                nodes + 4, nodes, dtype=torch.int64, pin_memory=device.type == "cuda"
+            )
+            self._inputs = self._staged.to(device, copy=True)
 
     def load(self, tree: DraftTree, length: int) -> None:
         n = len(tree)
@@ -249,18 +263,35 @@ class StaticStep:
         tensors = TreeTensors(tokens, parents, depths, ancestors)
         return greedy_answer(model.logits(x), tensors, *self._widths)
 
-    def capture(self, pool: Any) -> None:
-        """Record the step as a CUDA graph, after the runs on a side stream that torch asks for."""
-        stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._compute()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            self._answer = self._compute()
-        self._answer_on_host = torch.empty_like(self._answer, device="cpu", pin_memory=True)
+    @torch.inference_mode(False)
+    def capture(self, pool: Any, stream: Any) -> None:
+        """Record the step as a CUDA graph, after the runs on a side stream that torch asks for.
+
+        Raises:
+            InputError: it cannot be captured.
+        """
+        try:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self._compute()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
+                self._answer = self._compute()
+            with torch.inference_mode():
+                self._answer.fill_(-1)
+            graph.replay()
+            if bool((self._answer < 0).all()):
+                raise RuntimeError("the captured graph does nothing")
+        except RuntimeError as error:
+            raise InputError(
+                f"a step of {self.nodes} nodes cannot be captured as a CUDA graph "
+                f"({brief(error)}); turn CUDA graphs off"
+            ) from error
+        self._answer_on_host = torch.empty(
+            self._answer.shape, dtype=self._answer.dtype, pin_memory=True
+        )
         self._graph = graph
 
     def run(self) -> None:
@@ -299,14 +330,20 @@ def use_graphs(model: LlamaKVForCausalLM, wanted: str = "auto") -> None:
             "give auto or off"
         )
     model.graphs = True
+    cache = model.cache_for(1 + node_bucket(1))
     try:
-        verify(model, DraftTree(0, 1), model.cache_for(1), top_k=1)
-    except (RuntimeError, NotImplementedError) as error:
+        verify(model, DraftTree(0, 1), cache, top_k=1)
+    except InputError as error:
         model.graphs = False
-        said = str(error).splitlines()[0]
+        cache.graphs.clear()
         if wanted == "on":
-            raise InputError(f"capturing a CUDA graph failed: {said}; give auto or off") from error
-        warnings.warn(f"steps run without CUDA graphs, capturing one failed: {said}", stacklevel=2)
+            raise
+        warnings.warn(f"running without CUDA graphs: {error}", stacklevel=2)
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Streams and graphs are those of the current device, which this makes it."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def node_bucket(nodes: int) -> int:

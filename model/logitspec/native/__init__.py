@@ -23,7 +23,7 @@ SOURCE = Path(__file__).with_name("layers.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w")
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 BLOCK = 64  # columns of a block, see layers.cpp
-CHUNK = 256  # most tokens of one call: a long prompt needs no more memory than that
+CHUNK = 256  # most tokens of one call: what a prompt needs beside its cache hardly grows with it
 MOST_GROUPS = 48  # query heads that share a key head
 
 Pointer = ctypes.c_void_p
@@ -55,10 +55,10 @@ class Unavailable(Exception):
 @cache
 def build() -> ctypes.CDLL | str:
     """layers.cpp, compiled for this CPU once, into the user's cache folder; or why it cannot be."""
-    compiler = shlex.split(os.environ.get("CXX") or "g++")
-    if shutil.which(compiler[0]) is None:
-        return f"there is no C++ compiler {compiler[0]!r} (the variable CXX names another)"
     try:
+        compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+        if shutil.which(compiler[0]) is None:
+            return f"there is no C++ compiler {compiler[0]!r} (the variable CXX names another)"
         target = cache_folder() / f"layers-{fingerprint(compiler)}.so"
         if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def build() -> ctypes.CDLL | str:
                     return f"{compiler[0]} does not compile the layers: {said or done.returncode}"
                 built.replace(target)  # whole, whoever else compiles it at the same time
         return ctypes.CDLL(str(target))
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:  # no home, a CXX that is no command
         return f"the compiled layers cannot be stored or loaded: {error}"
 
 
@@ -190,7 +190,8 @@ class NativeLayers:
         addresses = {name: t.data_ptr() for name, t in tensors.items() if t is not None}
         self._layers[self._model.layers] = Layer(**addresses)
         self._model.layers += 1
-        self._forward = getattr(library(), f"forward_{NAMES[attention.qkv.weight.dtype]}")
+        self._dtype = attention.qkv.weight.dtype
+        self._forward = getattr(library(), f"forward_{NAMES[self._dtype]}")
         self._forward.restype = Int
 
     def __call__(
@@ -212,7 +213,16 @@ class NativeLayers:
             cache: [layers, 2, kv_heads, capacity, head_dim]; slots [length, length + n) are
                 written.
             length: committed slots, which every token sees.
+
+        Raises:
+            ValueError: a tensor of another shape or dtype.
         """
+        m = self._model
+        layout = (m.layers, 2, m.kv_heads, cache.shape[3], m.head_dim)
+        if cache.shape != layout or {cache.dtype, cos.dtype, sin.dtype, x.dtype} != {self._dtype}:
+            raise ValueError(f"a cache {tuple(cache.shape)} of {cache.dtype} is not of this model")
+        if sees is not None and (sees.dtype != torch.bool or sees.shape != (len(x), len(x))):
+            raise ValueError(f"a mask {tuple(sees.shape)} of {sees.dtype} for {len(x)} tokens")
         self._model.threads = torch.get_num_threads()
         wide = x.float()  # the residual stream is float32 in every dtype
         size = len(x) if sees is not None else CHUNK

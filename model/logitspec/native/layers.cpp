@@ -1,12 +1,13 @@
 // The decoder layers of a Llama-family model on a CPU, for the few rows that verification of a
-// draft tree has. ../native.py compiles this file, lays the weights out and calls it.
+// draft tree has. __init__.py compiles this file, lays the weights out and calls it.
 //
 // One parallel region runs all layers: its threads meet at barriers instead of being started and
 // stopped for every operator. All matrix products, attention's included, are one kernel: a few rows
 // of input times a block of 64 columns. A block is laid out input by input, in bfloat16 two inputs
 // at a time: the pairs that the CPU's dot product instruction takes. Sums are float32.
 //
-// What a row comes to does not depend on how many rows are computed together with it.
+// What a row comes to does not depend on how many rows are computed together with it, only on the
+// slots that its keys and values are in.
 
 #include <cmath>
 #include <cstdint>
@@ -54,9 +55,10 @@ constexpr int QUERIES = 48;  // rows of attention that share a packed block of k
 typedef float floats __attribute__((vector_size(64)));
 typedef int32_t ints __attribute__((vector_size(64)));
 typedef uint16_t shorts __attribute__((vector_size(32)));
-typedef float floats_anywhere __attribute__((vector_size(64), aligned(4)));
-typedef int32_t ints_anywhere __attribute__((vector_size(64), aligned(2)));
-typedef uint16_t shorts_anywhere __attribute__((vector_size(32), aligned(2)));
+// Blocks are written as one type and read as another.
+typedef float floats_anywhere __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t ints_anywhere __attribute__((vector_size(64), aligned(2), may_alias));
+typedef uint16_t shorts_anywhere __attribute__((vector_size(32), aligned(2), may_alias));
 
 struct bfloat16 {
     uint16_t bits;
