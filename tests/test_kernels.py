@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, LlamaConfig
 
 from evaluation.engines import transformers_twin
-from model.logitspec import DraftTree, InputError, LlamaKVForCausalLM, load, native
+from model.logitspec import DraftTree, InputError, KVCache, LlamaKVForCausalLM, load, native
 from model.logitspec.kernels import choose_kernels
 from model.logitspec.linear import Linear, why_not_packable
 from model.logitspec.verification import verify
@@ -87,7 +87,11 @@ def test_kernels_that_are_not_there_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("compiler", "reason"),
-    [("no-such-compiler", "there is no C++ compiler"), ("false", "false does not compile")],
+    [
+        ("no-such-compiler", "there is no C++ compiler"),
+        ("false", "false does not compile"),
+        ("'", "cannot be stored or loaded: No closing quotation"),
+    ],
 )
 def test_without_a_compiler_weights_are_packed(
     rebuilt: pytest.MonkeyPatch, compiler: str, reason: str
@@ -235,6 +239,40 @@ def test_native_verdicts_are_those_of_plain_kernels(
             for model, cache in zip(models, caches, strict=True)
         ]
         assert verdicts[0] == verdicts[1]
+
+
+def test_tensors_that_are_not_the_models_are_refused(wide_path: str) -> None:
+    model = load(wide_path, dtype=torch.float32, cpu_kernels="native")
+    other = KVCache([CPU] * 2, 2, 64, 64, torch.float32)  # a layer too few
+    with pytest.raises(ValueError, match="is not of this model"):
+        model(torch.tensor([3]), torch.tensor([0]), other, last_position=0)
+    cache = model.cache_for(64)
+    with pytest.raises(ValueError, match="for 2 tokens"):
+        model(
+            torch.tensor([3, 4]), torch.tensor([0, 1]), cache,
+            last_position=1, tree_mask=torch.ones(3, 3, dtype=torch.bool),
+        )  # fmt: skip
+
+
+def test_matrices_that_are_not_plain_linears_run_on_plain_kernels(
+    wide_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Scaled(torch.nn.Linear):
+        """As a quantizer or an adapter puts in a linear's place."""
+
+    fuse = LlamaKVForCausalLM.fuse
+
+    def replaced(model: LlamaKVForCausalLM) -> None:
+        model.model.layers[1].mlp.down_proj.__class__ = Scaled
+        fuse(model)
+
+    expected = prefilled(load(wide_path, dtype=torch.float32, cpu_kernels="plain"), IDS)[1]
+    monkeypatch.setattr(LlamaKVForCausalLM, "fuse", replaced)
+    model = load(wide_path, dtype=torch.float32)
+    assert str(model.kernels).startswith("plain (not native: not all matrices of")
+    torch.testing.assert_close(prefilled(model, IDS)[1], expected)
+    with pytest.raises(InputError, match="native CPU kernels do not run here: not all matrices"):
+        load(wide_path, dtype=torch.float32, cpu_kernels="native")
 
 
 def test_threads_may_change(wide_path: str) -> None:

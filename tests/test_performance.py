@@ -52,8 +52,12 @@ def test_the_page_holds_what_was_measured(results: Path, tmp_path: Path) -> None
     ("content", "problem"),
     [
         (None, "holds neither compare*.json nor step_cost.json, changes.json, scale.json"),
-        ("{", "does not say what it was measured with"),
+        ("{", "is not all that the benchmark writes; measure it again, whole"),
         ('{"settings": {}, "environment": {}}', "is not all that the benchmark writes"),
+        (
+            '{"settings": {"dtypes": [], "rounds": 1}, "changes": [], "environment": {}}',
+            "does not say what it was measured with",
+        ),
     ],
 )
 def test_other_folders_are_refused(

@@ -28,6 +28,7 @@ from model.logitspec.verification import (
     slot_bucket,
     use_graphs,
     verifier,
+    verify,
 )
 
 from .test_decoding import Oracle
@@ -87,6 +88,26 @@ def test_padded_drafts_are_accepted(static: LlamaKVForCausalLM) -> None:
     chained = generate(static, prompt, Oracle(plain.tokens, 4), max_new_tokens=60)
     assert chained.tokens == plain.tokens
     assert chained.accept_lengths == [5] * 12
+
+
+def test_a_step_kept_by_a_generation_serves_outside_of_inference_mode(
+    static: LlamaKVForCausalLM,
+) -> None:
+    generate(static, [5, 6, 7], LogitSpecDrafter(), max_new_tokens=5)
+    drafter = LogitSpecDrafter()
+    cache = static.cache_for(1)
+    tree = DraftTree(5, 1)
+    again = verify(static, tree, cache, drafter.top_k)
+    assert cache.graphs
+    static.graphs = False
+    assert again == verify(static, tree, cache, drafter.top_k)
+
+
+def test_a_position_that_the_model_lacks_is_refused(static: LlamaKVForCausalLM) -> None:
+    cache = static.cache_for(static.max_positions + 64)
+    cache.length = static.max_positions
+    with pytest.raises(InputError, match="position 512 is past the model's 512 positions"):
+        verifier(static, cache, 0).build(DraftTree(5, 1))
 
 
 def test_steps_are_kept_with_the_cache(static: LlamaKVForCausalLM) -> None:
