@@ -61,6 +61,20 @@ class Machine:
         product = min(seconds_of(lambda: square @ square, device) for _ in range(rounds))
         return cls(words.numel() * 4 / reading, 2 * size**3 / product)
 
+    def better(self, other: Machine) -> Machine:
+        """The best that either reached."""
+        return Machine(
+            max(self.read_bytes_per_second, other.read_bytes_per_second),
+            max(self.flops_per_second, other.flops_per_second),
+        )
+
+    def limits(self, work: Work) -> dict[str, float]:
+        """The milliseconds that work takes at least, to read and to compute."""
+        return {
+            "reading_ms": 1e3 * work.bytes_read / self.read_bytes_per_second,
+            "arithmetic_ms": 1e3 * work.flops / self.flops_per_second,
+        }
+
 
 @dataclass(frozen=True)
 class Work:
@@ -167,20 +181,24 @@ def step_seconds(
 
 
 def measure(
-    model: LlamaKVForCausalLM, machine: Machine, context: int, nodes: Sequence[int], rounds: int
-) -> list[Row]:
-    """A row for each number of nodes: milliseconds of a step, and of the machine's limits."""
+    model: LlamaKVForCausalLM, context: int, nodes: Sequence[int], rounds: int
+) -> tuple[Machine, list[Row]]:
+    """The machine, at its best before and after, and a row for each number of nodes.
+
+    A row holds the milliseconds of a step, and of the machine's limits.
+    """
+    machine = Machine.measure(model.device, model.dtype)
+    times = step_times(model, context, nodes, rounds)
+    machine = machine.better(Machine.measure(model.device, model.dtype))  # it drifts, too
     rows: list[Row] = []
-    for n, (seconds, on_device) in step_times(model, context, nodes, rounds).items():
-        work = Work.of(model, context, n)
+    for n, (seconds, on_device) in times.items():
         row: Row = {"context": context, "nodes": n, **quartiles(seconds, 1e3)}
         row["over_one"] = row["median"] / (rows[0]["median"] if rows else row["median"])
-        row["reading_ms"] = 1e3 * work.bytes_read / machine.read_bytes_per_second
-        row["arithmetic_ms"] = 1e3 * work.flops / machine.flops_per_second
+        row |= machine.limits(Work.of(model, context, n))
         row["over_limit"] = row["median"] / max(row["reading_ms"], row["arithmetic_ms"])
         row["forward_ms"] = quartiles(on_device, 1e3)["median"] if on_device else None
         rows.append(row)
-    return rows
+    return machine, rows
 
 
 def random_model(
@@ -265,11 +283,11 @@ def report(args: argparse.Namespace) -> None:
             columns,
         )
         for context in args.context:
-            machine = Machine.measure(torch.device(device), dtype)  # it drifts, too
+            machine, rows = measure(model, context, nodes, args.rounds)
             results.add(
                 "machine", {"dtype": name, "made": made, "context": context, **asdict(machine)}
             )
-            for row in measure(model, machine, context, nodes, args.rounds):
+            for row in rows:
                 results.add("steps", {"dtype": name, **row})
                 forward = row["forward_ms"]
                 table.add(
