@@ -247,7 +247,7 @@ def test_warming_up_teaches_a_method_nothing(chat_path: str, make_bench: Make) -
     make_bench(question(1))
     resolved = target(chat_path)
     drafter = TokenRecyclingDrafter()
-    args = argparse.Namespace(max_new_tokens=20)
+    args = argparse.Namespace(max_new_tokens=20, cap_new_tokens=False)
     answerer = Answerer(resolved, KVEngine(Models(resolved, shared=False), drafter), "x", args)
     answerer.warm_up(Question(1, "qa", ("Who?",)), times=2)
     assert not drafter._successors
