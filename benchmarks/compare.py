@@ -24,16 +24,22 @@ from evaluation.arguments import (
     Parser,
     add_machine_flags,
     at_least,
-    check_slice,
     plain_name,
     run_command,
 )
 from evaluation.engines import Engine, Models
 from evaluation.environment import describe_environment
-from evaluation.eval import WARMUP_TOKENS, allowed_tokens, count_workers, list_jobs, synchronize
+from evaluation.eval import (
+    WARMUP_TOKENS,
+    allowed_tokens,
+    chosen_questions,
+    count_workers,
+    list_jobs,
+    synchronize,
+)
 from evaluation.methods import METHODS, Method, Options, add_options, find_method
 from evaluation.plots import new_figure, require_matplotlib, save_figure, style
-from evaluation.questions import Question, load_questions, question_path, sha256
+from evaluation.questions import Question, sha256
 from evaluation.run import ignored
 from evaluation.tables import Row, Table, to_markdown, to_terminal, write_text
 from evaluation.targets import Target, model_name
@@ -573,10 +579,7 @@ def run_comparison(args: argparse.Namespace) -> None:
         )
     methods, left_out = choose_methods(args.methods, vars(args))
     check_drawable([*methods], args.plot)
-    path = question_path(args.bench_name)
-    questions = load_questions(path)
-    questions = questions[check_slice(args.question_begin, args.question_end, questions, path)]
-    questions = questions[:: args.question_stride]
+    path, questions = chosen_questions(args)
     target = Target.resolve(args)
     for question in questions:
         first_turn(question, target, args)

@@ -176,10 +176,7 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
             f"temperature {args.temperature:g} is not supported; decoding is greedy: give 0"
         )
     workers = count_workers(args)
-    path = question_path(args.bench_name)
-    questions = load_questions(path)
-    questions = questions[check_slice(args.question_begin, args.question_end, questions, path)]
-    questions = questions[:: args.question_stride]
+    path, questions = chosen_questions(args)
     target = Target.resolve(args)
     for question in questions:
         prompt_ids = target.prompts.start().ask(question.turns[0])
@@ -226,6 +223,18 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     if todo:
         with closing(answer_all(build_answerers, jobs, workers, args)) as answers:
             write_with_progress(answers, writers, todo)
+
+
+def chosen_questions(args: argparse.Namespace) -> tuple[Path, list[Question]]:
+    """The benchmark's file, and the slice of it that the shared flags ask for.
+
+    Raises:
+        InputError: there is no such file or slice.
+    """
+    path = question_path(args.bench_name)
+    questions = load_questions(path)
+    questions = questions[check_slice(args.question_begin, args.question_end, questions, path)]
+    return path, questions[:: args.question_stride]
 
 
 def list_jobs(questions: Sequence[Question], done: dict[str, set[Any]]) -> list[Job]:
