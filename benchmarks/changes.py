@@ -23,10 +23,10 @@ from model.logitspec.linear import Linear, Product
 from model.logitspec.loading import load_config
 from model.logitspec.modeling_llama_kv import Attention, max_positions
 from model.logitspec.native import Matrix, best_tokens
+from model.logitspec.step_cost import filled_cache, interleaved, wide_tree
 from model.logitspec.verification import verify
 
-from .measure import INTERRUPTED, Results, Row, Table, interleaved, quartiles, spread
-from .step_cost import filled_cache, wide_tree
+from .measure import INTERRUPTED, Results, Row, Table, quartiles, spread
 
 BEST = 8  # tokens of each row that topk is asked for
 STEP_CONTEXT = 256

@@ -6,8 +6,7 @@ Variants are measured in turn, round after round, so that drift of the machine h
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,19 +20,6 @@ Row = dict[str, Any]
 Key = TypeVar("Key")
 
 INTERRUPTED = "interrupted; what was measured is above, and in the file of --json if one was given"
-
-
-def interleaved(
-    variants: Mapping[Key, Callable[[], object]], rounds: int
-) -> dict[Key, list[float]]:
-    """Seconds of each variant, `rounds` of them; one unmeasured round comes first."""
-    seconds: dict[Key, list[float]] = {key: [] for key in variants}
-    for _ in range(rounds + 1):
-        for key, variant in variants.items():
-            start = time.perf_counter()
-            variant()
-            seconds[key].append(time.perf_counter() - start)
-    return {key: measured[1:] for key, measured in seconds.items()}
 
 
 def quartiles(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:

@@ -24,12 +24,13 @@ from model.logitspec import DRAFTERS, Drafter, DraftTree, InputError, LlamaKVFor
 from model.logitspec.decoding import DecodingResult, check_lengths, generate
 from model.logitspec.loading import load_config
 from model.logitspec.modeling_llama_kv import max_positions
+from model.logitspec.step_cost import wide_tree
 from model.logitspec.verification import node_bucket
 
 from . import memory
 from .measure import INTERRUPTED, Results, Row, Table, picture, quartiles, spread
 from .memory import MIB
-from .step_cost import step_seconds, wide_tree
+from .step_cost import step_seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,16 +22,16 @@ from transformers.utils import logging
 from evaluation.arguments import Parser, at_least, run_command
 from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
 from evaluation.targets import resolve_device, resolve_dtype
-from model.logitspec import DraftTree, KVCache, LlamaKVForCausalLM, load
-from model.logitspec.decoding import prefill
+from model.logitspec import DraftTree, LlamaKVForCausalLM, load
 from model.logitspec.errors import InputError
 from model.logitspec.kernels import choose_kernels
 from model.logitspec.linear import Linear
 from model.logitspec.loading import load_config
 from model.logitspec.modeling_llama_kv import max_positions
-from model.logitspec.verification import Verifier, node_bucket, use_graphs, verifier
+from model.logitspec.step_cost import filled_cache, interleaved, wide_tree
+from model.logitspec.verification import Verifier, use_graphs, verifier
 
-from .measure import INTERRUPTED, Results, Row, Table, interleaved, picture, quartiles, spread
+from .measure import INTERRUPTED, Results, Row, Table, picture, quartiles, spread
 
 # Shapes for --random-weights: right for step times, never for acceptance.
 SHAPES = {
@@ -108,22 +108,6 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
-
-
-def filled_cache(model: LlamaKVForCausalLM, context: int, room: int) -> KVCache:
-    """The model's cache with so many committed tokens, and slots for a tree of `room` nodes."""
-    cache = model.cache_for(context + node_bucket(room))
-    tokens = min(1000, model.config.vocab_size)
-    prefill(model, [i % tokens for i in range(context)], cache, top_k=0)
-    return cache
-
-
-def wide_tree(nodes: int) -> DraftTree:
-    """A tree whose nodes have four children each."""
-    tree = DraftTree(5, nodes)
-    while not tree.full:
-        tree.add(len(tree), parent=len(tree) // 4)
-    return tree
 
 
 class StepOnDevice:

@@ -80,6 +80,7 @@ class KVEngine:
     def __init__(self, models: Models, drafter: Drafter) -> None:
         self.model = models.kv
         self.drafter = drafter
+        drafter.prepare(self.model)
         self.eos_token_ids = models.target.eos_token_ids
 
     def generate(self, prompt_ids: list[int], max_new_tokens: int) -> DecodingResult:

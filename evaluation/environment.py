@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from model.logitspec.kernels import cpu_info
+
 from .arguments import ROOT
-from .targets import cpu_info
 
 VERSIONED = (
     "torch",

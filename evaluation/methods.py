@@ -22,6 +22,7 @@ from .engines import Engine, HFEngine, KVEngine, Models
 
 Options = dict[str, Any]
 
+CAPACITY = "draft_tree_capacity"
 LARGEST = 4096  # no option counts more nodes or tokens than this, but for stores
 
 
@@ -32,17 +33,31 @@ class Option:
     name: str
     default: Any
     help: str
+    sizes_itself: bool = False  # "auto" is a value, too
+
+    def takes(self, value: Any) -> bool:
+        """Whether the method can do what the flag, which several methods share, can say."""
+        return value != "auto" or self.sizes_itself
 
     @property
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
 
 
-def option_type(name: str, default: Any) -> Any:
+def option_type(option: Option) -> Any:
     """The argparse type of an option."""
-    if name == "trie_nodes":
+    if option.name == "trie_nodes":
         return at_least(1)
-    return at_least(1, LARGEST) if isinstance(default, int) else not_negative
+    if option.name == "vocabulary_rows":
+        return at_least(0)
+    if option.name == CAPACITY:
+        return capacity
+    return at_least(1, LARGEST) if isinstance(option.default, int) else not_negative
+
+
+def capacity(text: str) -> int | str:
+    """An argparse type: a number of nodes, or auto; whether a method can do that is its `check`."""
+    return text if text == "auto" else at_least(1, LARGEST)(text)
 
 
 def not_negative(text: str) -> float:
@@ -65,8 +80,13 @@ class Method(ABC):
     own_loop = True  # whether it runs in this project's loop, on its model class
 
     def settings(self, given: Mapping[str, Any]) -> Options:
-        """All options of the method: those given, the others at their defaults."""
-        return {option.name: given.get(option.name, option.default) for option in self.options}
+        """All options of the method: those given that it takes, the others at their defaults."""
+        settings = {option.name: option.default for option in self.options}
+        return settings | {
+            o.name: given[o.name]
+            for o in self.options
+            if o.takes(given.get(o.name)) and o.name in given
+        }
 
     @abstractmethod
     def check(self, options: Options) -> None:
@@ -91,7 +111,7 @@ class DrafterMethod(Method):
         self.summary = (inspect.getdoc(self.drafter) or "").partition("\n")[0]
         arguments = inspect.signature(self.drafter).parameters
         self.options = tuple(
-            Option(name, arguments[name].default, text)
+            Option(name, arguments[name].default, text, arguments[name].annotation == "Capacity")
             for name, text in self.drafter.options.items()
         )
 
@@ -128,15 +148,50 @@ METHODS: dict[str, Method] = {
 } | {name: DrafterMethod(drafter) for name, drafter in DRAFTERS.items()}
 
 
+@dataclass
+class SizedMethod(Method):
+    """A method with a draft-tree capacity of its own, so that it can run beside itself."""
+
+    method: Method
+    capacity: int | str
+
+    def __post_init__(self) -> None:
+        self.name = f"{self.method.name}@{self.capacity}"
+        self.summary = self.method.summary
+        self.options = self.method.options
+
+    def settings(self, given: Mapping[str, Any]) -> Options:
+        return self.method.settings({**given, CAPACITY: self.capacity})
+
+    def check(self, options: Options) -> None:
+        self.method.check(options)
+
+    def engine(self, models: Models, options: Options) -> Engine:
+        return self.method.engine(models, options)
+
+
 def find_method(name: str) -> Method:
-    """A method by name.
+    """A method by name; NAME@16 and NAME@auto are the method with that draft-tree capacity.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: there is none of this name, or it has no such capacity.
     """
-    if name not in METHODS:
-        raise InputError(f"no method {name!r}; there are {', '.join(METHODS)}")
-    return METHODS[name]
+    plain, sized, size = name.partition("@")
+    if plain not in METHODS:
+        raise InputError(f"no method {plain!r}; there are {', '.join(METHODS)}")
+    method = METHODS[plain]
+    if not sized:
+        return method
+    option = next((option for option in method.options if option.name == CAPACITY), None)
+    if option is None:
+        raise InputError(f"{name!r}: {plain} has no draft-tree capacity; leave @{size} out")
+    try:
+        nodes = capacity(size)
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"{name!r}: the capacity {error}") from error
+    if not option.takes(nodes):
+        raise InputError(f"{name!r}: {plain} cannot size its trees itself; give a number of nodes")
+    return SizedMethod(method, nodes)
 
 
 def add_options(parser: Parser, *methods: Method) -> None:
@@ -148,7 +203,7 @@ def add_options(parser: Parser, *methods: Method) -> None:
     for method in methods:
         for option in method.options:
             sharing.setdefault(option.name, {})[method.name] = option
-    for name, by_method in sharing.items():
+    for by_method in sharing.values():
         texts: dict[str, list[str]] = {}
         for owner, option in by_method.items():
             said = f"{owner} {option.default}" if len(methods) > 1 else str(option.default)
@@ -159,5 +214,5 @@ def add_options(parser: Parser, *methods: Method) -> None:
         if isinstance(option.default, bool):
             kind["action"] = "store_true"
         else:
-            kind["type"] = option_type(name, option.default)
+            kind["type"] = option_type(option)
         parser.add_argument(option.flag, **kind)

@@ -75,7 +75,10 @@ def run_several(args: argparse.Namespace) -> None:
 
 def ignored(methods: Sequence[Method], given: dict[str, Any]) -> dict[str, list[str]]:
     """Of the options given, those that some of the methods do not have, with these methods."""
-    known = {method.name: {option.name for option in method.options} for method in methods}
+    known = {
+        method.name: {o.name for o in method.options if o.takes(given.get(o.name))}
+        for method in methods
+    }
     options = {o.name for m in METHODS.values() for o in m.options} & given.keys()
     lacking = {o: [name for name, own in known.items() if o not in own] for o in sorted(options)}
     return {o.replace("_", "-"): names for o, names in lacking.items() if names}
@@ -97,7 +100,10 @@ def main(argv: list[str] | None = None) -> int:
         "Compare methods on a benchmark: one model, the methods take turns question by question.",
     )
     parser.add_argument(
-        "--methods", required=True, metavar="A,B,...", help="names of --list, separated by commas"
+        "--methods",
+        required=True,
+        metavar="A,B,...",
+        help="names of --list, separated by commas; NAME@16 or NAME@auto: with that tree capacity",
     )
     parser.add_argument(
         "--list", action=ListMethods, nargs=0, help="name the methods, one line each, and exit"

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from model.logitspec.errors import InputError, brief
-from model.logitspec.kernels import Kernels, choose_kernels
+from model.logitspec.kernels import Kernels, choose_kernels, cpu_info
 from model.logitspec.loading import DTYPES, load_config
 from model.logitspec.modeling_llama_kv import max_positions
 
@@ -140,16 +140,6 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
     if name not in DTYPES:
         raise InputError(f"dtype {name!r} is not known; give auto, {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def cpu_info(*keys: str) -> str:
-    """The first of some entries of /proc/cpuinfo; empty where there is none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    entries = (line.partition(":") for line in lines)
-    return next((value.strip() for key, _, value in entries if key.strip() in keys), "")
 
 
 def load_tokenizer(path: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,15 @@ TINY = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_measurements(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What drafters measure of a model is not stored in the user's cache folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.logitspec.storage.cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from transformers import LlamaConfig
 
 from benchmarks import changes
 from benchmarks.changes import Change, compare, main
-from benchmarks.step_cost import wide_tree
 from model.logitspec import LlamaKVForCausalLM, load
 from model.logitspec.kernels import why_not
+from model.logitspec.step_cost import wide_tree
 
 from .conftest import TINY, save_tiny
 

@@ -159,7 +159,7 @@ def test_a_script_takes_its_own_flags_only(
 @pytest.mark.parametrize(
     ("methods", "flags", "message"),
     [
-        ("vanilla,nonsense", [], "no method 'nonsense'; there are baseline, hf_pld, logitspec"),
+        ("vanilla,nonsense", [], "no method 'nonsense'; there are baseline, hf_pld, calibrated"),
         (",", [], "--methods ',' names none, or one twice"),
         ("pld,pld", [], "--methods 'pld,pld' names none, or one twice"),
         ("vanilla", ["--breadth", "3"], "--breadth means nothing to vanilla"),

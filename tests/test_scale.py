@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from benchmarks import memory, scale
-from benchmarks.measure import interleaved, quartiles
+from benchmarks.measure import quartiles
 from benchmarks.scale import agreed, attention_share, fitting, growth, main, windowed
 from model.logitspec import DRAFTERS, DraftTree, InputError, LlamaKVForCausalLM, RacerDrafter, load
 from model.logitspec.decoding import DecodingResult
 from model.logitspec.kernels import KERNELS
+from model.logitspec.step_cost import interleaved
 
 from .conftest import TINY, save_tiny
 

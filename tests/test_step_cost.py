@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 
 from benchmarks import step_cost
 from model.logitspec import LlamaKVForCausalLM
+from model.logitspec.step_cost import wide_tree
 
 from .conftest import TINY
 
@@ -41,7 +42,7 @@ def test_the_distance_is_to_the_nearer_limit(tiny: LlamaKVForCausalLM) -> None:
 
 
 def test_the_tree_has_the_size_asked_for() -> None:
-    tree = step_cost.wide_tree(14)
+    tree = wide_tree(14)
     assert len(tree) == 14
     assert tree.parents == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .draft_tree import DraftTree
     from .drafters import (
         DRAFTERS,
+        CalibratedDrafter,
         Drafter,
         LogitSpecDrafter,
         PromptLookupDrafter,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .ngram_pool import NgramPool
 
 _MODULES = {
+    "CalibratedDrafter": "drafters",
     "DRAFTERS": "drafters",
     "DecodingResult": "decoding",
     "DraftTree": "draft_tree",
@@ -48,6 +50,7 @@ _MODULES = {
 
 __all__ = [
     "DRAFTERS",
+    "CalibratedDrafter",
     "DecodingResult",
     "DraftTree",
     "Drafter",

@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from .acceptance import TreeTensors, Verdict, accept_greedy
 from .draft_tree import DraftTree
-from .drafters import Drafter
 from .errors import InputError
 from .kv_cache import KVCache
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .verification import node_bucket, verifier
+
+if TYPE_CHECKING:
+    from .drafters import Drafter
 
 PREFILL_LOGITS = 256  # prompt tokens whose logits are computed at a time, where all are wanted
 
@@ -81,6 +84,7 @@ def generate(
             draft tree over the drafter's capacity.
     """
     check_lengths(len(prompt_ids), max_new_tokens, model.max_positions)
+    drafter.prepare(model)
     result = DecodingResult(prompt_tokens=len(prompt_ids))
     cache = model.cache_for(len(prompt_ids) + max_new_tokens + node_bucket(drafter.capacity))
     step = verifier(model, cache, drafter.top_k, drafter.node_top_k)

@@ -91,6 +91,15 @@ class DraftTree:
                 index[node] = cut.add(self.tokens[node], index[self.parents[node]])
         return cut
 
+    def first(self, nodes: int) -> DraftTree:
+        """The same tree without any but its first nodes; itself when it has no more."""
+        if len(self) <= nodes:
+            return self
+        cut = DraftTree(self.tokens[0], self.capacity)
+        for node in range(1, nodes):
+            cut.add(self.tokens[node], self.parents[node])
+        return cut
+
     def ancestor_mask(self) -> npt.NDArray[np.bool_]:
         """[n, n] bool: entry (i, j) is true when node j is node i or one of its ancestors."""
         mask = np.eye(len(self.tokens), dtype=np.bool_)

@@ -8,6 +8,7 @@ plain: PyTorch's operators as they are; what a GPU runs on as well.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,3 +69,13 @@ def why_not(name: str, config: Any, dtype: torch.dtype) -> str:
     except native.Unavailable as error:
         return str(error)
     return ""
+
+
+def cpu_info(*keys: str) -> str:
+    """The first of some entries of /proc/cpuinfo; empty where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    entries = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in entries if key.strip() in keys), "")

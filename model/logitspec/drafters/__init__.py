@@ -1,6 +1,7 @@
 """One file per method; each is a way to propose a draft tree. The imports register them."""
 
 from .base import DRAFTERS, Drafter, register
+from .calibrated import CalibratedDrafter
 from .logitspec import LogitSpecDrafter
 from .prompt_lookup import PromptLookupDrafter
 from .racer import RacerDrafter
@@ -10,6 +11,7 @@ from .vanilla import VanillaDrafter
 
 __all__ = [
     "DRAFTERS",
+    "CalibratedDrafter",
     "Drafter",
     "LogitSpecDrafter",
     "PromptLookupDrafter",

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from ..draft_tree import DraftTree
+
+if TYPE_CHECKING:
+    from ..modeling_llama_kv import LlamaKVForCausalLM
 
 
 class Drafter(ABC):
     """A way to propose a draft tree. One instance serves one generation at a time.
 
     decoding.generate() calls `reset` once with the prompt, then alternates `draft` and `observe`.
-    A drafter sees tokens only: no tensor layout, no mask, no cache.
+    A drafter sees tokens only: no tensor layout, no mask, no cache; but for `prepare`, where it may
+    measure the target.
 
     The first line of a subclass's docstring is what `--list` says of it. Its __init__ takes keyword
     arguments with defaults; those that `options` explains become flags of the scripts.
@@ -29,6 +33,15 @@ class Drafter(ABC):
     top_k: int = 0  # how many of the last logits' best token ids draft() is to be given
     node_top_k: int = 0  # the same of every verified node's logits, for observe()
     prompt_top_k: int = 0  # the same of every prompt token's logits, for reset()
+
+    def prepare(self, model: LlamaKVForCausalLM) -> None:  # noqa: B027 - most methods need nothing
+        """Find out about the target what the method has to know; generate() calls it first.
+
+        Nothing is to be done for a model that was prepared last.
+
+        Args:
+            model: the target, loaded.
+        """
 
     @abstractmethod
     def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:

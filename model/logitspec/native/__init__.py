@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from ..storage import cache_folder
+
 SOURCE = Path(__file__).with_name("layers.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-w")
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -85,10 +87,6 @@ def library() -> ctypes.CDLL:
     if isinstance(built, str):
         raise Unavailable(built)
     return built
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "logitspec"
 
 
 def fingerprint(compiler: list[str]) -> str:

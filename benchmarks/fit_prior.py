@@ -1,0 +1,147 @@
+"""Fits the prior of the method `calibrated`: python -m benchmarks.fit_prior --help.
+
+The drafter answers questions that no benchmark here asks (data/fit, of our own writing); what its
+acceptance table has counted then is fitted by a logistic regression with one weight for each grade
+of each source of evidence. The weights are all that calibrated_prior.json holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from evaluation.arguments import Parser, add_machine_flags, at_least, plain_name, run_command
+from evaluation.engines import KVEngine, Models
+from evaluation.eval import allowed_tokens
+from evaluation.prompts import answer_text
+from evaluation.questions import Question, load_questions, question_path
+from evaluation.targets import Target, model_name
+from evaluation.traces import write_atomically
+from model.logitspec import CalibratedDrafter
+from model.logitspec.drafters.calibrated import PRIOR
+from model.logitspec.evidence import AcceptanceTable, LastEvidence, Source, additive_prior
+
+FLAT = -2.0  # log-odds of every candidate before anything is fitted
+RIDGE = 1.0  # a weight of w costs RIDGE * w * w / 2 of the log-likelihood
+Floats = npt.NDArray[np.float64]
+
+
+def fit(sources: Sequence[Source], seen: Floats, right: Floats) -> dict[str, Any]:
+    """The weights that the counts of an acceptance table make most likely, ridge-penalized.
+
+    Args:
+        sources: whose grades make up the table's cells.
+        seen: observations of each cell.
+        right: how many of them were right.
+
+    Returns:
+        What calibrated_prior.json holds: the bias, and for each source a weight for every grade.
+    """
+    cells = np.flatnonzero(seen)
+    columns = [np.zeros(len(cells), dtype=np.int64)]
+    first = 1
+    for source in sources:
+        columns.append(first + cells // source.stride % len(source.grades))
+        first += len(source.grades)
+    x = np.zeros((len(cells), first))
+    for column in columns:
+        x[np.arange(len(cells)), column] = 1
+    weights = newton(x, seen[cells], right[cells])
+    fitted: dict[str, Any] = {"bias": round(float(weights[0]), 3)}
+    first = 1
+    for source in sources:
+        own = weights[first : first + len(source.grades)]
+        fitted[source.name] = dict(zip(source.grades, own.round(3).tolist(), strict=True))
+        first += len(source.grades)
+    return fitted
+
+
+def newton(x: Floats, seen: Floats, right: Floats) -> Floats:
+    """Logistic regression by Newton's method with short steps; x is [cells, weights]."""
+    penalty = np.full(x.shape[1], RIDGE)
+    penalty[0] = RIDGE / 100
+    weights = np.zeros(x.shape[1])
+    weights[0] = FLAT
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-x @ weights))
+        slope = x.T @ (seen * p - right) + penalty * weights
+        curvature = (x * (seen * p * (1 - p))[:, None]).T @ x + np.diag(penalty)
+        step = np.linalg.solve(curvature, slope)
+        weights -= step * min(1, 2 / np.abs(step).max())
+        if np.abs(step).max() < 1e-6:
+            return weights
+    raise ArithmeticError("the regression does not converge")
+
+
+def answer(
+    engine: KVEngine, questions: Sequence[Question], target: Target, args: argparse.Namespace
+) -> tuple[int, int]:
+    """Have all turns of the questions answered; the tokens and steps that took."""
+    tokens = steps = 0
+    for question in tqdm(questions, unit="question"):
+        conversation = target.prompts.start()
+        for asked in question.turns:
+            prompt_ids = conversation.ask(asked)
+            allowed = allowed_tokens(question, prompt_ids, target, args)
+            result = engine.generate(prompt_ids, allowed)
+            text = answer_text(target.tokenizer, result.tokens, conversation.stop_strings)
+            conversation.answer(text)
+            tokens += len(result.tokens)
+            steps += result.steps
+    return tokens, steps
+
+
+def run(args: argparse.Namespace) -> None:
+    """Answer and fit as often as wanted, each time with the prior of the time before."""
+    questions = load_questions(question_path(args.bench_name))
+    target = Target.resolve(args)
+    widest = LastEvidence.BINS[-1] + 1  # so that every grade is seen
+    drafter = CalibratedDrafter(args.draft_tree_capacity, last_width=widest)
+    engine = KVEngine(Models(target, shared=False), drafter)
+    drafter.table = AcceptanceTable(
+        additive_prior(FLAT, [[0.0] * len(source.grades) for source in drafter.sources]),
+        drafter.table.strength,
+    )
+    for round_ in range(1, args.rounds + 1):
+        drafter.forget()
+        tokens, steps = answer(engine, questions, target, args)
+        seen, right = np.array(drafter.table.seen, float), np.array(drafter.table.right, float)
+        fitted = fit(drafter.sources, seen, right)
+        weights = [list(fitted[source.name].values()) for source in drafter.sources]
+        drafter.table = AcceptanceTable(
+            additive_prior(fitted["bias"], weights), drafter.table.strength
+        )
+        print(f"round {round_}: MAT {tokens / steps:.3f}, {int(seen.sum())} candidates seen")
+        about = (
+            f"python -m benchmarks.fit_prior, {len(questions)} questions of {args.bench_name}, "
+            f"{tokens} tokens, {model_name(args.model_path)}"
+        )
+        write_atomically(args.output, {"fitted by": about, **fitted})
+    print(f"the prior is in {args.output}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser("python -m benchmarks.fit_prior", "Fit the prior of the method calibrated.")
+    add = parser.add_argument
+    add("--model-path", default="checkpoints/smollm2-135m-instruct", help="checkpoint or hub id")
+    add("--bench-name", default="fit", type=plain_name, help="data/NAME/question.jsonl")
+    add("--max-new-tokens", type=at_least(1), default=128, help="most tokens per answer")
+    add("--conv-template", metavar="NAME", help="as in the inference scripts")
+    add("--draft-tree-capacity", type=at_least(2), default=64, metavar="C", help="nodes of a tree")
+    add("--rounds", type=at_least(1), default=2, help="each begins with the prior of the last")
+    add("--output", type=Path, default=PRIOR, metavar="FILE", help="where the prior is written")
+    add_machine_flags(parser)
+    parser.set_defaults(cap_new_tokens=True)
+    args = parser.parse_args(argv)
+    return run_command(parser.prog, lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""How many nodes a draft tree is worth: what drafters whose capacity is "auto" ask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from .errors import InputError, require_positive
+from .step_cost import NODES, StepCost, step_cost
+
+if TYPE_CHECKING:
+    from .modeling_llama_kv import LlamaKVForCausalLM
+
+Capacity = int | Literal["auto"]
+
+AUTO_CAPACITY = NODES[-1]  # most nodes of a tree that sizes itself
+STRIDE = 64  # committed tokens after which the curve is taken anew
+
+
+def resolve_capacity(capacity: Capacity) -> int:
+    """Most nodes of a draft tree for a value of draft_tree_capacity.
+
+    Raises:
+        InputError: it is neither a number above 0 nor "auto".
+    """
+    if capacity == "auto":
+        return AUTO_CAPACITY
+    if not isinstance(capacity, int):
+        raise InputError(f"draft_tree_capacity is {capacity!r}; give a number or auto")
+    require_positive(draft_tree_capacity=capacity)
+    return capacity
+
+
+class Budget:
+    """Ends each tree where its expected tokens per second are most.
+
+    A tree of n nodes whose path probabilities sum up to E is expected to give E tokens in T(n)
+    seconds; the n with the largest E / T(n) is taken.
+
+    Args:
+        cost: of a step of the model on this machine; None: prepare() finds it.
+    """
+
+    def __init__(self, cost: StepCost | None = None) -> None:
+        self._model: LlamaKVForCausalLM | None = None
+        self._cost = cost
+        self._context: int | None = None
+
+    def prepare(self, model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> None:
+        """Find what a step of this model costs with these widths of a drafter."""
+        if model is not self._model:
+            self._model = model
+            self._cost = step_cost(model, top_k, node_top_k)
+            self._context = None
+
+    def begin(self, context: int) -> None:
+        """Begin a tree.
+
+        Args:
+            context: committed tokens.
+
+        Raises:
+            InputError: what a step costs is not known.
+        """
+        if self._cost is None:
+            raise InputError(
+                "draft_tree_capacity is auto, and what a step costs is not known; "
+                "call the drafter's prepare(model) first, or give a number"
+            )
+        if self._context is None or abs(context - self._context) >= STRIDE:
+            self._context = context
+            self.curve = self._cost.curve(context)  # seconds of a step by its nodes
+            most = len(self.curve)
+            # By n nodes: seconds of each further node, at the number of further ones best for it
+            self._cheapest = [
+                min(
+                    ((self.curve[m] - self.curve[n]) / (m - n) for m in range(n + 1, most)),
+                    default=float("inf"),
+                )
+                for n in range(most)
+            ]
+        self.nodes = self._best_nodes = 0
+        self.expected = self._best_rate = 0.0
+
+    def add(self, probability: float) -> None:
+        """Tell the path probability of the tree's next node, the root's 1 first."""
+        self.nodes += 1
+        self.expected += probability
+        rate = self.expected / self.curve[self.nodes]
+        if rate > self._best_rate:
+            self._best_rate, self._best_nodes = rate, self.nodes
+
+    def enough(self, probability: float) -> bool:
+        """Whether no node that follows can pay, if none is more probable than this."""
+        return probability <= self._best_rate * self._cheapest[self.nodes]
+
+    @property
+    def best_nodes(self) -> int:
+        """How many of the nodes to keep, the first ones."""
+        return self._best_nodes

@@ -1,0 +1,255 @@
+"""Calibrated draft trees, this project's own method: grown best first by how likely each path is.
+
+The evidence for a token is in evidence.py, what it is worth in an acceptance table that learns from
+every step; where a tree that sizes itself ends is budget.py's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from heapq import heappop, heappush
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from ..budget import Budget, Capacity, resolve_capacity
+from ..draft_tree import DraftTree
+from ..errors import require_positive
+from ..evidence import (
+    AcceptanceTable,
+    LastEvidence,
+    NgramEvidence,
+    RowEvidence,
+    Source,
+    additive_prior,
+)
+from ..successors import successors
+from .base import Drafter, register
+
+if TYPE_CHECKING:
+    from ..modeling_llama_kv import LlamaKVForCausalLM
+
+PRIOR = Path(__file__).with_name("calibrated_prior.json")  # benchmarks/fit_prior.py writes it
+PRUNING = 0.3  # of the least path probability of the last tree: less is not even considered
+
+Candidates = tuple[int, dict[int, int]]  # see evidence.Look, of all sources together
+
+
+@register("calibrated")
+class CalibratedDrafter(Drafter):
+    """Ours: guesses weighed by how often such guesses were right, the tree grown best first.
+
+    Below every draft node the candidates are the tokens that some evidence names: what followed
+    the longest matching n-gram, the target's best tokens when it last stood at such a token (a row
+    of "copy logits"), and, below the root, the last logits. A candidate's grades select a cell of
+    the acceptance table, which estimates how likely it is given its parent; the product along a
+    path is the path's probability, and the tree takes the most probable path next. Every step shows
+    of each candidate below the accepted nodes whether it was right, and the table learns it.
+
+    The n-grams are those of one prompt. The table and the rows are kept from prompt to prompt.
+
+    Args:
+        draft_tree_capacity: most nodes of a draft tree, root included; "auto" ends each tree where
+            another node would cost more time than its tokens are worth on this machine.
+        max_ngram_size: longest n-gram matched.
+        row_width: tokens of a row.
+        last_width: ranks of the last logits that are candidates.
+        prior_strength: how many observations the fixed prior weighs in a cell.
+        vocabulary_rows: for so many token ids, the first, the target's best tokens after that token
+            alone are found once per model, and stored: rows for tokens that were not met yet.
+        reset_table: begin every prompt with the prior.
+        reset_rows: begin every prompt without the rows of earlier ones.
+
+    Raises:
+        InputError: a number is too small.
+    """
+
+    options: ClassVar[Mapping[str, str]] = {
+        "draft_tree_capacity": "most nodes of a draft tree, root included",
+        "max_ngram_size": "longest n-gram matched in the context",
+        "row_width": "tokens of a row of copied logits",
+        "last_width": "ranks of the last logits that are candidates",
+        "prior_strength": "observations that the fixed prior weighs",
+        "vocabulary_rows": "token ids whose successors are found once per model",
+        "reset_table": "forget the learnt probabilities after each prompt",
+        "reset_rows": "forget the copied logits after each prompt",
+    }
+
+    def __init__(
+        self,
+        draft_tree_capacity: Capacity = 64,
+        max_ngram_size: int = 5,
+        row_width: int = 8,
+        last_width: int = 24,
+        prior_strength: float = 20.0,
+        vocabulary_rows: int = 16384,
+        *,
+        reset_table: bool = False,
+        reset_rows: bool = False,
+    ) -> None:
+        require_positive(max_ngram_size=max_ngram_size, row_width=row_width, last_width=last_width)
+        self.capacity = resolve_capacity(draft_tree_capacity)
+        self.top_k = last_width
+        self.node_top_k = row_width
+        self.budget = Budget() if draft_tree_capacity == "auto" else None
+        self._vocabulary_rows = vocabulary_rows
+        self._reset_table = reset_table
+        self._ngrams = NgramEvidence(max_ngram_size, stride=1)
+        self._rows = RowEvidence(row_width, len(self._ngrams.grades), keep=not reset_rows)
+        self._last = LastEvidence(last_width, self._rows.stride * len(self._rows.grades))
+        self.sources = (self._ngrams, self._rows, self._last)
+        self.table = AcceptanceTable(read_prior(self.sources), prior_strength)
+        self._model: object = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.path_probabilities: list[float] = []  # of the last tree's nodes, in its order
+        self.cells: list[int] = []  # of the same nodes, in the acceptance table
+        self._tree: DraftTree | None = None
+        self._candidates: list[Candidates | None] = []  # below the nodes of the last tree
+        self._awaited: Candidates | None = None  # below the last accepted node
+        self._least = 0.0  # path probability of the last tree's last node
+        self._committed = 0
+
+    def prepare(self, model: LlamaKVForCausalLM) -> None:
+        if model is self._model:
+            return
+        self._model = model
+        if self._vocabulary_rows:
+            self._rows.vocabulary = successors(model, self._vocabulary_rows, self._rows.width)
+        if self.budget is not None:
+            self.budget.prepare(model, self.top_k, self.node_top_k)
+
+    def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
+        self._ngrams.reset()
+        self._rows.reset()
+        if self._reset_table:
+            self.table.reset()
+        self._begin()
+        self._ngrams.extend(prompt_ids)
+        self._committed = len(prompt_ids)
+
+    def forget(self) -> None:
+        self._rows.forget()
+        self.table.reset()
+
+    def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
+        if self._awaited is not None:
+            self._learn(self._awaited, root)
+        if not self._grow(root, top_ids, self._least * PRUNING):
+            self._grow(root, top_ids, 0.0)
+        if self.budget is not None:
+            nodes = self.budget.best_nodes
+            for numbers in (self._tokens, self._parents, self.path_probabilities, self.cells):
+                del numbers[nodes:]
+        self._least = self.path_probabilities[-1]
+        self._tree = tree = DraftTree(root, self.capacity)
+        for token, parent in zip(self._tokens[1:], self._parents[1:], strict=True):
+            tree.add(token, parent)
+        return tree
+
+    def _grow(self, root: int, top_ids: Sequence[int], floor: float) -> bool:
+        """Grow a tree best first; candidates under a path probability of `floor` are left out.
+
+        Returns:
+            Whether it is the tree that would have grown without a floor.
+        """
+        probability, budget = self.table.probability, self.budget
+        self._tokens, self._parents = [root], [0]
+        self.path_probabilities, self.cells = [1.0], [-1]
+        self._candidates = []
+        contexts = [(*self._ngrams.context, root)[-self._ngrams.max_ngram_size :]]
+        heap: list[tuple[float, int, int, int]] = []  # (-path probability, parent, token, cell)
+        path = 1.0
+        node = 0
+        if budget is not None:
+            budget.begin(self._committed)
+            budget.add(path)
+        while True:
+            if path > floor:
+                base, named = candidates = self._look(contexts[node], top_ids if not node else None)
+                self._candidates.append(candidates)
+                for token, more in named.items():
+                    reached = path * probability[base + more]
+                    if reached > floor:
+                        heappush(heap, (-reached, node, token, base + more))
+            else:
+                self._candidates.append(None)
+            node += 1
+            if node == self.capacity:
+                return True
+            if not heap:
+                return floor == 0.0
+            path, parent, token, cell = heappop(heap)
+            path = -path
+            if budget is not None:
+                if budget.enough(path):
+                    return True
+                budget.add(path)
+            self._tokens.append(token)
+            self._parents.append(parent)
+            self.path_probabilities.append(path)
+            self.cells.append(cell)
+            contexts.append((*contexts[parent], token)[-self._ngrams.max_ngram_size :])
+
+    def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
+        """All sources together: where a token without evidence stands, and how far others."""
+        base, named = self._rows.look(context)
+        more, others = self._ngrams.look(context)
+        base += more
+        for token, step in others.items():
+            named[token] = named.get(token, 0) + step
+        if top_ids is not None:
+            more, others = self._last.below_root(context[-1], top_ids)
+            base += more
+            for token, step in others.items():
+                named[token] = named.get(token, 0) + step
+        return base, named
+
+    def _learn(self, candidates: Candidates, true: int) -> None:
+        base, named = candidates
+        for token, more in named.items():
+            self.table.learn(base + more, token == true)
+
+    def observe(
+        self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
+    ) -> None:
+        tokens, parents = tree.tokens, tree.parents
+        self._awaited = None
+        if tree is self._tree:  # not one that was cut because few tokens are wanted
+            for node, child in pairwise(path):
+                known = self._candidates[node]
+                if known is not None:
+                    self._learn(known, tokens[child])
+            self._awaited = self._candidates[path[-1]]
+        before = self._ngrams.context[-1]
+        # The most probable nodes come first and shall be remembered, above them the accepted ones.
+        for node in (*range(len(tokens) - 1, -1, -1), *path):
+            self._rows.learn(tokens[parents[node]] if node else before, tokens[node], top_ids[node])
+        self._ngrams.extend([tokens[node] for node in path])
+        self._committed += len(path)
+
+    def explain(self, node: int) -> str:
+        """What the probability of a node of the last tree is made of: one line per edge above it.
+
+        Args:
+            node: index in the tree, not the root's.
+        """
+        lines: list[str] = []
+        while node:
+            cell, table = self.cells[node], self.table
+            evidence = "; ".join(f"{s.name}: {s.grade(cell)}" for s in self.sources)
+            lines.append(
+                f"token {self._tokens[node]}: {table.probability[cell]:.3f} ({evidence}; right "
+                f"{table.right[cell]} of {table.seen[cell]} times, prior {table.prior[cell]:.3f})"
+            )
+            node = self._parents[node]
+        return "\n".join(reversed(lines))
+
+
+def read_prior(sources: Sequence[Source]) -> list[float]:
+    """The fixed prior of every cell: the file's weights of the grades (evidence.additive_prior)."""
+    fitted = json.loads(PRIOR.read_text(encoding="utf-8"))
+    weights = [[fitted[source.name][grade] for grade in source.fitted] for source in sources]
+    return additive_prior(fitted["bias"], weights)

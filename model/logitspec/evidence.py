@@ -1,0 +1,263 @@
+"""What speaks for a token as the next one: the evidence that calibrated.py weighs.
+
+Each source puts the tokens that may follow a draft node into grades. The grades of all sources
+together are a token's cell in the acceptance table, which knows how often such a token was right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import exp
+
+Look = tuple[int, dict[int, int]]  # where the tokens that are not named stand, and how far others
+Row = Sequence[int]  # the best token ids after a token, best first
+
+MOST_FOLLOWERS = 10  # of an n-gram, the latest; more would be guesses without weight
+
+
+class Source:
+    """One kind of evidence. A token's part of its cell's index is its grade times `stride`.
+
+    Attributes:
+        name: of the source.
+        grades: what each grade means, in order.
+        fitted: which of the grades that the prior was fitted for stands for each.
+        stride: the number of cells that the sources before this one tell apart.
+    """
+
+    name: str
+    grades: tuple[str, ...]
+    fitted: tuple[str, ...]
+    stride: int
+
+    def grade(self, cell: int) -> str:
+        """What the source has to say of the tokens of a cell."""
+        return self.grades[cell // self.stride % len(self.grades)]
+
+    def reset(self) -> None:
+        """Forget the last prompt."""
+
+    def look(self, context: tuple[int, ...]) -> Look:
+        """What is known of the token after a draft node.
+
+        Args:
+            context: the last tokens up to the node, the node's own last.
+
+        Returns:
+            The part of the cell's index of every token that the source does not name, and for
+            those it names what is to be added to that.
+        """
+        raise NotImplementedError
+
+
+class NgramEvidence(Source):
+    """What followed the longest n-gram that ends at the node, earlier in the context.
+
+    Its grades tell the length of that n-gram, and a token's share among all that followed it.
+
+    Args:
+        max_ngram_size: longest n-gram matched.
+        stride: see Source.
+    """
+
+    name = "n-grams"
+    SHARES = ("nothing", "up to 1/3", "up to 2/3", "most", "all, seen once", "all")
+    FITTED_SIZE = 5
+
+    def __init__(self, max_ngram_size: int, stride: int) -> None:
+        self.max_ngram_size = max_ngram_size
+        self.stride = stride
+        self.grades = self._name_grades(max_ngram_size)
+        self.fitted = self._name_grades(self.FITTED_SIZE)
+        self.reset()
+
+    def _name_grades(self, fitted: int) -> tuple[str, ...]:
+        sizes = [min(n, fitted) for n in range(1, self.max_ngram_size + 1)]
+        shares = [f"{share} of what followed {n}" for n in sizes for share in self.SHARES]
+        return ("no n-gram", *shares)
+
+    def reset(self) -> None:
+        self.context: tuple[int, ...] = ()  # the last committed tokens, max_ngram_size at most
+        self._followers: dict[tuple[int, ...], dict[int, int]] = {}  # n-gram -> token -> how often
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """Append tokens to the context."""
+        followers, context, longest = self._followers, self.context, self.max_ngram_size
+        for token in tokens:
+            for start in range(len(context)):
+                gram = context[start:]
+                known = followers.get(gram)
+                if known is None:
+                    followers[gram] = {token: 1}
+                else:
+                    known[token] = known.pop(token, 0) + 1  # the latest stands last
+            context = (*context, token)[-longest:]
+        self.context = context
+
+    def look(self, context: tuple[int, ...]) -> Look:
+        matched = 0
+        found: dict[int, int] = {}
+        for n in range(1, len(context) + 1):
+            followers = self._followers.get(context[-n:])
+            if followers is None:
+                break
+            matched, found = n, followers
+        if not matched:
+            return 0, {}
+        stride = self.stride
+        base = (1 + (matched - 1) * len(self.SHARES)) * stride
+        if len(found) == 1:
+            ((token, times),) = found.items()
+            return base, {token: (4 if times == 1 else 5) * stride}
+        total = sum(found.values())
+        latest = list(found.items())[-MOST_FOLLOWERS:]
+        return base, {
+            token: (1 if 3 * times <= total else 2 if 3 * times <= 2 * total else 3) * stride
+            for token, times in latest
+        }
+
+
+class RowEvidence(Source):
+    """Which tokens the target ranked best when it last stood at such a token: "copy logits".
+
+    A row is looked up by the node's last two tokens, else by its last, else among the rows of
+    earlier prompts, else among those of the vocabulary (successors.py).
+
+    Args:
+        width: tokens of a row that count.
+        stride: see Source.
+        keep: whether rows outlive their prompt.
+    """
+
+    name = "rows"
+    KINDS = ("two tokens", "one token", "an earlier prompt", "the vocabulary")
+    FITTED_WIDTH = 8
+
+    def __init__(self, width: int, stride: int, *, keep: bool) -> None:
+        self.width = width
+        self.stride = stride
+        self.keep = keep
+        self.grades = self._name_grades(width)
+        self.fitted = self._name_grades(self.FITTED_WIDTH)
+        self.vocabulary: Sequence[Row] = ()  # by token id, as far as it goes
+        self._steps = [(rank - width) * stride for rank in range(width)]
+        self._earlier: dict[int, Row] = {}
+        self._single: dict[int, Row] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        if self.keep:
+            self._earlier.update(self._single)
+        self._single = {}
+        self._pair: dict[tuple[int, ...], Row] = {}
+
+    def _name_grades(self, fitted: int) -> tuple[str, ...]:
+        ranks = [f"rank {min(rank, fitted - 1)}" for rank in range(self.width)]
+        places = (*ranks, "not")
+        return ("no row", *(f"{p} in the row of {kind}" for kind in self.KINDS for p in places))
+
+    def forget(self) -> None:
+        """Drop what is kept across prompts, too."""
+        self._single = {}
+        self._earlier = {}
+        self.reset()
+
+    def learn(self, before: int, token: int, row: Row) -> None:
+        """Note the target's best tokens after `token`, which came after `before`."""
+        self._single[token] = row
+        self._pair[before, token] = row
+
+    def look(self, context: tuple[int, ...]) -> Look:
+        token = context[-1]
+        kind = 0
+        row = self._pair.get(context[-2:])
+        if row is None:
+            kind = 1
+            row = self._single.get(token)
+            if row is None:
+                kind = 2
+                row = self._earlier.get(token)
+                if row is None:
+                    kind = 3
+                    if token >= len(self.vocabulary):
+                        return 0, {}
+                    row = self.vocabulary[token]
+        base = (kind + 1) * (self.width + 1) * self.stride
+        return base, dict(zip(row, self._steps, strict=False))
+
+
+class LastEvidence(Source):
+    """Where a token stands in the last logits, which chose the root: below the root only.
+
+    The paper's evidence: the logits that choose the next token also rank the next next one.
+
+    Args:
+        width: ranks that count.
+        stride: see Source.
+    """
+
+    name = "last logits"
+    BINS = (2, 3, 5, 9, 17, 33)  # first ranks of the grades but the first
+
+    def __init__(self, width: int, stride: int) -> None:
+        self.width = width
+        self.stride = stride
+        ranks = [f"rank {first} or more" for first in (1, *self.BINS)]
+        self.grades = self.fitted = ("not below the root", "none of the ranks", *ranks)
+        self._steps = [
+            (1 + sum(rank >= first for first in self.BINS)) * stride for rank in range(width)
+        ]
+
+    def below_root(self, root: int, top_ids: Sequence[int]) -> Look:
+        """The same as look(), for the children of the root.
+
+        Args:
+            root: the token the last logits chose.
+            top_ids: their best token ids, the root's first.
+        """
+        named = dict(zip(top_ids, self._steps, strict=False))
+        named.pop(root, None)
+        return self.stride, named
+
+
+class AcceptanceTable:
+    """How likely a draft of a cell is right, given that its parent is.
+
+    The share of the right ones among those seen, with the prior counting as so many of them.
+
+    Args:
+        prior: what is believed of each cell before anything was seen.
+        strength: how many observations the prior weighs.
+    """
+
+    def __init__(self, prior: Sequence[float], strength: float) -> None:
+        self.prior = list(prior)
+        self.strength = strength
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was learnt; the prior remains."""
+        self.probability = list(self.prior)
+        self.seen = [0] * len(self.prior)
+        self.right = [0] * len(self.prior)
+
+    def learn(self, cell: int, right: bool) -> None:
+        """Take in whether a draft of a cell, whose parent was right, was right."""
+        self.seen[cell] += 1
+        self.right[cell] += right
+        self.probability[cell] = (self.right[cell] + self.strength * self.prior[cell]) / (
+            self.seen[cell] + self.strength
+        )
+
+
+def additive_prior(bias: float, weights: Iterable[Sequence[float]]) -> list[float]:
+    """Probabilities of all cells whose log-odds are a sum: a weight for the grade in each source.
+
+    Args:
+        bias: added to every sum.
+        weights: of each source, by grade; the first source's stride is 1.
+    """
+    odds = [bias]
+    for source in weights:
+        odds = [known + weight for weight in source for known in odds]
+    return [1 / (1 + exp(-value)) for value in odds]

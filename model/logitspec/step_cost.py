@@ -1,0 +1,158 @@
+"""What a step costs by its nodes, on the loaded model: for trees that size themselves.
+
+benchmarks/step_cost.py prints and draws the same.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+import torch
+
+from .decoding import prefill
+from .draft_tree import DraftTree
+from .kernels import cpu_info
+from .kv_cache import KVCache
+from .modeling_llama_kv import LlamaKVForCausalLM
+from .storage import remembered
+from .verification import node_bucket, verifier
+
+NODES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+Key = TypeVar("Key")
+
+CONTEXTS = (128, 1024)  # committed tokens
+ROUNDS = 5
+SOME_TOKENS = 64  # that every vocabulary has
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of a step over so many nodes, at two context lengths.
+
+    Attributes:
+        contexts: the shorter and the longer context, in tokens.
+        nodes: ascending, from 1.
+        seconds: of each context, of each number of nodes.
+    """
+
+    contexts: Sequence[int]
+    nodes: Sequence[int]
+    seconds: Sequence[Sequence[float]]
+
+    def curve(self, context: int) -> list[float]:
+        """Seconds of a step over 0, 1, 2, … nodes, linear between what was measured, never falling.
+
+        Args:
+            context: committed tokens; outside of `contexts` the line is carried on.
+        """
+        (near, far), (fast, slow) = self.contexts, self.seconds
+        part = (context - near) / (far - near)
+        at = [a + max(0.0, b - a) * max(0.0, part) for a, b in zip(fast, slow, strict=True)]
+        for i in range(1, len(at)):
+            at[i] = max(at[i], at[i - 1])
+        curve = [at[0]]
+        for n in range(1, self.nodes[-1] + 1):
+            i = min(bisect_right(self.nodes, n), len(self.nodes) - 1)
+            left, right = self.nodes[i - 1], self.nodes[i]
+            curve.append(at[i - 1] + (at[i] - at[i - 1]) * (n - left) / (right - left))
+        return curve
+
+
+def step_cost(model: LlamaKVForCausalLM, top_k: int, node_top_k: int = 0) -> StepCost:
+    """The step cost of a model with a drafter's widths, measured in a few seconds or remembered.
+
+    It is stored for this model shape, dtype, device and way to run, in the user's cache folder.
+
+    Args:
+        model: the target, loaded.
+        top_k: best token ids that are read of the logits that choose the next root.
+        node_top_k: the same of every node.
+    """
+    config = model.config.to_dict()
+    key = {
+        "shape": {name: config.get(name) for name in SHAPE},
+        "dtype": str(model.dtype),
+        "device": device_name(model.device),
+        "threads": torch.get_num_threads(),
+        "kernels": model.kernels.name,
+        "graphs": model.graphs,
+        "torch": torch.__version__,
+        "top_k": top_k,
+        "node_top_k": node_top_k,
+        "nodes": NODES,
+        "contexts": CONTEXTS,
+    }
+    found = remembered("step-cost", key, lambda: asdict(measure(model, top_k, node_top_k)))
+    return StepCost(**found)
+
+
+SHAPE = (
+    *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
+
+
+def measure(model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> StepCost:
+    """Measure it: medians, all numbers of nodes in turn."""
+    print(
+        "measuring what a step costs by its nodes, once for this model and machine", file=sys.stderr
+    )
+    room = model.max_positions - NODES[-1]
+    contexts = [min(context, max(1, room // (2 - i))) for i, context in enumerate(CONTEXTS)]
+    seconds = []
+    for context in contexts:
+        cache = filled_cache(model, context, room=NODES[-1])
+        step = verifier(model, cache, top_k, node_top_k)
+
+        def run(tree: DraftTree) -> None:
+            step.build(tree)  # noqa: B023 - called within the round
+            step.forward()  # noqa: B023
+            step.accept()  # noqa: B023
+
+        trees = {n: wide_tree(n) for n in NODES}
+        steps = {n: (lambda tree=tree: run(tree)) for n, tree in trees.items()}
+        seconds.append([statistics.median(s) for s in interleaved(steps, ROUNDS).values()])
+    return StepCost(contexts, NODES, seconds)
+
+
+def filled_cache(model: LlamaKVForCausalLM, context: int, room: int) -> KVCache:
+    """The model's cache with so many committed tokens, and slots for a tree of `room` nodes."""
+    cache = model.cache_for(context + node_bucket(room))
+    tokens = min(1000, model.config.vocab_size)
+    prefill(model, [i % tokens for i in range(context)], cache, top_k=0)
+    return cache
+
+
+def wide_tree(nodes: int) -> DraftTree:
+    """A tree whose nodes have four children each."""
+    tree = DraftTree(5, nodes)
+    while not tree.full:
+        tree.add(len(tree) % SOME_TOKENS, parent=len(tree) // 4)
+    return tree
+
+
+def interleaved(
+    variants: Mapping[Key, Callable[[], object]], rounds: int
+) -> dict[Key, list[float]]:
+    """Seconds of each variant, `rounds` of them; one unmeasured round comes first."""
+    seconds: dict[Key, list[float]] = {key: [] for key in variants}
+    for _ in range(rounds + 1):
+        for key, variant in variants.items():
+            start = time.perf_counter()
+            variant()
+            seconds[key].append(time.perf_counter() - start)
+    return {key: measured[1:] for key, measured in seconds.items()}
+
+
+def device_name(device: torch.device) -> str:
+    """The processor or GPU that a model is on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return cpu_info("model name") or platform.processor() or platform.machine()

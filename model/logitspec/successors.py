@@ -1,0 +1,66 @@
+"""The target's best tokens after each token of its vocabulary alone: rows for calibrated.py.
+
+Found once per model, a few hundred tokens a forward, and stored in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+
+import torch
+
+from .decoding import prefill
+from .modeling_llama_kv import LlamaKVForCausalLM
+from .storage import remembered
+
+BATCH = 256  # tokens of one forward
+WIDTH = 16  # best tokens that are stored, for drafters that take fewer
+
+
+def successors(model: LlamaKVForCausalLM, count: int, width: int) -> list[list[int]]:
+    """The best token ids after each of the first `count` tokens out of context.
+
+    Tokenizers give frequent tokens low ids, so the first ones are those that matter.
+
+    Args:
+        model: the target, loaded.
+        count: how many tokens; no more than the vocabulary has.
+        width: how many best ids of each, best first.
+    """
+    count = min(count, model.config.vocab_size)
+    width = min(width, model.config.vocab_size)
+    stored = max(width, min(WIDTH, model.config.vocab_size))
+    key = {"model": identity(model), "dtype": str(model.dtype), "count": count, "width": stored}
+    rows = remembered("successors", key, lambda: find(model, count, stored))
+    return [row[:width] for row in rows]
+
+
+@torch.inference_mode()
+def find(model: LlamaKVForCausalLM, count: int, width: int) -> list[list[int]]:
+    """The same, from the model."""
+    print(f"finding the successors of {count} tokens, once for this model", file=sys.stderr)
+    start = getattr(model.config, "bos_token_id", None)
+    cache = model.cache_for(1 + BATCH)
+    prefill(model, [start if isinstance(start, int) else 0], cache, top_k=0)
+    rows: list[list[int]] = []
+    for tokens in torch.split(torch.arange(count, device=model.device), BATCH):
+        n = len(tokens)
+        alone = torch.eye(n, dtype=torch.bool, device=model.device)  # none sees another
+        x = model.hidden_states(
+            tokens, torch.ones_like(tokens), cache, last_position=1, tree_mask=alone
+        )
+        rows += model.logits(x).topk(width).indices.tolist()
+    return rows
+
+
+def identity(model: LlamaKVForCausalLM) -> str:
+    """Tells models apart: by the config, and by a sample of weights, which fine-tunes change."""
+    known = model.config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "dtype"):
+        known.pop(name, None)
+    digest = hashlib.sha256(repr(sorted(known.items())).encode())
+    for weight in (model.model.embed_tokens.weight, model.layers[-1].input_layernorm.weight):
+        some = weight.flatten()[:: max(1, weight.numel() // 4096)].float().cpu()
+        digest.update(some.numpy().tobytes())
+    return digest.hexdigest()
