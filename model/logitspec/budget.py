@@ -78,6 +78,8 @@ class Budget:
                 )
                 for n in range(most)
             ]
+            # A tree of the root alone gives 1 / curve[1]; what pays less nowhere pays.
+            self.least = min(self._cheapest) / self.curve[1]
         self.nodes = self._best_nodes = 0
         self.expected = self._best_rate = 0.0
 

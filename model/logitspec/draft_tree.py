@@ -34,6 +34,23 @@ class DraftTree:
         self.depths = [0]
         self._children: dict[tuple[int, int], int] = {}  # (parent, token) -> first such child
 
+    @classmethod
+    def of(cls, tokens: Sequence[int], parents: Sequence[int], capacity: int) -> DraftTree:
+        """The tree of these nodes, the root's first, every parent before its children.
+
+        Raises:
+            IndexError: there are more of them than `capacity`.
+        """
+        tree = cls(tokens[0], capacity)
+        if len(tokens) > capacity:
+            raise IndexError(f"{len(tokens)} nodes in a draft tree whose capacity is {capacity}")
+        tree.tokens, tree.parents = list(tokens), list(parents)
+        for parent in parents[1:]:
+            tree.depths.append(tree.depths[parent] + 1)
+        edges = list(zip(parents, tokens, strict=True))
+        tree._children = {edges[node]: node for node in range(len(edges) - 1, 0, -1)}
+        return tree
+
     def __len__(self) -> int:
         return len(self.tokens)
 

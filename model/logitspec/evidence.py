@@ -78,7 +78,8 @@ class NgramEvidence(Source):
 
     def reset(self) -> None:
         self.context: tuple[int, ...] = ()  # the last committed tokens, max_ngram_size at most
-        self._followers: dict[tuple[int, ...], dict[int, int]] = {}  # n-gram -> token -> how often
+        # n-gram -> token -> how often it followed, the latest last; of one that followed once: it
+        self._followers: dict[tuple[int, ...], dict[int, int] | int] = {}
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Append tokens to the context."""
@@ -88,27 +89,30 @@ class NgramEvidence(Source):
                 gram = context[start:]
                 known = followers.get(gram)
                 if known is None:
-                    followers[gram] = {token: 1}
-                else:
-                    known[token] = known.pop(token, 0) + 1  # the latest stands last
+                    followers[gram] = token
+                    continue
+                if isinstance(known, int):
+                    known = followers[gram] = {known: 1}
+                known[token] = known.pop(token, 0) + 1
             context = (*context, token)[-longest:]
         self.context = context
 
     def look(self, context: tuple[int, ...]) -> Look:
+        followers, stride = self._followers, self.stride
         matched = 0
-        found: dict[int, int] = {}
+        found: dict[int, int] | int = 0
         for n in range(1, len(context) + 1):
-            followers = self._followers.get(context[-n:])
-            if followers is None:
+            known = followers.get(context[-n:])
+            if known is None:
                 break
-            matched, found = n, followers
+            matched, found = n, known
         if not matched:
             return 0, {}
-        stride = self.stride
         base = (1 + (matched - 1) * len(self.SHARES)) * stride
+        if isinstance(found, int):
+            return base, {found: 4 * stride}
         if len(found) == 1:
-            ((token, times),) = found.items()
-            return base, {token: (4 if times == 1 else 5) * stride}
+            return base, dict.fromkeys(found, 5 * stride)
         total = sum(found.values())
         latest = list(found.items())[-MOST_FOLLOWERS:]
         return base, {

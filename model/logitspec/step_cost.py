@@ -9,7 +9,7 @@ import platform
 import statistics
 import sys
 import time
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeVar
@@ -24,7 +24,7 @@ from .modeling_llama_kv import LlamaKVForCausalLM
 from .storage import remembered
 from .verification import node_bucket, verifier
 
-NODES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+NODES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
 Key = TypeVar("Key")
 
 CONTEXTS = (128, 1024)  # committed tokens
@@ -40,11 +40,13 @@ class StepCost:
         contexts: the shorter and the longer context, in tokens.
         nodes: ascending, from 1.
         seconds: of each context, of each number of nodes.
+        padded: a tree costs as much as the next larger one of `nodes`, as it does in CUDA graphs.
     """
 
     contexts: Sequence[int]
     nodes: Sequence[int]
     seconds: Sequence[Sequence[float]]
+    padded: bool = False
 
     def curve(self, context: int) -> list[float]:
         """Seconds of a step over 0, 1, 2, … nodes, linear between what was measured, never falling.
@@ -59,9 +61,12 @@ class StepCost:
             at[i] = max(at[i], at[i - 1])
         curve = [at[0]]
         for n in range(1, self.nodes[-1] + 1):
-            i = min(bisect_right(self.nodes, n), len(self.nodes) - 1)
-            left, right = self.nodes[i - 1], self.nodes[i]
-            curve.append(at[i - 1] + (at[i] - at[i - 1]) * (n - left) / (right - left))
+            i = bisect_left(self.nodes, n)  # the first that is not smaller
+            if self.padded or self.nodes[i] == n:
+                curve.append(at[i])
+            else:
+                left, right = self.nodes[i - 1], self.nodes[i]
+                curve.append(at[i - 1] + (at[i] - at[i - 1]) * (n - left) / (right - left))
         return curve
 
 
@@ -86,7 +91,7 @@ def step_cost(model: LlamaKVForCausalLM, top_k: int, node_top_k: int = 0) -> Ste
         "torch": torch.__version__,
         "top_k": top_k,
         "node_top_k": node_top_k,
-        "nodes": NODES,
+        "nodes": sizes(model),
         "contexts": CONTEXTS,
     }
     found = remembered("step-cost", key, lambda: asdict(measure(model, top_k, node_top_k)))
@@ -99,6 +104,11 @@ SHAPE = (
 )
 
 
+def sizes(model: LlamaKVForCausalLM) -> list[int]:
+    """The numbers of nodes to measure: where trees are padded, one of each bucket."""
+    return sorted({node_bucket(n) for n in NODES}) if model.graphs else list(NODES)
+
+
 def measure(model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> StepCost:
     """Measure it: medians, all numbers of nodes in turn."""
     print(
@@ -106,6 +116,7 @@ def measure(model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> StepCost:
     )
     room = model.max_positions - NODES[-1]
     contexts = [min(context, max(1, room // (2 - i))) for i, context in enumerate(CONTEXTS)]
+    nodes = sizes(model)
     seconds = []
     for context in contexts:
         cache = filled_cache(model, context, room=NODES[-1])
@@ -116,10 +127,10 @@ def measure(model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> StepCost:
             step.forward()  # noqa: B023
             step.accept()  # noqa: B023
 
-        trees = {n: wide_tree(n) for n in NODES}
+        trees = {n: wide_tree(n) for n in nodes}
         steps = {n: (lambda tree=tree: run(tree)) for n, tree in trees.items()}
         seconds.append([statistics.median(s) for s in interleaved(steps, ROUNDS).values()])
-    return StepCost(contexts, NODES, seconds)
+    return StepCost(contexts, nodes, seconds, padded=model.graphs)
 
 
 def filled_cache(model: LlamaKVForCausalLM, context: int, room: int) -> KVCache:

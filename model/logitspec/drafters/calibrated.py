@@ -137,17 +137,18 @@ class CalibratedDrafter(Drafter):
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
         if self._awaited is not None:
             self._learn(self._awaited, root)
-        if not self._grow(root, top_ids, self._least * PRUNING):
-            self._grow(root, top_ids, 0.0)
-        if self.budget is not None:
+        if self.budget is None:
+            if not self._grow(root, top_ids, self._least * PRUNING):
+                self._grow(root, top_ids, 0.0)
+        else:
+            self.budget.begin(self._committed)
+            self._grow(root, top_ids, self.budget.least)
             nodes = self.budget.best_nodes
             for numbers in (self._tokens, self._parents, self.path_probabilities, self.cells):
                 del numbers[nodes:]
         self._least = self.path_probabilities[-1]
-        self._tree = tree = DraftTree(root, self.capacity)
-        for token, parent in zip(self._tokens[1:], self._parents[1:], strict=True):
-            tree.add(token, parent)
-        return tree
+        self._tree = DraftTree.of(self._tokens, self._parents, self.capacity)
+        return self._tree
 
     def _grow(self, root: int, top_ids: Sequence[int], floor: float) -> bool:
         """Grow a tree best first; candidates under a path probability of `floor` are left out.
@@ -164,7 +165,6 @@ class CalibratedDrafter(Drafter):
         path = 1.0
         node = 0
         if budget is not None:
-            budget.begin(self._committed)
             budget.add(path)
         while True:
             if path > floor:
@@ -209,8 +209,9 @@ class CalibratedDrafter(Drafter):
 
     def _learn(self, candidates: Candidates, true: int) -> None:
         base, named = candidates
+        learn = self.table.learn
         for token, more in named.items():
-            self.table.learn(base + more, token == true)
+            learn(base + more, token == true)
 
     def observe(
         self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
