@@ -8,7 +8,7 @@
 #   MODEL_PATH        checkpoint directory or hub id       (default: the default model, prepared here)
 #   MODEL_NAME        name in the answer files             (default: the last part of MODEL_PATH)
 #   METHODS           what to compare with transformers' generate(), which always runs
-#                            (default: vanilla logitspec pld recycling racer suffix)
+#       (default: vanilla logitspec pld recycling racer calibrated calibrated@auto suffix)
 #   BENCHES           data/BENCH/question.jsonl, one or several                 (default: quick)
 #   DTYPE             auto, float16, bfloat16, float32, float64                 (default: auto)
 #   TEMP              temperature                                               (default: 0.0)
@@ -58,7 +58,7 @@ fi
 
 use_environment run -r requirements.txt -e ".[plots]"
 if [ -z "${METHODS-}" ]; then
-    wanted="vanilla logitspec pld recycling racer"
+    wanted="vanilla logitspec pld recycling racer calibrated calibrated@auto"
     if try_environment suffix -e ".[suffix]"; then
         wanted="$wanted suffix"
     else
@@ -66,7 +66,7 @@ if [ -z "${METHODS-}" ]; then
             "METHODS=suffix tries again" >&2
     fi
 else
-    case " $wanted " in *" suffix "*) use_environment suffix -e ".[suffix]" ;; esac
+    case " $wanted " in *" suffix "* | *" suffix@"*) use_environment suffix -e ".[suffix]" ;; esac
 fi
 if [ -z "${MODEL_PATH-}" ] || [ "${1-}" = --setup ]; then
     default_model=$(python -m data.prepare default-model)

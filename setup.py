@@ -26,7 +26,11 @@ setup(
         "logitspec.native": "model/logitspec/native",
     },
     packages=["logitspec", "logitspec.drafters", "logitspec.native"],
-    package_data={"logitspec": ["py.typed"], "logitspec.native": ["layers.cpp"]},
+    package_data={
+        "logitspec": ["py.typed"],
+        "logitspec.drafters": ["calibrated_prior.json"],
+        "logitspec.native": ["layers.cpp"],
+    },
     install_requires=requirements(),
     extras_require={
         "dev": [

@@ -6,9 +6,9 @@ Found once per model, a few hundred tokens a forward, and stored in the user's c
 from __future__ import annotations
 
 import hashlib
-import sys
 
 import torch
+from tqdm import tqdm
 
 from .decoding import prefill
 from .modeling_llama_kv import LlamaKVForCausalLM
@@ -39,12 +39,12 @@ def successors(model: LlamaKVForCausalLM, count: int, width: int) -> list[list[i
 @torch.inference_mode()
 def find(model: LlamaKVForCausalLM, count: int, width: int) -> list[list[int]]:
     """The same, from the model."""
-    print(f"finding the successors of {count} tokens, once for this model", file=sys.stderr)
     start = getattr(model.config, "bos_token_id", None)
     cache = model.cache_for(1 + BATCH)
     prefill(model, [start if isinstance(start, int) else 0], cache, top_k=0)
     rows: list[list[int]] = []
-    for tokens in torch.split(torch.arange(count, device=model.device), BATCH):
+    batches = torch.split(torch.arange(count, device=model.device), BATCH)
+    for tokens in tqdm(batches, "successors of the vocabulary, once for this model", leave=False):
         n = len(tokens)
         alone = torch.eye(n, dtype=torch.bool, device=model.device)  # none sees another
         x = model.hidden_states(

@@ -1,0 +1,323 @@
+"""What each part of the method `calibrated` is worth: python -m benchmarks.study --help.
+
+One variant after the other answers the same questions; the accept lengths are what is compared.
+Variants that change the evidence run on the same fitted prior, where a grade means what it meant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from evaluation.arguments import Parser, add_machine_flags, at_least, plain_name, run_command
+from evaluation.engines import KVEngine, Models
+from evaluation.eval import chosen_questions
+from evaluation.targets import Target
+from model.logitspec import CalibratedDrafter, DraftTree
+from model.logitspec.drafters.calibrated import Candidates
+from model.logitspec.errors import InputError
+from model.logitspec.evidence import AcceptanceTable, additive_prior
+
+from .fit_prior import FLAT, answer
+from .measure import INTERRUPTED, Results, Table
+
+TopIds = Sequence[Sequence[int]]
+
+
+class Without(CalibratedDrafter):
+    """One source of evidence says nothing."""
+
+    def __init__(self, capacity: int, source: str) -> None:
+        super().__init__(capacity)
+        self._off = source
+        if source == "rows":
+            self._rows.look = lambda context: (0, {})  # type: ignore[method-assign]
+        elif source == "n-grams":
+            self._ngrams.look = lambda context: (0, {})  # type: ignore[method-assign]
+
+    def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
+        return super().draft(root, () if self._off == "last logits" else top_ids)
+
+
+class OneTokenRows(CalibratedDrafter):
+    """Rows are looked up by the last token only."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        learn = self._rows.learn
+        self._rows.learn = lambda before, token, row: learn(-1, token, row)  # type: ignore[method-assign]
+
+
+class ThreeTokenRows(CalibratedDrafter):
+    """Rows are looked up by the last three tokens first; their grades are those of two."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._triples: dict[tuple[int, ...], Sequence[int]] = {}
+
+    def reset(self, prompt_ids: Sequence[int], top_ids: TopIds = ()) -> None:
+        self._triples = {}
+        super().reset(prompt_ids, top_ids)
+
+    def observe(self, tree: DraftTree, path: Sequence[int], top_ids: TopIds = ()) -> None:
+        contexts = [(*self._ngrams.context[-2:], tree.tokens[0])]
+        for node in range(1, len(tree)):
+            contexts.append((*contexts[tree.parents[node]][-2:], tree.tokens[node]))
+        for node in (*range(len(tree) - 1, -1, -1), *path):
+            self._triples[contexts[node]] = top_ids[node]
+        super().observe(tree, path, top_ids)
+
+    def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
+        row = self._triples.get(context[-3:])
+        if row is not None:
+            self._rows._pair[context[-2:]] = row
+        return super()._look(context, top_ids)
+
+
+class AcceptedRows(CalibratedDrafter):
+    """Only accepted nodes leave a row."""
+
+    def observe(self, tree: DraftTree, path: Sequence[int], top_ids: TopIds = ()) -> None:
+        learn, accepted = self._rows.learn, {id(top_ids[node]) for node in path}
+
+        def learn_accepted(before: int, token: int, row: Sequence[int]) -> None:
+            if id(row) in accepted:
+                learn(before, token, row)
+
+        self._rows.learn = learn_accepted  # type: ignore[method-assign]
+        super().observe(tree, path, top_ids)
+        self._rows.learn = learn  # type: ignore[method-assign]
+
+
+class PromptRows(CalibratedDrafter):
+    """The prompt's tokens leave rows, too, which takes the head over all of the prompt."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.prompt_top_k = self.node_top_k
+
+    def reset(self, prompt_ids: Sequence[int], top_ids: TopIds = ()) -> None:
+        super().reset(prompt_ids, top_ids)
+        for before, token, row in zip([-1, *prompt_ids], prompt_ids, top_ids, strict=False):
+            self._rows.learn(before, token, row)
+
+
+class LatestFollower(CalibratedDrafter):
+    """Recency instead of counts: of what followed an n-gram only the latest counts, as if alone."""
+
+    def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
+        ngrams = self._ngrams
+        whole = ngrams._followers
+        for n in range(1, len(context) + 1):
+            followers = whole.get(context[-n:])
+            if isinstance(followers, dict) and len(followers) > 1:
+                latest = next(reversed(followers))
+                whole[context[-n:]] = {latest: followers[latest]}
+        return super()._look(context, top_ids)
+
+
+class Scaled(list[float]):
+    """Probabilities that are read times `scale`."""
+
+    scale = 1.0
+
+    def __getitem__(self, cell: Any) -> Any:
+        return super().__getitem__(cell) * self.scale
+
+
+class Competing(CalibratedDrafter):
+    """Siblings compete: where their probabilities sum up to more than 1 they share it."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.table.probability = Scaled(self.table.probability)
+
+    def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
+        base, named = super()._look(context, top_ids)
+        probability: Any = self.table.probability
+        probability.scale = 1.0
+        probability.scale = 1 / max(1.0, sum(probability[base + more] for more in named.values()))
+        return base, named
+
+
+class FixedPrior(CalibratedDrafter):
+    """Nothing is learnt."""
+
+    def _learn(self, candidates: Candidates, true: int) -> None:
+        pass
+
+
+class Flat(CalibratedDrafter):
+    """Every cell begins with the same probability."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        flat = [[0.0] * len(source.grades) for source in self.sources]
+        self.table = AcceptanceTable(additive_prior(FLAT, flat), self.table.strength)
+
+
+class Forgetting(CalibratedDrafter):
+    """What a cell has seen fades by a hundredth with each of its observations."""
+
+    def _learn(self, candidates: Candidates, true: int) -> None:
+        base, named = candidates
+        table: Any = self.table
+        for more in named.values():
+            table.seen[base + more] *= 0.99
+            table.right[base + more] *= 0.99
+        super()._learn(candidates, true)
+
+
+class ByDepth(CalibratedDrafter):
+    """Depth is a feature: the first, second and third edge and those below have their own table."""
+
+    TABLES = 4
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._cells_each = len(self.table.prior)
+        self.table = AcceptanceTable(self.table.prior * self.TABLES, self.table.strength)
+
+    def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
+        base, named = super()._look(context, top_ids)
+        depth, node = 0, len(self._tokens) - 1
+        while node and depth < self.TABLES - 1:
+            node = self._parents[node]
+            depth += 1
+        return base + depth * self._cells_each, named
+
+
+class Mixed(CalibratedDrafter):
+    """Estimates are mixed instead of counted together: each source has a table of its own, and a
+    token is wrong only if it is so by all of them (noisy or)."""
+
+    class Table(AcceptanceTable):
+        def __init__(self, drafter: CalibratedDrafter) -> None:
+            self.sources = drafter.sources
+            prior = drafter.table.prior
+            self.tables = [
+                AcceptanceTable(
+                    [prior[grade * source.stride] for grade in range(len(source.grades))],
+                    drafter.table.strength,
+                )
+                for source in self.sources
+            ]
+            self.prior, self.strength = prior, drafter.table.strength
+            self.probability = self  # type: ignore[assignment]
+            self.seen = self.right = []
+
+        def reset(self) -> None:
+            for table in self.tables:
+                table.reset()
+
+        def __getitem__(self, cell: int) -> float:
+            wrong = 1.0
+            for source, table in zip(self.sources, self.tables, strict=True):
+                grade = cell // source.stride % len(source.grades)
+                if not source.grades[grade].startswith("no"):  # it names the token
+                    wrong *= 1 - table.probability[grade]
+            return 1 - wrong
+
+        def learn(self, cell: int, right: bool) -> None:
+            for source, table in zip(self.sources, self.tables, strict=True):
+                table.learn(cell // source.stride % len(source.grades), right)
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.table = self.Table(self)
+
+
+VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
+    "as it is": CalibratedDrafter,
+    "without n-grams": partial(Without, source="n-grams"),
+    "without rows": partial(Without, source="rows"),
+    "without the last logits": partial(Without, source="last logits"),
+    "n-grams up to 3": partial(CalibratedDrafter, max_ngram_size=3),
+    "n-grams up to 8": partial(CalibratedDrafter, max_ngram_size=8),
+    "the latest follower only": LatestFollower,
+    "rows by one token": OneTokenRows,
+    "rows by three tokens first": ThreeTokenRows,
+    "rows of accepted nodes only": AcceptedRows,
+    "rows of the prompt, too": PromptRows,
+    "rows of 4": partial(CalibratedDrafter, row_width=4),
+    "rows of 16": partial(CalibratedDrafter, row_width=16),
+    "rows not kept": partial(CalibratedDrafter, reset_rows=True),
+    "no rows of the vocabulary": partial(CalibratedDrafter, vocabulary_rows=0),
+    "rows of this prompt only": partial(CalibratedDrafter, vocabulary_rows=0, reset_rows=True),
+    "last logits to rank 12": partial(CalibratedDrafter, last_width=12),
+    "last logits to rank 60": partial(CalibratedDrafter, last_width=60),
+    "table not kept": partial(CalibratedDrafter, reset_table=True),
+    "prior only, no learning": FixedPrior,
+    "no prior": Flat,
+    "prior weighs 5": partial(CalibratedDrafter, prior_strength=5),
+    "prior weighs 100": partial(CalibratedDrafter, prior_strength=100),
+    "forgetting": Forgetting,
+    "depth as a feature": ByDepth,
+    "siblings compete": Competing,
+    "estimates mixed": Mixed,
+}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Have every variant answer the questions at every capacity, and print a row for each.
+
+    Raises:
+        InputError: a variant that is not there, or what the shared flags name.
+    """
+    wanted = [name.strip() for name in args.variants.split(",")] if args.variants else [*VARIANTS]
+    for name in wanted:
+        if name not in VARIANTS:
+            raise InputError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
+    _, questions = chosen_questions(args)
+    target = Target.resolve(args)
+    results = Results(args.json, args, target.device)
+    models = Models(target, shared=False)
+    columns = {f"MAT at {capacity}": 9 for capacity in args.capacities}
+    table = Table(
+        f"{len(questions)} questions of {args.bench_name}",
+        {"variant": 28, **{k: v for c in columns for k, v in ((c, 9), (f"÷ {c[4:]}", 7))}},
+    )
+    base: dict[int, float] = {}
+    for name in wanted:
+        cells: list[str] = []
+        for capacity in args.capacities:
+            engine = KVEngine(models, VARIANTS[name](capacity))
+            tokens, steps = answer(engine, questions, target, args)
+            mat = tokens / steps
+            base.setdefault(capacity, mat)
+            results.add(
+                "variants",
+                {"variant": name, "capacity": capacity, "mat": mat, "tokens": tokens},
+            )
+            cells += [f"{mat:.3f}", f"{mat / base[capacity]:.3f}"]
+        table.add(name, *cells)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser("python -m benchmarks.study", "What each part of the method calibrated adds.")
+    add = parser.add_argument
+    add("--model-path", default="checkpoints/smollm2-135m-instruct", help="checkpoint or hub id")
+    add("--bench-name", default="spec_bench", type=plain_name, help="data/NAME/question.jsonl")
+    add("--question-begin", type=int, metavar="I", help="index of the first question of a slice")
+    add("--question-end", type=int, metavar="J", help="index behind the last question of a slice")
+    add("--question-stride", type=at_least(1), default=24, metavar="K", help="only every K-th")
+    add("--max-new-tokens", type=at_least(1), default=128, help="most tokens per answer")
+    add("--conv-template", metavar="NAME", help="as in the inference scripts")
+    add("--variants", metavar="A,B,...", help="the first is what the others are compared with")
+    add(
+        "--capacities", type=at_least(2), nargs="+", default=[64, 16], metavar="C",
+        help="nodes of a tree",
+    )  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="all figures, kept up after every row")
+    add_machine_flags(parser)
+    parser.set_defaults(cap_new_tokens=True)
+    args = parser.parse_args(argv)
+    return run_command(parser.prog, lambda: run(args), INTERRUPTED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
