@@ -40,7 +40,7 @@ from evaluation.eval import (
 from evaluation.methods import METHODS, Method, Options, add_options, find_method
 from evaluation.plots import new_figure, require_matplotlib, save_figure, style
 from evaluation.questions import Question, sha256
-from evaluation.run import ignored
+from evaluation.run import say_what_is_ignored
 from evaluation.tables import Row, Table, to_markdown, to_terminal, write_text
 from evaluation.targets import Target, model_name
 from evaluation.traces import write_atomically
@@ -457,13 +457,7 @@ def choose_methods(
         if not listed or len(set(listed)) < len(listed):
             raise InputError(f"--methods {names!r} names none, or one twice; name each once")
         chosen = [find_method(name) for name in listed]
-    for option, ignoring in ignored(chosen, dict(given)).items():
-        if len(ignoring) == len(chosen):
-            raise InputError(
-                f"--{option} means nothing to {', '.join(ignoring)}; leave it out or add a method "
-                "that knows it (--help says which)"
-            )
-        print(f"--{option} is ignored by {', '.join(ignoring)}")
+    say_what_is_ignored(chosen, given)
     methods = {method.name: (method, method.settings(given)) for method in chosen}
     for method, options in methods.values():
         method.check(options)

@@ -74,7 +74,7 @@ def newton(x: Floats, seen: Floats, right: Floats) -> Floats:
         slope = x.T @ (seen * p - right) + penalty * weights
         curvature = (x * (seen * p * (1 - p))[:, None]).T @ x + np.diag(penalty)
         step = np.linalg.solve(curvature, slope)
-        weights -= step * min(1, 2 / np.abs(step).max())
+        weights -= step / max(1.0, float(np.abs(step).max()) / 2)
         if np.abs(step).max() < 1e-6:
             return weights
     raise ArithmeticError("the regression does not converge")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from .methods import METHODS, Method, add_options, find_method
 
 def run_one(args: argparse.Namespace, method: Method) -> None:
     """Answer a benchmark with one method; its options are read from the namespace too."""
+    say_what_is_ignored([method], vars(args))
     answer_file = args.answer_file
     if answer_file is None:
         answer_file = answer_folder(args.bench_name) / f"{args.model_id}.jsonl"
@@ -51,13 +52,7 @@ def run_several(args: argparse.Namespace) -> None:
         raise InputError(
             f"--methods {args.methods!r} names none, or one twice; give names of --list once each"
         )
-    for name, ignoring in ignored(methods, vars(args)).items():
-        if len(ignoring) == len(methods):
-            raise InputError(
-                f"--{name} means nothing to {args.methods}; leave it out or add a method that "
-                "knows it (--help says which)"
-            )
-        print(f"--{name} is ignored by {', '.join(ignoring)}")
+    say_what_is_ignored(methods, vars(args))
     folder = args.answer_dir or answer_folder(args.bench_name)
     run_eval(
         args,
@@ -73,15 +68,25 @@ def run_several(args: argparse.Namespace) -> None:
     )
 
 
-def ignored(methods: Sequence[Method], given: dict[str, Any]) -> dict[str, list[str]]:
-    """Of the options given, those that some of the methods do not have, with these methods."""
-    known = {
-        method.name: {o.name for o in method.options if o.takes(given.get(o.name))}
-        for method in methods
-    }
+def say_what_is_ignored(methods: Sequence[Method], given: Mapping[str, Any]) -> None:
+    """Print which of the options given some of the methods do not have.
+
+    Raises:
+        InputError: none of the methods has it.
+    """
     options = {o.name for m in METHODS.values() for o in m.options} & given.keys()
-    lacking = {o: [name for name, own in known.items() if o not in own] for o in sorted(options)}
-    return {o.replace("_", "-"): names for o, names in lacking.items() if names}
+    for name in sorted(options):
+        value = given[name]
+        having = [m for m in methods if any(o.name == name and o.takes(value) for o in m.options)]
+        ignoring = ", ".join(method.name for method in methods if method not in having)
+        flag = f"--{name.replace('_', '-')}" + (" auto" if value == "auto" else "")
+        if not having:
+            raise InputError(
+                f"{flag} means nothing to {ignoring}; leave it out or add a method that knows it "
+                "(--help says which)"
+            )
+        if ignoring:
+            print(f"{flag} is ignored by {ignoring}")
 
 
 class ListMethods(argparse.Action):

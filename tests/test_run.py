@@ -119,6 +119,38 @@ def test_flags_reach_the_methods_that_know_them(
         assert max(record["choices"][0]["tree_sizes"][0]) <= 9
 
 
+def test_a_method_runs_beside_itself_at_other_capacities(
+    run: Callable[..., int], make_bench: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_bench(question(1)) / "model_answer"
+    methods = "recycling@3,recycling,calibrated@auto,calibrated"
+    assert run(methods, "--draft-tree-capacity", "9", "--vocabulary-rows", "0") == 0
+    for name, wanted, most in (
+        ("recycling@3", 3, 3),
+        ("recycling", 9, 9),
+        ("calibrated@auto", "auto", 128),
+        ("calibrated", 9, 9),
+    ):
+        settings = json.loads((folder / f"x-{name}.meta.json").read_text())["settings"]
+        assert (settings["method"], settings["draft_tree_capacity"]) == (name, wanted)
+        (record,) = lines(folder / f"x-{name}.jsonl")
+        assert max(record["choices"][0]["tree_sizes"][0]) <= most
+    capsys.readouterr()
+    assert run("recycling,logitspec", "--draft-tree-capacity", "auto", "--overwrite") == 0
+    assert "--draft-tree-capacity auto is ignored by recycling\n" in capsys.readouterr().out
+
+
+def test_a_script_refuses_what_its_method_cannot_do(
+    chat_path: str, make_bench: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from evaluation import inference_racer
+
+    make_bench(question(1))
+    argv = ["--model-path", chat_path, "--model-id", "x", "--bench-name", "mine"]
+    assert inference_racer.main([*argv, "--draft-tree-capacity", "auto"]) == 2
+    assert "--draft-tree-capacity auto means nothing to racer" in capsys.readouterr().err
+
+
 def test_the_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(["--list"])
@@ -169,6 +201,12 @@ def test_a_script_takes_its_own_flags_only(
         ("pld", ["--num-pred-tokens", "1000000000"], "is not a whole number from 1 to 4096"),
         ("pld", ["--question-stride", "0"], "'0' is not a whole number of 1 or more"),
         ("pld", ["--answer-dir", "/dev/null/x"], "or --answer-dir of evaluation.run)"),
+        ("vanilla@4", [], "'vanilla@4': vanilla has no draft-tree capacity; leave @4 out"),
+        ("racer@auto", [], "'racer@auto': racer cannot size its trees itself; give a number"),
+        ("racer@no", [], "'racer@no': the capacity 'no' is not a whole number from 1 to 4096"),
+        ("racer@0", [], "'racer@0': the capacity '0' is not a whole number"),
+        ("racer", ["--draft-tree-capacity", "auto"], "--draft-tree-capacity auto means nothing to"),
+        ("racer", ["--draft-tree-capacity", "many"], "'many' is not a whole number from 1 to 4096"),
         ("pld", ["--answer-file", "x"], "unrecognized arguments: --answer-file"),
     ],
 )
