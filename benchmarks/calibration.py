@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.arguments import Parser, add_machine_flags, at_least, plain_name, run_command
+from evaluation.arguments import Parser, add_machine_flags, at_least, run_command
 from evaluation.engines import KVEngine, Models
 from evaluation.eval import chosen_questions
 from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
@@ -24,7 +24,7 @@ from model.logitspec import CalibratedDrafter, DraftTree
 from model.logitspec.budget import Capacity
 
 from .fit_prior import answer
-from .measure import INTERRUPTED, Results, Row, Table, picture
+from .measure import INTERRUPTED, Results, Row, Table, add_question_flags, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,18 +189,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Compare the path probabilities of the method calibrated with what was accepted.",
     )
     add = parser.add_argument
-    add("--model-path", default="checkpoints/smollm2-135m-instruct", help="checkpoint or hub id")
-    add("--bench-name", default="spec_bench", type=plain_name, help="data/NAME/question.jsonl")
-    add("--question-begin", type=int, metavar="I", help="index of the first question of a slice")
-    add("--question-end", type=int, metavar="J", help="index behind the last question of a slice")
-    add("--question-stride", type=at_least(1), default=12, metavar="K", help="only every K-th")
-    add("--max-new-tokens", type=at_least(1), default=128, help="most tokens per answer")
-    add("--conv-template", metavar="NAME", help="as in the inference scripts")
+    add_question_flags(parser, stride=12)
     add("--draft-tree-capacity", type=at_least(2), default=64, metavar="C", help="nodes of a tree")
     add("--json", type=Path, metavar="FILE", help="all figures")
     add("--plot", type=picture, metavar="FILE.png", help="a picture; needs the extra `plots`")
     add_machine_flags(parser)
-    parser.set_defaults(cap_new_tokens=True)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: run(args), INTERRUPTED)
 

@@ -23,8 +23,6 @@ from tqdm import tqdm
 from evaluation.arguments import (
     Parser,
     add_machine_flags,
-    at_least,
-    plain_name,
     run_command,
 )
 from evaluation.engines import Engine, Models
@@ -46,6 +44,8 @@ from evaluation.targets import Target, model_name
 from evaluation.traces import write_atomically
 from model.logitspec import DecodingResult
 from model.logitspec.errors import InputError
+
+from .measure import add_question_flags
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -654,13 +654,7 @@ def build_parser() -> Parser:
         "Methods side by side with transformers' generate(): greedy, first turns, one model.",
     )
     add = parser.add_argument
-    add("--model-path", default="checkpoints/smollm2-135m-instruct", help="checkpoint or hub id")
-    add("--bench-name", default="spec_bench", type=plain_name, help="data/NAME/question.jsonl")
-    add("--question-begin", type=int, metavar="I", help="index of the first question of a slice")
-    add("--question-end", type=int, metavar="J", help="index behind the last question of a slice")
-    add("--question-stride", type=at_least(1), default=1, metavar="K", help="only every K-th")
-    add("--max-new-tokens", type=at_least(1), default=128, help="most tokens per answer")
-    add("--conv-template", metavar="NAME", help="as in the inference scripts")
+    add_question_flags(parser)
     add("--methods", metavar="A,B,...", help="of `python -m evaluation.run --list` (default: all)")
     add("--json", type=Path, metavar="FILE", help="all figures, kept up after every question")
     add("--plot", type=Path, metavar="FILE.png", help="a picture; needs the extra `plots`")
@@ -674,7 +668,6 @@ def build_parser() -> Parser:
     )
     add_machine_flags(parser)
     add_options(parser, *METHODS.values())
-    parser.set_defaults(cap_new_tokens=True)
     return parser
 
 

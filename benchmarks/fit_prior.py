@@ -17,16 +17,17 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from evaluation.arguments import Parser, add_machine_flags, at_least, plain_name, run_command
+from evaluation.arguments import Parser, add_machine_flags, at_least, run_command
 from evaluation.engines import KVEngine, Models
-from evaluation.eval import allowed_tokens
-from evaluation.prompts import answer_text
-from evaluation.questions import Question, load_questions, question_path
+from evaluation.eval import Answerer, chosen_questions
+from evaluation.questions import Question
 from evaluation.targets import Target, model_name
 from evaluation.traces import write_atomically
 from model.logitspec import CalibratedDrafter
-from model.logitspec.drafters.calibrated import PRIOR
+from model.logitspec.drafters.calibrated import PRIOR, prior_of
 from model.logitspec.evidence import AcceptanceTable, LastEvidence, Source, additive_prior
+
+from .measure import add_question_flags
 
 FLAT = -2.0  # log-odds of every candidate before anything is fitted
 RIDGE = 1.0  # a weight of w costs RIDGE * w * w / 2 of the log-likelihood
@@ -84,40 +85,35 @@ def answer(
     engine: KVEngine, questions: Sequence[Question], target: Target, args: argparse.Namespace
 ) -> tuple[int, int]:
     """Have all turns of the questions answered; the tokens and steps that took."""
+    answerer = Answerer(target, engine, "", args)
     tokens = steps = 0
     for question in tqdm(questions, unit="question"):
-        conversation = target.prompts.start()
-        for asked in question.turns:
-            prompt_ids = conversation.ask(asked)
-            allowed = allowed_tokens(question, prompt_ids, target, args)
-            result = engine.generate(prompt_ids, allowed)
-            text = answer_text(target.tokenizer, result.tokens, conversation.stop_strings)
-            conversation.answer(text)
-            tokens += len(result.tokens)
-            steps += result.steps
+        (choice,) = answerer.answer(question)["choices"]
+        tokens += sum(choice["new_tokens"])
+        steps += len(choice["accept_lengths"])
     return tokens, steps
+
+
+def flat_prior(sources: Sequence[Source]) -> list[float]:
+    """The same probability for every cell."""
+    return additive_prior(FLAT, [[0.0] * len(source.grades) for source in sources])
 
 
 def run(args: argparse.Namespace) -> None:
     """Answer and fit as often as wanted, each time with the prior of the time before."""
-    questions = load_questions(question_path(args.bench_name))
+    _, questions = chosen_questions(args)
     target = Target.resolve(args)
     widest = LastEvidence.BINS[-1] + 1  # so that every grade is seen
     drafter = CalibratedDrafter(args.draft_tree_capacity, last_width=widest)
     engine = KVEngine(Models(target, shared=False), drafter)
-    drafter.table = AcceptanceTable(
-        additive_prior(FLAT, [[0.0] * len(source.grades) for source in drafter.sources]),
-        drafter.table.strength,
-    )
+    drafter.table = AcceptanceTable(flat_prior(drafter.sources), drafter.table.strength)
     for round_ in range(1, args.rounds + 1):
         drafter.forget()
         tokens, steps = answer(engine, questions, target, args)
         seen, right = np.array(drafter.table.seen, float), np.array(drafter.table.right, float)
         fitted = fit(drafter.sources, seen, right)
-        weights = [list(fitted[source.name].values()) for source in drafter.sources]
-        drafter.table = AcceptanceTable(
-            additive_prior(fitted["bias"], weights), drafter.table.strength
-        )
+        prior = prior_of(fitted, drafter.sources)
+        drafter.table = AcceptanceTable(prior, drafter.table.strength)
         print(f"round {round_}: MAT {tokens / steps:.3f}, {int(seen.sum())} candidates seen")
         about = (
             f"python -m benchmarks.fit_prior, {len(questions)} questions of {args.bench_name}, "
@@ -130,15 +126,11 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m benchmarks.fit_prior", "Fit the prior of the method calibrated.")
     add = parser.add_argument
-    add("--model-path", default="checkpoints/smollm2-135m-instruct", help="checkpoint or hub id")
-    add("--bench-name", default="fit", type=plain_name, help="data/NAME/question.jsonl")
-    add("--max-new-tokens", type=at_least(1), default=128, help="most tokens per answer")
-    add("--conv-template", metavar="NAME", help="as in the inference scripts")
+    add_question_flags(parser, bench_name="fit")
     add("--draft-tree-capacity", type=at_least(2), default=64, metavar="C", help="nodes of a tree")
     add("--rounds", type=at_least(1), default=2, help="each begins with the prior of the last")
     add("--output", type=Path, default=PRIOR, metavar="FILE", help="where the prior is written")
     add_machine_flags(parser)
-    parser.set_defaults(cap_new_tokens=True)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: run(args))
 

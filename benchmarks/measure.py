@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from evaluation.arguments import Parser, at_least, plain_name
 from evaluation.environment import describe_environment
 from evaluation.traces import write_atomically
 from model.logitspec.errors import InputError
@@ -89,6 +90,19 @@ class Results:
             raise InputError(
                 f"cannot write {self._path}: {error.strerror}; give --json another file"
             ) from error
+
+
+def add_question_flags(parser: Parser, *, bench_name: str = "spec_bench", stride: int = 1) -> None:
+    """What is asked of which model, as in the inference scripts, with a benchmark's defaults."""
+    add = parser.add_argument
+    add("--model-path", default="checkpoints/smollm2-135m-instruct", help="checkpoint or hub id")
+    add("--bench-name", default=bench_name, type=plain_name, help="data/NAME/question.jsonl")
+    add("--question-begin", type=int, metavar="I", help="index of the first question of a slice")
+    add("--question-end", type=int, metavar="J", help="index behind the last question of a slice")
+    add("--question-stride", type=at_least(1), default=stride, metavar="K", help="only every K-th")
+    add("--max-new-tokens", type=at_least(1), default=128, help="most tokens per answer")
+    add("--conv-template", metavar="NAME", help="as in the inference scripts")
+    parser.set_defaults(cap_new_tokens=True, num_choices=1, seed=0)
 
 
 def picture(text: str) -> Path:

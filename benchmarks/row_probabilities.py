@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from evaluation.arguments import Parser, add_machine_flags, at_least, plain_name, run_command
+from evaluation.arguments import Parser, add_machine_flags, run_command
 from evaluation.engines import KVEngine, Models
 from evaluation.eval import allowed_tokens, chosen_questions
 from evaluation.targets import Target
@@ -26,7 +26,7 @@ from model.logitspec.decoding import read_in
 from model.logitspec.evidence import NgramEvidence
 
 from .fit_prior import Floats, newton
-from .measure import INTERRUPTED, Table
+from .measure import INTERRUPTED, Table, add_question_flags
 
 WIDTH = 8  # tokens of a row
 EDGES = (0.005, 0.02, 0.05, 0.15, 0.3, 0.5, 0.7, 0.9)  # of the bins of probability
@@ -135,16 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         "python -m benchmarks.row_probabilities", "Rows of copied logits: ranks or probabilities?"
     )
-    add = parser.add_argument
-    add("--model-path", default="checkpoints/smollm2-135m-instruct", help="checkpoint or hub id")
-    add("--bench-name", default="fit", type=plain_name, help="data/NAME/question.jsonl")
-    add("--question-begin", type=int, metavar="I", help="index of the first question of a slice")
-    add("--question-end", type=int, metavar="J", help="index behind the last question of a slice")
-    add("--question-stride", type=at_least(1), default=1, metavar="K", help="only every K-th")
-    add("--max-new-tokens", type=at_least(1), default=128, help="most tokens per answer")
-    add("--conv-template", metavar="NAME", help="as in the inference scripts")
+    add_question_flags(parser, bench_name="fit")
     add_machine_flags(parser)
-    parser.set_defaults(cap_new_tokens=True)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: run(args), INTERRUPTED)
 

@@ -13,17 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.arguments import Parser, add_machine_flags, at_least, plain_name, run_command
+from evaluation.arguments import Parser, add_machine_flags, at_least, run_command
 from evaluation.engines import KVEngine, Models
 from evaluation.eval import chosen_questions
 from evaluation.targets import Target
 from model.logitspec import CalibratedDrafter, DraftTree
 from model.logitspec.drafters.calibrated import Candidates
 from model.logitspec.errors import InputError
-from model.logitspec.evidence import AcceptanceTable, additive_prior
+from model.logitspec.evidence import AcceptanceTable
 
-from .fit_prior import FLAT, answer
-from .measure import INTERRUPTED, Results, Table
+from .fit_prior import answer, flat_prior
+from .measure import INTERRUPTED, Results, Table, add_question_flags
 
 TopIds = Sequence[Sequence[int]]
 
@@ -156,8 +156,7 @@ class Flat(CalibratedDrafter):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        flat = [[0.0] * len(source.grades) for source in self.sources]
-        self.table = AcceptanceTable(additive_prior(FLAT, flat), self.table.strength)
+        self.table = AcceptanceTable(flat_prior(self.sources), self.table.strength)
 
 
 class Forgetting(CalibratedDrafter):
@@ -300,13 +299,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m benchmarks.study", "What each part of the method calibrated adds.")
     add = parser.add_argument
-    add("--model-path", default="checkpoints/smollm2-135m-instruct", help="checkpoint or hub id")
-    add("--bench-name", default="spec_bench", type=plain_name, help="data/NAME/question.jsonl")
-    add("--question-begin", type=int, metavar="I", help="index of the first question of a slice")
-    add("--question-end", type=int, metavar="J", help="index behind the last question of a slice")
-    add("--question-stride", type=at_least(1), default=24, metavar="K", help="only every K-th")
-    add("--max-new-tokens", type=at_least(1), default=128, help="most tokens per answer")
-    add("--conv-template", metavar="NAME", help="as in the inference scripts")
+    add_question_flags(parser, stride=24)
     add("--variants", metavar="A,B,...", help="the first is what the others are compared with")
     add(
         "--capacities", type=at_least(2), nargs="+", default=[64, 16], metavar="C",
@@ -314,7 +307,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="all figures, kept up after every row")
     add_machine_flags(parser)
-    parser.set_defaults(cap_new_tokens=True)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: run(args), INTERRUPTED)
 

@@ -112,10 +112,7 @@ class DraftTree:
         """The same tree without any but its first nodes; itself when it has no more."""
         if len(self) <= nodes:
             return self
-        cut = DraftTree(self.tokens[0], self.capacity)
-        for node in range(1, nodes):
-            cut.add(self.tokens[node], self.parents[node])
-        return cut
+        return DraftTree.of(self.tokens[:nodes], self.parents[:nodes], self.capacity)
 
     def ancestor_mask(self) -> npt.NDArray[np.bool_]:
         """[n, n] bool: entry (i, j) is true when node j is node i or one of its ancestors."""

@@ -12,6 +12,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -22,7 +23,7 @@ from .kernels import cpu_info
 from .kv_cache import KVCache
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .storage import remembered
-from .verification import node_bucket, verifier
+from .verification import node_bucket, verify
 
 NODES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
 Key = TypeVar("Key")
@@ -120,15 +121,7 @@ def measure(model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> StepCost:
     seconds = []
     for context in contexts:
         cache = filled_cache(model, context, room=NODES[-1])
-        step = verifier(model, cache, top_k, node_top_k)
-
-        def run(tree: DraftTree) -> None:
-            step.build(tree)  # noqa: B023 - called within the round
-            step.forward()  # noqa: B023
-            step.accept()  # noqa: B023
-
-        trees = {n: wide_tree(n) for n in nodes}
-        steps = {n: (lambda tree=tree: run(tree)) for n, tree in trees.items()}
+        steps = {n: partial(verify, model, wide_tree(n), cache, top_k, node_top_k) for n in nodes}
         seconds.append([statistics.median(s) for s in interleaved(steps, ROUNDS).values()])
     return StepCost(contexts, nodes, seconds, padded=model.graphs)
 

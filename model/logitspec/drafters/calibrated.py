@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..budget import Budget, Capacity, resolve_capacity
 from ..draft_tree import DraftTree
@@ -251,6 +251,10 @@ class CalibratedDrafter(Drafter):
 
 def read_prior(sources: Sequence[Source]) -> list[float]:
     """The fixed prior of every cell: the file's weights of the grades (evidence.additive_prior)."""
-    fitted = json.loads(PRIOR.read_text(encoding="utf-8"))
+    return prior_of(json.loads(PRIOR.read_text(encoding="utf-8")), sources)
+
+
+def prior_of(fitted: Mapping[str, Any], sources: Sequence[Source]) -> list[float]:
+    """The prior of every cell that the weights of a file like that make up."""
     weights = [[fitted[source.name][grade] for grade in source.fitted] for source in sources]
     return additive_prior(fitted["bias"], weights)
