@@ -29,7 +29,7 @@ setup(
     package_data={
         "logitspec": ["py.typed"],
         "logitspec.drafters": ["calibrated_prior.json"],
-        "logitspec.native": ["layers.cpp"],
+        "logitspec.native": ["layers.cpp", "drafting.cpp"],
     },
     install_requires=requirements(),
     extras_require={

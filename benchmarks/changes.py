@@ -22,7 +22,7 @@ from model.logitspec.kernels import why_not
 from model.logitspec.linear import Linear, Product
 from model.logitspec.loading import load_config
 from model.logitspec.modeling_llama_kv import Attention, max_positions
-from model.logitspec.native import Matrix, best_tokens
+from model.logitspec.native.layers import Matrix, best_tokens
 from model.logitspec.step_cost import filled_cache, interleaved, wide_tree
 from model.logitspec.verification import verify
 

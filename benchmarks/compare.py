@@ -23,6 +23,7 @@ from tqdm import tqdm
 from evaluation.arguments import (
     Parser,
     add_machine_flags,
+    add_warmup_flag,
     run_command,
 )
 from evaluation.engines import Engine, Models
@@ -667,6 +668,7 @@ def build_parser() -> Parser:
         help="measure nothing, print what --json wrote; with --plot and --markdown if wanted",
     )
     add_machine_flags(parser)
+    add_warmup_flag(parser)
     add_options(parser, *METHODS.values())
     return parser
 

@@ -25,7 +25,7 @@ from evaluation.targets import Target, model_name
 from evaluation.traces import write_atomically
 from model.logitspec import CalibratedDrafter
 from model.logitspec.drafters.calibrated import PRIOR, prior_of
-from model.logitspec.evidence import AcceptanceTable, LastEvidence, Source, additive_prior
+from model.logitspec.evidence import LastEvidence, Source, additive_prior
 
 from .measure import add_question_flags
 
@@ -106,14 +106,13 @@ def run(args: argparse.Namespace) -> None:
     widest = LastEvidence.BINS[-1] + 1  # so that every grade is seen
     drafter = CalibratedDrafter(args.draft_tree_capacity, last_width=widest)
     engine = KVEngine(Models(target, shared=False), drafter)
-    drafter.table = AcceptanceTable(flat_prior(drafter.sources), drafter.table.strength)
+    drafter.use_prior(flat_prior(drafter.sources))
     for round_ in range(1, args.rounds + 1):
-        drafter.forget()
         tokens, steps = answer(engine, questions, target, args)
         seen, right = np.array(drafter.table.seen, float), np.array(drafter.table.right, float)
         fitted = fit(drafter.sources, seen, right)
         prior = prior_of(fitted, drafter.sources)
-        drafter.table = AcceptanceTable(prior, drafter.table.strength)
+        drafter.use_prior(prior)
         print(f"round {round_}: MAT {tokens / steps:.3f}, {int(seen.sum())} candidates seen")
         about = (
             f"python -m benchmarks.fit_prior, {len(questions)} questions of {args.bench_name}, "

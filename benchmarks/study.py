@@ -28,7 +28,14 @@ from .measure import INTERRUPTED, Results, Table, add_question_flags
 TopIds = Sequence[Sequence[int]]
 
 
-class Without(CalibratedDrafter):
+class Variant(CalibratedDrafter):
+    """On the code in Python, which subclasses change."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity, drafting_core="python")
+
+
+class Without(Variant):
     """One source of evidence says nothing."""
 
     def __init__(self, capacity: int, source: str) -> None:
@@ -43,7 +50,7 @@ class Without(CalibratedDrafter):
         return super().draft(root, () if self._off == "last logits" else top_ids)
 
 
-class OneTokenRows(CalibratedDrafter):
+class OneTokenRows(Variant):
     """Rows are looked up by the last token only."""
 
     def __init__(self, capacity: int) -> None:
@@ -52,7 +59,7 @@ class OneTokenRows(CalibratedDrafter):
         self._rows.learn = lambda before, token, row: learn(-1, token, row)  # type: ignore[method-assign]
 
 
-class ThreeTokenRows(CalibratedDrafter):
+class ThreeTokenRows(Variant):
     """Rows are looked up by the last three tokens first; their grades are those of two."""
 
     def __init__(self, capacity: int) -> None:
@@ -78,7 +85,7 @@ class ThreeTokenRows(CalibratedDrafter):
         return super()._look(context, top_ids)
 
 
-class AcceptedRows(CalibratedDrafter):
+class AcceptedRows(Variant):
     """Only accepted nodes leave a row."""
 
     def observe(self, tree: DraftTree, path: Sequence[int], top_ids: TopIds = ()) -> None:
@@ -93,7 +100,7 @@ class AcceptedRows(CalibratedDrafter):
         self._rows.learn = learn  # type: ignore[method-assign]
 
 
-class PromptRows(CalibratedDrafter):
+class PromptRows(Variant):
     """The prompt's tokens leave rows, too, which takes the head over all of the prompt."""
 
     def __init__(self, capacity: int) -> None:
@@ -106,7 +113,7 @@ class PromptRows(CalibratedDrafter):
             self._rows.learn(before, token, row)
 
 
-class LatestFollower(CalibratedDrafter):
+class LatestFollower(Variant):
     """Recency instead of counts: of what followed an n-gram only the latest counts, as if alone."""
 
     def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
@@ -129,7 +136,7 @@ class Scaled(list[float]):
         return super().__getitem__(cell) * self.scale
 
 
-class Competing(CalibratedDrafter):
+class Competing(Variant):
     """Siblings compete: where their probabilities sum up to more than 1 they share it."""
 
     def __init__(self, capacity: int) -> None:
@@ -144,14 +151,14 @@ class Competing(CalibratedDrafter):
         return base, named
 
 
-class FixedPrior(CalibratedDrafter):
+class FixedPrior(Variant):
     """Nothing is learnt."""
 
     def _learn(self, candidates: Candidates, true: int) -> None:
         pass
 
 
-class Flat(CalibratedDrafter):
+class Flat(Variant):
     """Every cell begins with the same probability."""
 
     def __init__(self, capacity: int) -> None:
@@ -159,7 +166,7 @@ class Flat(CalibratedDrafter):
         self.table = AcceptanceTable(flat_prior(self.sources), self.table.strength)
 
 
-class Forgetting(CalibratedDrafter):
+class Forgetting(Variant):
     """What a cell has seen fades by a hundredth with each of its observations."""
 
     def _learn(self, candidates: Candidates, true: int) -> None:
@@ -171,7 +178,7 @@ class Forgetting(CalibratedDrafter):
         super()._learn(candidates, true)
 
 
-class ByDepth(CalibratedDrafter):
+class ByDepth(Variant):
     """Depth is a feature: the first, second and third edge and those below have their own table."""
 
     TABLES = 4
@@ -190,7 +197,7 @@ class ByDepth(CalibratedDrafter):
         return base + depth * self._cells_each, named
 
 
-class Mixed(CalibratedDrafter):
+class Mixed(Variant):
     """Estimates are mixed instead of counted together: each source has a table of its own, and a
     token is wrong only if it is so by all of them (noisy or)."""
 
@@ -206,7 +213,7 @@ class Mixed(CalibratedDrafter):
                 for source in self.sources
             ]
             self.prior, self.strength = prior, drafter.table.strength
-            self.probability = self  # type: ignore[assignment]
+            self.probability = self
             self.seen = self.right = []
 
         def reset(self) -> None:
@@ -245,8 +252,11 @@ VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
     "rows of 4": partial(CalibratedDrafter, row_width=4),
     "rows of 16": partial(CalibratedDrafter, row_width=16),
     "rows not kept": partial(CalibratedDrafter, reset_rows=True),
+    "n-grams not kept": partial(CalibratedDrafter, reset_ngrams=True),
     "no rows of the vocabulary": partial(CalibratedDrafter, vocabulary_rows=0),
-    "rows of this prompt only": partial(CalibratedDrafter, vocabulary_rows=0, reset_rows=True),
+    "of this prompt only": partial(
+        CalibratedDrafter, vocabulary_rows=0, reset_rows=True, reset_ngrams=True, reset_table=True
+    ),
     "last logits to rank 12": partial(CalibratedDrafter, last_width=12),
     "last logits to rank 60": partial(CalibratedDrafter, last_width=60),
     "table not kept": partial(CalibratedDrafter, reset_table=True),

@@ -89,6 +89,7 @@ def inference_parser(prog: str, description: str) -> Parser:
         help="instead of data/NAME/model_answer/ID.jsonl",
     )
     add_machine_flags(parser)
+    add_warmup_flag(parser)
     return parser
 
 
@@ -159,7 +160,12 @@ def add_machine_flags(parser: Parser) -> None:
         default="auto",
         help="on, off; auto: on where the model is on one GPU",
     )
-    add("--warmup", type=at_least(0), default=3, help="unmeasured runs of the first question")
+
+
+def add_warmup_flag(parser: Parser) -> None:
+    parser.add_argument(
+        "--warmup", type=at_least(0), default=3, help="unmeasured runs of the first question"
+    )
 
 
 INTERRUPTED = "interrupted; what is finished is on disk: run again, without --overwrite, to go on"

@@ -52,6 +52,8 @@ def option_type(option: Option) -> Any:
         return at_least(0)
     if option.name == CAPACITY:
         return capacity
+    if isinstance(option.default, str):
+        return str
     return at_least(1, LARGEST) if isinstance(option.default, int) else not_negative
 
 

@@ -18,6 +18,7 @@ from .arguments import (
     Parser,
     add_machine_flags,
     add_run_flags,
+    add_warmup_flag,
     answer_folder,
     inference_parser,
     run_command,
@@ -121,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_run_flags(parser)
     add_machine_flags(parser)
+    add_warmup_flag(parser)
     add_options(parser, *METHODS.values())
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: run_several(args))

@@ -6,12 +6,13 @@ import json
 import random
 from collections.abc import Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.calibration import reliability
@@ -31,15 +32,18 @@ from model.logitspec.budget import Budget
 from model.logitspec.drafters.calibrated import PRIOR
 from model.logitspec.evidence import (
     AcceptanceTable,
+    AnswerEvidence,
     LastEvidence,
     NgramEvidence,
     RowEvidence,
     Source,
     additive_prior,
 )
+from model.logitspec.native import compiler
 from model.logitspec.step_cost import StepCost, step_cost
 
 FLAT = StepCost((128, 1024), (1, 128), ((0.01, 0.0101), (0.01, 0.0101)))
+MIDDLE = StepCost((128, 1024), (1, 8, 128), ((0.01, 0.012, 0.06),) * 2)
 STEEP = StepCost((128, 1024), (1, 128), ((0.01, 1.0), (0.01, 1.0)))
 
 
@@ -77,7 +81,7 @@ def test_rows_prefer_two_tokens_to_one_to_earlier_prompts_to_the_vocabulary() ->
     rows = RowEvidence(2, stride=5, keep=True)
     rows.vocabulary = [[10, 11], [20, 21], [30, 31], [40, 41]]
     rows.learn(7, 3, [50, 51])
-    rows.reset()
+    rows.begin(())
     rows.learn(0, 1, [60, 61])
     rows.learn(9, 1, [70, 71])
     assert graded(rows, rows.look((0, 1)))[60] == "rank 0 in the row of two tokens"
@@ -96,7 +100,7 @@ def test_rows_prefer_two_tokens_to_one_to_earlier_prompts_to_the_vocabulary() ->
 def test_rows_of_a_prompt_end_with_it_unless_kept() -> None:
     rows = RowEvidence(2, stride=1, keep=False)
     rows.learn(7, 3, [50, 51])
-    rows.reset()
+    rows.begin(())
     assert rows.look((7, 3)) == (0, {})
 
 
@@ -157,7 +161,8 @@ def grown(drafter: CalibratedDrafter, seed: int = 0) -> tuple[DraftTree, list[in
 def test_the_tree_holds_the_most_probable_paths() -> None:
     """A greedy tree of C nodes is the C best of the tree that has them all."""
     for capacity in (2, 5, 20):
-        small, large = fresh(draft_tree_capacity=capacity), fresh(draft_tree_capacity=capacity)
+        small = fresh(draft_tree_capacity=capacity)
+        large = fresh(draft_tree_capacity=capacity, drafting_core="python")
         tree, _ = grown(small)
         assert len(tree) == capacity
         paths = small.path_probabilities
@@ -187,6 +192,91 @@ def test_pruning_changes_no_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (pruned.tokens, pruned.parents) == (whole.tokens, whole.parents)
 
 
+@given(seed=st.integers(0, 10_000), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
+    """Whatever is drafted, accepted and kept: the C++ does what the Python says."""
+    options: dict[str, Any] = {
+        "draft_tree_capacity": data.draw(st.sampled_from([2, 7, 24, "auto"])),
+        "max_ngram_size": data.draw(st.integers(1, 6)),
+        "row_width": data.draw(st.sampled_from([1, 4, 8])),
+        "last_width": data.draw(st.sampled_from([1, 5, 24])),
+        "reset_table": data.draw(st.booleans()),
+        "reset_rows": data.draw(st.booleans()),
+        "reset_ngrams": data.draw(st.booleans()),
+    }
+    cost = data.draw(st.sampled_from([FLAT, MIDDLE]))
+    cores = [fresh(**options, drafting_core=core) for core in ("native", "python")]
+    vocabulary = [
+        random.Random(token).sample(range(12), options["row_width"]) for token in range(9)
+    ]
+    for core in cores:
+        if core.budget is not None:
+            core.budget = Budget(cost)
+        core._rows.vocabulary = vocabulary
+        if core._native is not None:
+            core._native.set_vocabulary(vocabulary)
+    chance = random.Random(seed)
+    for prompt in range(3):
+        ids = [chance.randrange(12) for _ in range(chance.randrange(1, 40))]
+        for core in cores:
+            core.reset(ids)
+        for _ in range(chance.randrange(1, 12)):
+            top = chance.sample(range(12), min(12, options["last_width"]))
+            native, python = (core.draft(top[0], top) for core in cores)
+            assert native.tokens == python.tokens
+            assert native.parents == python.parents
+            assert cores[0].path_probabilities == cores[1].path_probabilities
+            assert cores[0].cells == cores[1].cells
+            path = [chance.randrange(len(native))]
+            while path[0]:
+                path.insert(0, native.parents[path[0]])
+            rows = [chance.sample(range(12), options["row_width"]) for _ in native.tokens]
+            deepest = chance.choice([len(path) - 1, 99])
+            for core, tree in zip(cores, (native, python), strict=True):
+                cut = tree.without_deeper_than(deepest)
+                kept = path if cut is tree else [0]
+                core.observe(cut, kept, rows[: len(cut)])
+        if prompt == 1 and chance.random() < 0.3:
+            for core in cores:
+                core.forget()
+    for name in ("seen", "right", "probability"):
+        assert list(getattr(cores[0].table, name)) == getattr(cores[1].table, name)
+
+
+def test_without_a_compiler_drafting_is_in_python(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    compiler.build.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="drafts in Python, which is slower: there is no C"):
+            assert len(grown(fresh(draft_tree_capacity=9))[0]) == 9
+        with pytest.raises(InputError, match=r"no C\+\+ compiler 'no-such-compiler'"):
+            fresh(drafting_core="native")
+    finally:
+        compiler.build.cache_clear()
+    with pytest.raises(InputError, match="'fast'; give auto, native, python"):
+        fresh(drafting_core="fast")
+
+
+def test_answers_are_looked_into_from_the_next_prompt_on() -> None:
+    for keep in (True, False):
+        earlier = AnswerEvidence(3, stride=1, keep=keep)
+        earlier.begin([1, 2, 3])
+        earlier.extend([7, 8])
+        earlier.extend([9])
+        assert earlier.look((7, 8)) == (0, {})
+        earlier.begin([5, 8, 4])
+        found = graded(earlier, earlier.look((7, 8)))
+        wanted = {None: "nothing of what followed 2", 9: "all, seen once of what followed 2"}
+        assert found == (wanted if keep else {None: "no n-gram"})
+        assert earlier.look((1, 2)) == (0, {})  # prompts are not kept
+        earlier.forget()
+        assert earlier.look((7,)) == (0, {})
+
+
 def test_every_candidate_below_an_accepted_node_is_learnt_once() -> None:
     drafter = fresh(draft_tree_capacity=8, last_width=3)
     drafter.reset([1, 2, 3, 1, 2])
@@ -201,13 +291,14 @@ def test_every_candidate_below_an_accepted_node_is_learnt_once() -> None:
 
 
 def test_what_is_kept_from_prompt_to_prompt() -> None:
-    for options, kept in (({}, True), ({"reset_table": True, "reset_rows": True}, False)):
+    resets = {"reset_table": True, "reset_rows": True, "reset_ngrams": True}
+    for options, kept in (({}, True), (resets, False)):
         drafter = fresh(draft_tree_capacity=8, last_width=3, **options)
         drafter.reset([1, 2, 3])
         drafter.observe(drafter.draft(7, [7, 8, 9]), [0], [[4, 5, 6, 1, 2, 3, 8, 9]] * 3)
         drafter.draft(8, [8, 7, 9])
         drafter.reset([50, 51])
-        assert (sum(drafter.table.seen) > 0) is kept
+        assert bool(sum(drafter.table.seen)) is kept
         assert (4 in drafter.draft(7, [7, 60, 61]).tokens) is kept
 
 
@@ -298,7 +389,10 @@ def test_other_capacities_are_refused(capacity: Any) -> None:
     ],
     ids=["calibrated", "calibrated auto", "logitspec auto"],
 )
-def test_the_tokens_are_the_targets_own(tiny: LlamaKVForCausalLM, drafter: Any) -> None:
+def test_the_tokens_are_the_targets_own(
+    tiny: LlamaKVForCausalLM, drafter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.logitspec.budget.step_cost", lambda *_: FLAT)
     prompt = [1, 5, 9, 5, 9, 7]
     wanted = generate(tiny, prompt, VanillaDrafter(), max_new_tokens=90).tokens
     for _ in range(2):  # cold and warm

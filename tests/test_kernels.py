@@ -13,9 +13,11 @@ import torch
 from transformers import AutoConfig, LlamaConfig
 
 from evaluation.engines import transformers_twin
-from model.logitspec import DraftTree, InputError, KVCache, LlamaKVForCausalLM, load, native
+from model.logitspec import DraftTree, InputError, KVCache, LlamaKVForCausalLM, load
 from model.logitspec.kernels import choose_kernels
 from model.logitspec.linear import Linear, why_not_packable
+from model.logitspec.native import compiler
+from model.logitspec.native.layers import Matrix, best_tokens
 from model.logitspec.verification import verify
 
 from .conftest import TINY, save_tiny
@@ -37,9 +39,9 @@ def wide_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 def rebuilt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """The native layers are compiled anew in the test, and forgotten after it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.build.cache_clear()
+    compiler.build.cache_clear()
     yield monkeypatch
-    native.build.cache_clear()
+    compiler.build.cache_clear()
 
 
 def test_the_default_model_runs_natively(default_model_path: str) -> None:
@@ -111,16 +113,16 @@ def test_an_unwritable_cache_folder_is_a_reason(
 
 
 def test_the_layers_are_compiled_once(rebuilt: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    first = native.library()
+    first = compiler.library("layers")
     (compiled,) = (tmp_path / "logitspec").iterdir()
-    rebuilt.setattr(native.subprocess, "run", refuse_to_compile(native.subprocess.run))
-    native.build.cache_clear()
-    assert native.library()._name == first._name == str(compiled)
+    rebuilt.setattr(compiler.subprocess, "run", refuse_to_compile(compiler.subprocess.run))
+    compiler.build.cache_clear()
+    assert compiler.library("layers")._name == first._name == str(compiled)
 
 
 def refuse_to_compile(run: Any) -> Any:
     def fake(command: list[str], **options: Any) -> Any:
-        assert str(native.SOURCE) not in command
+        assert str(compiler.source_of("layers")) not in command
         return run(command, **options)
 
     return fake
@@ -132,9 +134,9 @@ def test_cpus_without_avx512_compute_the_same(
     rebuilt: pytest.MonkeyPatch, wide_path: str, dtype: torch.dtype
 ) -> None:
     expected = prefilled(load(wide_path, dtype=dtype, cpu_kernels="native"), IDS)[1].float()
-    older = [flag.replace("native", "x86-64-v3") for flag in native.FLAGS]
-    rebuilt.setattr(native, "FLAGS", older)
-    native.build.cache_clear()
+    older = [flag.replace("native", "x86-64-v3") for flag in compiler.SOURCES["layers"]]
+    rebuilt.setitem(compiler.SOURCES, "layers", older)
+    compiler.build.cache_clear()
     found = prefilled(load(wide_path, dtype=dtype, cpu_kernels="native"), IDS)[1].float()
     tolerance = (1e-4 if dtype == torch.float32 else 0.05) * expected.abs().max().item()
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
@@ -203,8 +205,8 @@ def test_the_packed_product_keeps_its_bias() -> None:
 @pytest.mark.parametrize("shape", [(64, 64), (97, 128), (200, 192)])
 def test_the_native_product(shape: tuple[int, int], rows: int) -> None:
     weight, x = torch.randn(shape), torch.randn(rows, shape[1])
-    torch.testing.assert_close(native.Matrix(weight)(x), x @ weight.T, atol=1e-4, rtol=0)
-    half = native.Matrix(weight.bfloat16())(x.bfloat16())
+    torch.testing.assert_close(Matrix(weight)(x), x @ weight.T, atol=1e-4, rtol=0)
+    half = Matrix(weight.bfloat16())(x.bfloat16())
     expected = x.bfloat16().float() @ weight.bfloat16().float().T
     torch.testing.assert_close(half.float(), expected, atol=0.2, rtol=0.01)
 
@@ -219,8 +221,8 @@ def test_the_best_tokens(rows: int, vocab: int, count: int, dtype: torch.dtype) 
             sorted(range(vocab), key=lambda t, row=row: (-row[t], t))[:count]  # type: ignore[misc]
             for row in logits.float().tolist()
         ]
-        assert native.best_tokens(logits, count).tolist() == expected
-    assert torch.equal(native.best_tokens(tied, 1)[:, 0], tied.max(dim=-1).indices)
+        assert best_tokens(logits, count).tolist() == expected
+    assert torch.equal(best_tokens(tied, 1)[:, 0], tied.max(dim=-1).indices)
 
 
 @pytest.mark.parametrize(("top_k", "node_top_k"), [(0, 0), (5, 0), (0, 3), (200, 200)])

@@ -26,10 +26,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from model.logitspec import DraftTree, InputError, LlamaKVForCausalLM, load, native
+from model.logitspec import DraftTree, InputError, LlamaKVForCausalLM, load
 from model.logitspec.acceptance import TreeTensors
 from model.logitspec.kernels import KERNELS, Kernels
 from model.logitspec.loading import load_weights
+from model.logitspec.native.layers import CHUNK
 
 from .conftest import TINY, save_tiny
 
@@ -111,7 +112,7 @@ def check_against(reference: Any, model: LlamaKVForCausalLM, vocab: int) -> None
         largest = expected.abs().max().item()
         torch.testing.assert_close(logits.to(expected.dtype), expected, atol=1e-4 * largest, rtol=0)
 
-    length = native.CHUNK + 20 if model.native else 40
+    length = CHUNK + 20 if model.native else 40
     prompt = [rng.randrange(vocab) for _ in range(length)]
     cache, logits = prefilled(model, prompt)
     check(logits, reference_logits(reference, prompt))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from .errors import InputError, require_positive
 from .step_cost import NODES, StepCost, step_cost
 
@@ -68,16 +70,15 @@ class Budget:
             )
         if self._context is None or abs(context - self._context) >= STRIDE:
             self._context = context
-            self.curve = self._cost.curve(context)  # seconds of a step by its nodes
-            most = len(self.curve)
-            # By n nodes: seconds of each further node, at the number of further ones best for it
-            self._cheapest = [
-                min(
-                    ((self.curve[m] - self.curve[n]) / (m - n) for m in range(n + 1, most)),
-                    default=float("inf"),
-                )
-                for n in range(most)
-            ]
+            curve = np.array(self._cost.curve(context))
+            nodes = np.arange(len(curve))
+            further = nodes - nodes[:, None]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                rises = np.where(further > 0, (curve - curve[:, None]) / further, np.inf)
+            # By n nodes: seconds of a step, and of each further node, at the number best for that
+            self.curves = (curve, rises.min(axis=1))
+            self.curve: list[float] = self.curves[0].tolist()
+            self._cheapest: list[float] = self.curves[1].tolist()
             # A tree of the root alone gives 1 / curve[1]; what pays less nowhere pays.
             self.least = min(self._cheapest) / self.curve[1]
         self.nodes = self._best_nodes = 0

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import exp
+from typing import Any
 
 Look = tuple[int, dict[int, int]]  # where the tokens that are not named stand, and how far others
 Row = Sequence[int]  # the best token ids after a token, best first
+# n-gram -> token -> how often it followed, the latest last; of one that followed once: it
+Followers = dict[tuple[int, ...], dict[int, int] | int]
 
 MOST_FOLLOWERS = 10  # of an n-gram, the latest; more would be guesses without weight
+MOST_EARLIER = 1_000_000  # n-grams of earlier answers; with more they are collected anew
 
 
 class Source:
@@ -34,8 +38,11 @@ class Source:
         """What the source has to say of the tokens of a cell."""
         return self.grades[cell // self.stride % len(self.grades)]
 
-    def reset(self) -> None:
-        """Forget the last prompt."""
+    def begin(self, prompt_ids: Sequence[int]) -> None:
+        """Forget the last prompt but for what is kept, and take in another."""
+
+    def forget(self) -> None:
+        """Drop what is kept from prompt to prompt, too."""
 
     def look(self, context: tuple[int, ...]) -> Look:
         """What is known of the token after a draft node.
@@ -51,7 +58,7 @@ class Source:
 
 
 class NgramEvidence(Source):
-    """What followed the longest n-gram that ends at the node, earlier in the context.
+    """What followed the longest n-gram that ends at the node, earlier in prompt and answer.
 
     Its grades tell the length of that n-gram, and a token's share among all that followed it.
 
@@ -69,24 +76,27 @@ class NgramEvidence(Source):
         self.stride = stride
         self.grades = self._name_grades(max_ngram_size)
         self.fitted = self._name_grades(self.FITTED_SIZE)
-        self.reset()
+        self.forget()
 
     def _name_grades(self, fitted: int) -> tuple[str, ...]:
         sizes = [min(n, fitted) for n in range(1, self.max_ngram_size + 1)]
         shares = [f"{share} of what followed {n}" for n in sizes for share in self.SHARES]
         return ("no n-gram", *shares)
 
-    def reset(self) -> None:
-        self.context: tuple[int, ...] = ()  # the last committed tokens, max_ngram_size at most
-        # n-gram -> token -> how often it followed, the latest last; of one that followed once: it
-        self._followers: dict[tuple[int, ...], dict[int, int] | int] = {}
+    def begin(self, prompt_ids: Sequence[int]) -> None:
+        self.forget()
+        self.extend(prompt_ids)
+
+    def forget(self) -> None:
+        self.context: tuple[int, ...] = ()  # the last committed tokens, as many as a look takes
+        self._followers: Followers = {}
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Append tokens to the context."""
         followers, context, longest = self._followers, self.context, self.max_ngram_size
         for token in tokens:
-            for start in range(len(context)):
-                gram = context[start:]
+            for n in range(1, min(len(context), longest) + 1):
+                gram = context[-n:]
                 known = followers.get(gram)
                 if known is None:
                     followers[gram] = token
@@ -94,14 +104,14 @@ class NgramEvidence(Source):
                 if isinstance(known, int):
                     known = followers[gram] = {known: 1}
                 known[token] = known.pop(token, 0) + 1
-            context = (*context, token)[-longest:]
+            context = (*context, token)[-max(longest, 2) :]
         self.context = context
 
     def look(self, context: tuple[int, ...]) -> Look:
         followers, stride = self._followers, self.stride
         matched = 0
         found: dict[int, int] | int = 0
-        for n in range(1, len(context) + 1):
+        for n in range(1, min(len(context), self.max_ngram_size) + 1):
             known = followers.get(context[-n:])
             if known is None:
                 break
@@ -119,6 +129,37 @@ class NgramEvidence(Source):
             token: (1 if 3 * times <= total else 2 if 3 * times <= 2 * total else 3) * stride
             for token, times in latest
         }
+
+
+class AnswerEvidence(NgramEvidence):
+    """The same in the answers to earlier prompts.
+
+    Args:
+        keep: whether there is any: answers outlive their prompt.
+    """
+
+    name = "earlier answers"
+
+    def __init__(self, max_ngram_size: int, stride: int, *, keep: bool) -> None:
+        self._answer: list[int] = []
+        super().__init__(max_ngram_size, stride)
+        self.keep = keep
+
+    def begin(self, prompt_ids: Sequence[int]) -> None:
+        if len(self._followers) > MOST_EARLIER:
+            self._followers = {}
+        self.context = ()
+        if self.keep:
+            super().extend(self._answer)
+        self._answer = []
+
+    def forget(self) -> None:
+        super().forget()
+        self._answer = []
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """Append tokens to the answer, which will be looked into from the next prompt on."""
+        self._answer += tokens
 
 
 class RowEvidence(Source):
@@ -147,9 +188,9 @@ class RowEvidence(Source):
         self._steps = [(rank - width) * stride for rank in range(width)]
         self._earlier: dict[int, Row] = {}
         self._single: dict[int, Row] = {}
-        self.reset()
+        self.begin(())
 
-    def reset(self) -> None:
+    def begin(self, prompt_ids: Sequence[int]) -> None:
         if self.keep:
             self._earlier.update(self._single)
         self._single = {}
@@ -161,10 +202,9 @@ class RowEvidence(Source):
         return ("no row", *(f"{p} in the row of {kind}" for kind in self.KINDS for p in places))
 
     def forget(self) -> None:
-        """Drop what is kept across prompts, too."""
         self._single = {}
         self._earlier = {}
-        self.reset()
+        self.begin(())
 
     def learn(self, before: int, token: int, row: Row) -> None:
         """Note the target's best tokens after `token`, which came after `before`."""
@@ -208,7 +248,7 @@ class LastEvidence(Source):
         self.stride = stride
         ranks = [f"rank {first} or more" for first in (1, *self.BINS)]
         self.grades = self.fitted = ("not below the root", "none of the ranks", *ranks)
-        self._steps = [
+        self.steps = [
             (1 + sum(rank >= first for first in self.BINS)) * stride for rank in range(width)
         ]
 
@@ -219,7 +259,7 @@ class LastEvidence(Source):
             root: the token the last logits chose.
             top_ids: their best token ids, the root's first.
         """
-        named = dict(zip(top_ids, self._steps, strict=False))
+        named = dict(zip(top_ids, self.steps, strict=False))
         named.pop(root, None)
         return self.stride, named
 
@@ -237,13 +277,14 @@ class AcceptanceTable:
     def __init__(self, prior: Sequence[float], strength: float) -> None:
         self.prior = list(prior)
         self.strength = strength
-        self.reset()
+        self.probability: Any = list(prior)  # or arrays, where native/drafting.py learns
+        self.seen: Any = [0] * len(self.prior)
+        self.right: Any = [0] * len(self.prior)
 
     def reset(self) -> None:
         """Forget what was learnt; the prior remains."""
-        self.probability = list(self.prior)
-        self.seen = [0] * len(self.prior)
-        self.right = [0] * len(self.prior)
+        self.probability[:] = self.prior
+        self.seen[:] = self.right[:] = [0] * len(self.prior)
 
     def learn(self, cell: int, right: bool) -> None:
         """Take in whether a draft of a cell, whose parent was right, was right."""

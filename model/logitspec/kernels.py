@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from . import native
 from .errors import InputError
 from .linear import why_not_packable
+from .native import layers
+from .native.compiler import Unavailable, library
 
 KERNELS = ("native", "packed", "plain")
 
@@ -64,9 +65,9 @@ def why_not(name: str, config: Any, dtype: torch.dtype) -> str:
     if name == "packed":
         return why_not_packable(dtype)
     try:
-        native.check(config, dtype)
-        native.library()
-    except native.Unavailable as error:
+        layers.check(config, dtype)
+        library("layers")
+    except Unavailable as error:
         return str(error)
     return ""
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .errors import brief
-from .native import Matrix
+from .native.layers import Matrix
 
 Product: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 

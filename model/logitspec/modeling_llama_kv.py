@@ -20,7 +20,7 @@ from .errors import InputError
 from .kernels import Kernels
 from .kv_cache import KVCache, Window
 from .linear import Linear
-from .native import NativeLayers
+from .native.layers import NativeLayers
 
 # Query rows from which two matrix products beat scaled_dot_product_attention's blocks on a CPU, in
 # half precision: docs/performance.md

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from . import native
 from .acceptance import (
     TreeTensors,
     Verdict,
@@ -26,6 +25,7 @@ from .draft_tree import DraftTree
 from .errors import InputError, brief
 from .kv_cache import KVCache, SlotWindow
 from .modeling_llama_kv import LlamaKVForCausalLM
+from .native.layers import best_tokens
 
 NODES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)  # tree sizes of the graphs; then multiples of 64
 LEAST_SEEN = 256  # shortest context of the graphs
@@ -134,7 +134,7 @@ class NativeVerifier(EagerVerifier):
         rows = range(len(self._tree)) if self._node_top_k else [0]
         while rows:
             logits = self._model.logits(x if len(rows) == len(x) else x[list(rows)])
-            best = native.best_tokens(logits, max(1, self._node_top_k)).tolist()
+            best = best_tokens(logits, max(1, self._node_top_k)).tolist()
             self._logits.update(zip(rows, logits.unbind(), strict=True))
             self._best.update(zip(rows, best, strict=True))
             chosen = {node: tokens[0] for node, tokens in self._best.items()}
@@ -144,7 +144,7 @@ class NativeVerifier(EagerVerifier):
         last = self._path[-1]
         top_ids: list[int] = []
         if self._top_k:
-            (top_ids,) = native.best_tokens(self._logits[last][None], self._top_k).tolist()
+            (top_ids,) = best_tokens(self._logits[last][None], self._top_k).tolist()
         all_best = [self._best[node] for node in range(len(self._tree))] if self._node_top_k else []
         return Verdict(self._path, self._best[last][0], top_ids, all_best)
 

@@ -7,6 +7,7 @@ every step; where a tree that sizes itself ends is budget.py's.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import pairwise
@@ -15,15 +16,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..budget import Budget, Capacity, resolve_capacity
 from ..draft_tree import DraftTree
-from ..errors import require_positive
+from ..errors import InputError, require_positive
 from ..evidence import (
+    MOST_EARLIER,
+    MOST_FOLLOWERS,
     AcceptanceTable,
+    AnswerEvidence,
     LastEvidence,
     NgramEvidence,
     RowEvidence,
     Source,
     additive_prior,
 )
+from ..native.compiler import Unavailable
+from ..native.drafting import Drafting
 from ..successors import successors
 from .base import Drafter, register
 
@@ -32,6 +38,8 @@ if TYPE_CHECKING:
 
 PRIOR = Path(__file__).with_name("calibrated_prior.json")  # benchmarks/fit_prior.py writes it
 PRUNING = 0.3  # of the least path probability of the last tree: less is not even considered
+
+CORES = ("auto", "native", "python")
 
 Candidates = tuple[int, dict[int, int]]  # see evidence.Look, of all sources together
 
@@ -47,7 +55,7 @@ class CalibratedDrafter(Drafter):
     path is the path's probability, and the tree takes the most probable path next. Every step shows
     of each candidate below the accepted nodes whether it was right, and the table learns it.
 
-    The n-grams are those of one prompt. The table and the rows are kept from prompt to prompt.
+    The table, the rows and the n-grams of answers are kept from prompt to prompt.
 
     Args:
         draft_tree_capacity: most nodes of a draft tree, root included; "auto" ends each tree where
@@ -60,9 +68,12 @@ class CalibratedDrafter(Drafter):
             alone are found once per model, and stored: rows for tokens that were not met yet.
         reset_table: begin every prompt with the prior.
         reset_rows: begin every prompt without the rows of earlier ones.
+        reset_ngrams: begin every prompt without the n-grams of earlier answers.
+        drafting_core: "python" drafts with the code in this file; "native" with the same in C++,
+            compiled when first needed (native/drafting.cpp); "auto" with the faster one there is.
 
     Raises:
-        InputError: a number is too small.
+        InputError: a number is too small, no such core, or it cannot be compiled here.
     """
 
     options: ClassVar[Mapping[str, str]] = {
@@ -74,6 +85,8 @@ class CalibratedDrafter(Drafter):
         "vocabulary_rows": "token ids whose successors are found once per model",
         "reset_table": "forget the learnt probabilities after each prompt",
         "reset_rows": "forget the copied logits after each prompt",
+        "reset_ngrams": "forget the n-grams of the answer after each prompt",
+        "drafting_core": "what drafts: native (C++, compiled when first needed), python, or auto",
     }
 
     def __init__(
@@ -87,6 +100,8 @@ class CalibratedDrafter(Drafter):
         *,
         reset_table: bool = False,
         reset_rows: bool = False,
+        reset_ngrams: bool = False,
+        drafting_core: str = "auto",
     ) -> None:
         require_positive(max_ngram_size=max_ngram_size, row_width=row_width, last_width=last_width)
         self.capacity = resolve_capacity(draft_tree_capacity)
@@ -98,10 +113,44 @@ class CalibratedDrafter(Drafter):
         self._ngrams = NgramEvidence(max_ngram_size, stride=1)
         self._rows = RowEvidence(row_width, len(self._ngrams.grades), keep=not reset_rows)
         self._last = LastEvidence(last_width, self._rows.stride * len(self._rows.grades))
-        self.sources = (self._ngrams, self._rows, self._last)
+        self._earlier = AnswerEvidence(
+            max_ngram_size, self._last.stride * len(self._last.grades), keep=not reset_ngrams
+        )
+        self.sources = (self._ngrams, self._rows, self._last, self._earlier)
         self.table = AcceptanceTable(read_prior(self.sources), prior_strength)
+        self._native = self._compiled(drafting_core)
         self._model: object = None
         self._begin()
+
+    def _compiled(self, core: str) -> Drafting | None:
+        """The same in C++, if it is wanted and can be compiled."""
+        if core not in CORES:
+            raise InputError(f"drafting_core is {core!r}; give {', '.join(CORES)}")
+        if core == "python":
+            return None
+        try:
+            return Drafting(
+                self.table, self._last.steps, capacity=self.capacity, pruning=PRUNING,
+                max_ngram_size=self._ngrams.max_ngram_size, row_width=self._rows.width,
+                row_stride=self._rows.stride, last_stride=self._last.stride,
+                earlier_stride=self._earlier.stride,
+                most_followers=MOST_FOLLOWERS, most_earlier=MOST_EARLIER,
+                keep_rows=self._rows.keep, keep_ngrams=self._earlier.keep,
+            )  # fmt: skip
+        except Unavailable as error:
+            if core == "native":
+                raise InputError(
+                    f"drafting_core cannot be native: {error}; give auto or python"
+                ) from error
+            warnings.warn(f"calibrated drafts in Python, which is slower: {error}", stacklevel=3)
+            return None
+
+    def use_prior(self, prior: Sequence[float]) -> None:
+        """Begin anew with another prior."""
+        self.forget()
+        self.table = AcceptanceTable(prior, self.table.strength)
+        if self._native is not None:
+            self._native.use(self.table)
 
     def _begin(self) -> None:
         self.path_probabilities: list[float] = []  # of the last tree's nodes, in its order
@@ -118,35 +167,47 @@ class CalibratedDrafter(Drafter):
         self._model = model
         if self._vocabulary_rows:
             self._rows.vocabulary = successors(model, self._vocabulary_rows, self._rows.width)
+            if self._native is not None:
+                self._native.set_vocabulary(self._rows.vocabulary)
         if self.budget is not None:
             self.budget.prepare(model, self.top_k, self.node_top_k)
 
     def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
-        self._ngrams.reset()
-        self._rows.reset()
+        if self._native is not None:
+            self._native.begin(prompt_ids)
+        else:
+            for source in self.sources:
+                source.begin(prompt_ids)
         if self._reset_table:
             self.table.reset()
         self._begin()
-        self._ngrams.extend(prompt_ids)
         self._committed = len(prompt_ids)
 
     def forget(self) -> None:
-        self._rows.forget()
+        if self._native is not None:
+            self._native.forget()
+        for source in self.sources:
+            source.forget()
         self.table.reset()
 
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
-        if self._awaited is not None:
-            self._learn(self._awaited, root)
-        if self.budget is None:
-            if not self._grow(root, top_ids, self._least * PRUNING):
-                self._grow(root, top_ids, 0.0)
-        else:
+        if self.budget is not None:
             self.budget.begin(self._committed)
-            self._grow(root, top_ids, self.budget.least)
-            nodes = self.budget.best_nodes
-            for numbers in (self._tokens, self._parents, self.path_probabilities, self.cells):
-                del numbers[nodes:]
-        self._least = self.path_probabilities[-1]
+        if self._native is not None:
+            drafted = self._native.draft(root, top_ids, self.budget)
+            self._tokens, self._parents, self.path_probabilities, self.cells = drafted
+        else:
+            if self._awaited is not None:
+                self._learn(self._awaited, root)
+            if self.budget is None:
+                if not self._grow(root, top_ids, self._least * PRUNING):
+                    self._grow(root, top_ids, 0.0)
+            else:
+                self._grow(root, top_ids, self.budget.least)
+                nodes = self.budget.best_nodes
+                for numbers in (self._tokens, self._parents, self.path_probabilities, self.cells):
+                    del numbers[nodes:]
+            self._least = self.path_probabilities[-1]
         self._tree = DraftTree.of(self._tokens, self._parents, self.capacity)
         return self._tree
 
@@ -160,7 +221,8 @@ class CalibratedDrafter(Drafter):
         self._tokens, self._parents = [root], [0]
         self.path_probabilities, self.cells = [1.0], [-1]
         self._candidates = []
-        contexts = [(*self._ngrams.context, root)[-self._ngrams.max_ngram_size :]]
+        longest = max(self._ngrams.max_ngram_size, 2)
+        contexts = [(*self._ngrams.context, root)[-longest:]]
         heap: list[tuple[float, int, int, int]] = []  # (-path probability, parent, token, cell)
         path = 1.0
         node = 0
@@ -191,17 +253,15 @@ class CalibratedDrafter(Drafter):
             self._parents.append(parent)
             self.path_probabilities.append(path)
             self.cells.append(cell)
-            contexts.append((*contexts[parent], token)[-self._ngrams.max_ngram_size :])
+            contexts.append((*contexts[parent], token)[-longest:])
 
     def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
         """All sources together: where a token without evidence stands, and how far others."""
         base, named = self._rows.look(context)
-        more, others = self._ngrams.look(context)
-        base += more
-        for token, step in others.items():
-            named[token] = named.get(token, 0) + step
+        looks = [self._ngrams.look(context), self._earlier.look(context)]
         if top_ids is not None:
-            more, others = self._last.below_root(context[-1], top_ids)
+            looks.append(self._last.below_root(context[-1], top_ids))
+        for more, others in looks:
             base += more
             for token, step in others.items():
                 named[token] = named.get(token, 0) + step
@@ -216,7 +276,12 @@ class CalibratedDrafter(Drafter):
     def observe(
         self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
     ) -> None:
+        self._committed += len(path)
         tokens, parents = tree.tokens, tree.parents
+        if self._native is not None:
+            is_last = tree is self._tree
+            self._native.observe(tokens, parents, path, top_ids, is_last=is_last)
+            return
         self._awaited = None
         if tree is self._tree:  # not one that was cut because few tokens are wanted
             for node, child in pairwise(path):
@@ -228,8 +293,9 @@ class CalibratedDrafter(Drafter):
         # The most probable nodes come first and shall be remembered, above them the accepted ones.
         for node in (*range(len(tokens) - 1, -1, -1), *path):
             self._rows.learn(tokens[parents[node]] if node else before, tokens[node], top_ids[node])
-        self._ngrams.extend([tokens[node] for node in path])
-        self._committed += len(path)
+        committed = [tokens[node] for node in path]
+        self._ngrams.extend(committed)
+        self._earlier.extend(committed)
 
     def explain(self, node: int) -> str:
         """What the probability of a node of the last tree is made of: one line per edge above it.

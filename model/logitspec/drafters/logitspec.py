@@ -4,23 +4,16 @@ then extend both the next token and every guess by retrieval from the context.""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
-from ..budget import Budget, Capacity, resolve_capacity
+from ..budget import Capacity, resolve_capacity
 from ..draft_tree import DraftTree
-from ..evidence import AcceptanceTable
 from ..ngram_pool import NgramPool
+from ..ranking import Ranking
 from .base import Drafter, register
 
 if TYPE_CHECKING:
     from ..modeling_llama_kv import LlamaKVForCausalLM
-
-# What trees that size themselves believe at first, and how many observations that weighs:
-RETRIEVED = 0.5  # a token retrieved after the root is right
-GUESSED = 0.3  # the best guess is; that at rank r so much over r + 1
-CONTINUED = 0.4  # a token retrieved after a right guess is
-PRIOR_STRENGTH = 10.0
 
 
 def branch_length(rank: int) -> int:
@@ -67,7 +60,7 @@ class LogitSpecDrafter(Drafter):
         self.top_k = self.capacity
         self.merge = merge
         auto = draft_tree_capacity == "auto"
-        self.ranking = Ranking(num_pred_tokens, self.capacity) if auto else None
+        self.ranking = Ranking(self.capacity, branch_length(0), num_pred_tokens) if auto else None
 
     def prepare(self, model: LlamaKVForCausalLM) -> None:
         if self.ranking is not None:
@@ -109,69 +102,3 @@ class LogitSpecDrafter(Drafter):
     def forget(self) -> None:
         if self.ranking is not None:
             self.ranking.table.reset()
-
-
-class Ranking:
-    """Where a tree that sizes itself ends, by the rank of its guesses.
-
-    A table learns how often the guess of each rank was right, and each of the tokens retrieved
-    after the root or after a right guess; so every node has a path probability, and the budget says
-    how many of the nodes, in the paper's order, are worth their time.
-    """
-
-    def __init__(self, num_pred_tokens: int, ranks: int) -> None:
-        self.budget = Budget()
-        self._ranks = ranks
-        continued = [CONTINUED] * branch_length(0)
-        guesses = [GUESSED / (rank + 1) for rank in range(ranks)]
-        self.table = AcceptanceTable(
-            [*guesses, *continued, *[RETRIEVED] * num_pred_tokens], PRIOR_STRENGTH
-        )
-        self._retrieved = ranks + len(continued)  # cell of the first token retrieved after the root
-        self._cells = [-1]  # of the nodes of the last tree
-        self._tree: DraftTree | None = None  # the last tree
-        self._last: int | None = None  # its last accepted node
-
-    def end(self) -> None:
-        """The last tree was the last of its generation."""
-        self._last = None
-
-    def note(self, tree: DraftTree, rank: int | None) -> None:
-        """Tell that the tree's new nodes belong to the guess of a rank; None: to the root."""
-        if rank is None:
-            self._cells = [-1]
-        for node in range(len(self._cells), len(tree)):
-            place = tree.depths[node] - 1
-            if rank is None:
-                self._cells.append(self._retrieved + place)
-            else:
-                self._cells.append(self._ranks + place - 1 if place else rank)
-
-    def cut(self, tree: DraftTree, committed: int) -> DraftTree:
-        """The tree without the last nodes that are not worth their time."""
-        self.budget.begin(committed)
-        paths = [1.0]
-        self.budget.add(1.0)
-        for node in range(1, len(tree)):
-            paths.append(paths[tree.parents[node]] * self.table.probability[self._cells[node]])
-            self.budget.add(paths[node])
-        self._tree = tree.first(self.budget.best_nodes)
-        return self._tree
-
-    def learn(self, tree: DraftTree, path: Sequence[int]) -> None:
-        """Take in which drafts below the path's nodes were right, but for the last node's."""
-        self._last = None
-        if tree is self._tree:  # not one that was cut because few tokens are wanted
-            for node, child in pairwise(path):
-                self._learn_below(tree, node, tree.tokens[child])
-            self._last = path[-1]
-
-    def learn_last(self, root: int) -> None:
-        """Take in which token came after the last path."""
-        if self._tree is not None and self._last is not None:
-            self._learn_below(self._tree, self._last, root)
-
-    def _learn_below(self, tree: DraftTree, parent: int, true: int) -> None:
-        for node in range(parent + 1, len(tree)):
-            if tree.parents[node] == parent:
-                self.table.learn(self._cells[node], tree.tokens[node] == true)

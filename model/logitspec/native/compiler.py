@@ -1,0 +1,87 @@
+"""Compiles the C++ files beside this one, each when first needed, into the user's cache folder."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..storage import cache_folder
+
+SOURCES = {
+    # name -> flags
+    "layers": ("-O3", "-march=native", "-fopenmp"),
+    "drafting": ("-O2", "-ffp-contract=off"),  # the very sums of Python
+}
+FLAGS = ("-std=c++17", "-shared", "-fPIC", "-w")
+
+Pointer = ctypes.c_void_p
+Int = ctypes.c_int64
+
+
+def structure(name: str, **fields: Any) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+class Unavailable(Exception):
+    """Why compiled code cannot be used."""
+
+
+def library(name: str) -> ctypes.CDLL:
+    """One of SOURCES, compiled for this CPU.
+
+    Raises:
+        Unavailable: it cannot be compiled or loaded here.
+    """
+    built = build(name)
+    if isinstance(built, str):
+        raise Unavailable(built)
+    return built
+
+
+@cache
+def build(name: str) -> ctypes.CDLL | str:
+    """The same, compiled once; or why it cannot be."""
+    try:
+        compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+        if shutil.which(compiler[0]) is None:
+            return f"there is no C++ compiler {compiler[0]!r} (the variable CXX names another)"
+        source = source_of(name)
+        command = [*compiler, *FLAGS, *SOURCES[name], str(source)]
+        target = cache_folder() / f"{name}-{fingerprint(compiler, command, source)}.so"
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                built = Path(folder, target.name)
+                done = subprocess.run(
+                    [*command, "-o", str(built)], capture_output=True, text=True, check=False
+                )
+                if done.returncode:
+                    said = next((line for line in done.stderr.splitlines() if "error" in line), "")
+                    return (
+                        f"{compiler[0]} does not compile {source.name}: {said or done.returncode}"
+                    )
+                built.replace(target)  # whole, whoever else compiles it at the same time
+        return ctypes.CDLL(str(target))
+    except (OSError, RuntimeError, ValueError) as error:  # no home, a CXX that is no command
+        return f"what is compiled of {name} cannot be stored or loaded: {error}"
+
+
+def source_of(name: str) -> Path:
+    return Path(__file__).with_name(f"{name}.cpp")
+
+
+def fingerprint(compiler: list[str], command: list[str], source: Path) -> str:
+    """Tells apart what must be compiled apart: source, flags, compiler, and kind of CPU."""
+    version = subprocess.run(
+        [*compiler, "-march=native", "-Q", "--help=target"], capture_output=True, check=False
+    ).stdout
+    content = source.read_bytes() + " ".join(command[:-1]).encode() + version
+    return hashlib.sha256(content).hexdigest()[:16]

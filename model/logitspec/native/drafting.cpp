@@ -1,0 +1,418 @@
+// The drafting of the method calibrated: the same as evidence.py and drafters/calibrated.py do in
+// Python, which say what all of it means. drafting.py compiles this file and calls it; a test holds
+// that both grow the same trees. One handle serves one drafter.
+
+#include <algorithm>
+#include <cstdint>
+#include <queue>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+extern "C" {
+
+struct Settings {
+    int64_t capacity, max_ngram_size, row_width, last_width;
+    int64_t row_stride, last_stride, earlier_stride;  // of the cells; that of the n-grams is 1
+    int64_t most_followers, most_earlier;
+    int64_t keep_rows, keep_ngrams;
+    double pruning;
+    const int64_t* last_steps;  // [last_width]
+};
+
+struct Table {  // of acceptance, a number for every cell
+    double* probability;
+    int64_t *seen, *right;
+    const double* prior;
+    double strength;
+};
+
+struct Costs {  // of a tree that sizes itself, by its nodes; see budget.py
+    const double *curve, *cheapest;
+    double least;
+};
+
+struct Tree {  // room for `capacity` nodes
+    int64_t *tokens, *parents, *cells;
+    double* paths;
+};
+}
+
+namespace {
+
+using Token = int32_t;
+using Key = uint64_t;  // two numbers of 32 bits
+
+Key key(uint32_t first, uint32_t second) { return Key(first) << 32 | second; }
+
+struct Candidate {
+    Token token;
+    int64_t cell;
+};
+
+struct Follower {
+    Token token;
+    int64_t times;
+};
+
+// n-grams of a text, each with what followed it, the latest last. An n-gram is found from the
+// n-gram of its last n - 1 tokens and the token before them.
+class Ngrams {
+  public:
+    Ngrams() { clear(); }
+
+    void clear() {
+        longer_.clear();
+        followers_.assign(1, {});
+    }
+
+    int64_t count() const { return int64_t(followers_.size()) - 1; }
+
+    // before(n) is the n-th last token of the context, n from 1 to `length`.
+    template <class Before> void add(Before before, int64_t length, Token token) {
+        uint32_t gram = 0;
+        for (int64_t n = 1; n <= length; n++) {
+            auto [at, is_new] = longer_.try_emplace(key(gram, before(n)), followers_.size());
+            if (is_new) followers_.emplace_back();
+            gram = at->second;
+            auto& known = followers_[gram];
+            int64_t times = 1;
+            for (auto it = known.begin(); it != known.end(); ++it)
+                if (it->token == token) {
+                    times += it->times;
+                    known.erase(it);
+                    break;
+                }
+            known.push_back({token, times});
+        }
+    }
+
+    // The length of the longest n-gram that ends the context, and what followed it.
+    template <class Before>
+    std::pair<int64_t, const std::vector<Follower>*> match(Before before, int64_t length) const {
+        uint32_t gram = 0;
+        for (int64_t n = 1; n <= length; n++) {
+            auto at = longer_.find(key(gram, before(n)));
+            if (at == longer_.end()) return {n - 1, &followers_[gram]};
+            gram = at->second;
+        }
+        return {length, &followers_[gram]};
+    }
+
+  private:
+    std::unordered_map<Key, uint32_t> longer_;  // (n-gram, token before it) -> n-gram
+    std::vector<std::vector<Follower>> followers_;
+};
+
+// Rows by token, those of one prompt told apart from older ones by a stamp.
+class TokenRows {
+  public:
+    explicit TokenRows(int64_t width) : width_(width) {}
+
+    void set(Token token, const int64_t* row, int64_t count) {
+        if (size_t(token) >= stamps_.size()) {
+            stamps_.resize(token + 1, 0);
+            counts_.resize(token + 1, 0);
+            rows_.resize((token + 1) * width_);
+        }
+        stamps_[token] = now_;
+        counts_[token] = std::min(count, width_);
+        std::copy_n(row, counts_[token], rows_.begin() + token * width_);
+    }
+
+    // The row of a token and its length; null if there is none.
+    std::pair<const Token*, int64_t> get(Token token) const {
+        if (size_t(token) >= stamps_.size() || stamps_[token] != now_) return {nullptr, 0};
+        return {rows_.data() + token * width_, counts_[token]};
+    }
+
+    void clear() { now_++; }
+
+    void add_to(TokenRows& other) const {
+        std::vector<int64_t> row(width_);
+        for (size_t token = 0; token < stamps_.size(); token++)
+            if (stamps_[token] == now_) {
+                std::copy_n(rows_.begin() + token * width_, counts_[token], row.begin());
+                other.set(Token(token), row.data(), counts_[token]);
+            }
+    }
+
+  private:
+    int64_t width_, now_ = 1;
+    std::vector<int64_t> stamps_, counts_;
+    std::vector<Token> rows_;
+};
+
+struct Drafting {
+    Settings set;
+    std::vector<int64_t> last_steps;
+    Ngrams own, earlier;
+    std::vector<Token> answer;
+    std::vector<Token> context;  // the last committed tokens
+    TokenRows single, older, vocabulary;
+    std::unordered_map<Key, uint32_t> pair_at;  // (token, next token) -> place in pairs
+    std::vector<Token> pairs;
+    std::vector<std::vector<Candidate>> below;  // the nodes of the last tree
+    int64_t looked = 0;                         // at so many of its first nodes
+    int64_t awaited = -1;  // the last accepted node, if what followed it is to be learnt
+    double least = 0;      // path probability of the last tree's last node
+
+    explicit Drafting(const Settings& s)
+        : set(s), last_steps(s.last_steps, s.last_steps + s.last_width), single(s.row_width),
+          older(s.row_width), vocabulary(s.row_width), below(s.capacity) {}
+
+    void commit(Ngrams& ngrams, std::vector<Token>& before, Token token) const {
+        auto last = [&](int64_t n) { return before[before.size() - n]; };
+        ngrams.add(last, std::min<int64_t>(before.size(), set.max_ngram_size), token);
+        if (int64_t(before.size()) == std::max<int64_t>(set.max_ngram_size, 2))
+            before.erase(before.begin());
+        before.push_back(token);
+    }
+
+    void begin(const int64_t* prompt, int64_t count) {
+        if (earlier.count() > set.most_earlier) earlier.clear();
+        if (set.keep_ngrams) {
+            std::vector<Token> before;
+            for (Token token : answer) commit(earlier, before, token);
+        }
+        if (set.keep_rows) single.add_to(older);
+        answer.clear();
+        own.clear();
+        context.clear();
+        single.clear();
+        pair_at.clear();
+        pairs.clear();
+        awaited = -1;
+        least = 0;
+        for (int64_t i = 0; i < count; i++) commit(own, context, Token(prompt[i]));
+    }
+
+    void forget() {
+        answer.clear();
+        earlier.clear();
+        single.clear();
+        older.clear();
+        begin(nullptr, 0);
+    }
+
+    static void name(std::vector<Candidate>& named, Token token, int64_t more) {
+        for (Candidate& known : named)
+            if (known.token == token) {
+                known.cell += more;
+                return;
+            }
+        named.push_back({token, more});
+    }
+
+    // Names what followed the longest n-gram, and tells where tokens that are not named stand.
+    template <class Before>
+    int64_t look_into(const Ngrams& ngrams, Before before, int64_t most, int64_t stride,
+                      std::vector<Candidate>& named) const {
+        auto [matched, found] = ngrams.match(before, most);
+        if (!matched) return 0;
+        if (found->size() == 1) {
+            name(named, found->front().token, (found->front().times == 1 ? 4 : 5) * stride);
+        } else {
+            int64_t total = 0;
+            for (const Follower& f : *found) total += f.times;
+            size_t first = std::max<int64_t>(0, int64_t(found->size()) - set.most_followers);
+            for (size_t i = first; i < found->size(); i++) {
+                int64_t times = 3 * (*found)[i].times;
+                int64_t share = times <= total ? 1 : times <= 2 * total ? 2 : 3;
+                name(named, (*found)[i].token, share * stride);
+            }
+        }
+        return (1 + (matched - 1) * 6) * stride;
+    }
+
+    // The candidates below a node, with their cells. before(n) is the n-th last token up to it.
+    template <class Before>
+    void look(Before before, int64_t length, const int64_t* top, int64_t tops,
+              std::vector<Candidate>& named) const {
+        named.clear();
+        int64_t base = 0;
+        Token token = before(1);
+
+        auto pair = pair_at.find(key(length > 1 ? before(2) : -1, token));
+        int64_t kind = 0;
+        std::pair<const Token*, int64_t> row{nullptr, 0};
+        if (pair != pair_at.end()) {
+            const Token* at = pairs.data() + pair->second;
+            row = {at + 1, at[0]};
+        }
+        for (const TokenRows* rows : {&single, &older, &vocabulary})
+            if (!row.first) {
+                kind++;
+                row = rows->get(token);
+            }
+        if (row.first) {
+            base += (kind + 1) * (set.row_width + 1) * set.row_stride;
+            for (int64_t rank = 0; rank < row.second; rank++)
+                named.push_back({row.first[rank], (rank - set.row_width) * set.row_stride});
+        }
+
+        int64_t most = std::min(length, set.max_ngram_size);
+        base += look_into(own, before, most, 1, named);
+        base += look_into(earlier, before, most, set.earlier_stride, named);
+
+        if (top) {
+            base += set.last_stride;
+            for (int64_t rank = 0; rank < std::min(tops, set.last_width); rank++)
+                if (top[rank] != token) name(named, Token(top[rank]), last_steps[rank]);
+        }
+        for (Candidate& candidate : named) candidate.cell += base;
+    }
+
+    void learn(const std::vector<Candidate>& candidates, Token right, const Table& t) const {
+        for (const Candidate& c : candidates) {
+            t.seen[c.cell]++;
+            t.right[c.cell] += c.token == right;
+            t.probability[c.cell] =
+                (t.right[c.cell] + t.strength * t.prior[c.cell]) / (t.seen[c.cell] + t.strength);
+        }
+    }
+
+    // Grows a tree into `tree` and counts its nodes; `whole` tells whether it is the tree that would
+    // have grown without a floor.
+    int64_t grow(Token root, const int64_t* top, int64_t tops, double floor, const Table& table,
+                 const Costs* costs, Tree& tree, bool& whole) {
+        using Open = std::tuple<double, int64_t, Token, int64_t>;  // -path, parent, token, cell
+        std::priority_queue<Open, std::vector<Open>, std::greater<Open>> open;
+        double path = 1, expected = 0, best_rate = 0;
+        int64_t nodes = 0, best_nodes = 0;
+        looked = 0;
+        auto add = [&](int64_t parent, Token token, int64_t cell) {
+            tree.tokens[nodes] = token;
+            tree.parents[nodes] = parent;
+            tree.cells[nodes] = cell;
+            tree.paths[nodes++] = path;
+            if (!costs) return;
+            expected += path;
+            double rate = expected / costs->curve[nodes];
+            if (rate > best_rate) {
+                best_rate = rate;
+                best_nodes = nodes;
+            }
+        };
+        add(0, root, -1);
+        whole = true;
+        int64_t most = std::max<int64_t>(set.max_ngram_size, 2);
+        std::vector<Token> last(most);  // tokens up to a node, its own first
+        while (true) {
+            if (path > floor) {
+                int64_t node = nodes - 1, depth = 1;
+                for (int64_t up = node; up && depth < most; up = tree.parents[up]) depth++;
+                int64_t length = std::min<int64_t>(most, depth + context.size());
+                for (int64_t up = node, n = 0; n < length; n++) {
+                    if (n >= depth) {
+                        last[n] = context[context.size() - 1 - (n - depth)];
+                        continue;
+                    }
+                    last[n] = Token(tree.tokens[up]);
+                    up = tree.parents[up];
+                }
+                auto& named = below[node];
+                look([&](int64_t n) { return last[n - 1]; }, length, node ? nullptr : top, tops,
+                     named);
+                looked = nodes;
+                for (const Candidate& c : named) {
+                    double reached = path * table.probability[c.cell];
+                    if (reached > floor) open.emplace(-reached, node, c.token, c.cell);
+                }
+            }
+            if (nodes == set.capacity) break;
+            if (open.empty()) {
+                whole = floor == 0;
+                break;
+            }
+            auto [minus, parent, token, cell] = open.top();
+            open.pop();
+            path = -minus;
+            if (costs && path <= best_rate * costs->cheapest[nodes]) break;
+            add(parent, token, cell);
+        }
+        return costs ? best_nodes : nodes;
+    }
+
+    int64_t draft(Token root, const int64_t* top, int64_t tops, const Table& table,
+                  const Costs* costs, double pruning, Tree& tree) {
+        if (awaited >= 0) learn(below[awaited], root, table);
+        awaited = -1;
+        bool whole;
+        int64_t nodes;
+        if (costs) {
+            nodes = grow(root, top, tops, costs->least, table, costs, tree, whole);
+        } else {
+            nodes = grow(root, top, tops, least * pruning, table, costs, tree, whole);
+            if (!whole) nodes = grow(root, top, tops, 0, table, costs, tree, whole);
+        }
+        least = tree.paths[nodes - 1];
+        return nodes;
+    }
+
+    void learn_row(Token before, Token token, const int64_t* row, int64_t width) {
+        single.set(token, row, width);
+        auto [at, is_new] = pair_at.try_emplace(key(before, token), pairs.size());
+        if (is_new) pairs.resize(pairs.size() + 1 + set.row_width);
+        Token* place = pairs.data() + at->second;
+        place[0] = Token(std::min(width, set.row_width));
+        std::copy_n(row, place[0], place + 1);
+    }
+
+    void observe(const Tree& tree, int64_t nodes, const int64_t* path, int64_t accepted,
+                 const int64_t* rows, int64_t width, bool is_last, const Table& table) {
+        awaited = -1;
+        if (is_last) {
+            for (int64_t i = 0; i + 1 < accepted; i++)
+                if (path[i] < looked) learn(below[path[i]], Token(tree.tokens[path[i + 1]]), table);
+            if (path[accepted - 1] < looked) awaited = path[accepted - 1];
+        }
+        Token before = context.empty() ? -1 : context.back();
+        auto row_of = [&](int64_t node) {
+            Token parent = node ? Token(tree.tokens[tree.parents[node]]) : before;
+            learn_row(parent, Token(tree.tokens[node]), rows + node * width, width);
+        };
+        for (int64_t node = nodes - 1; node >= 0; node--) row_of(node);
+        for (int64_t i = 0; i < accepted; i++) row_of(path[i]);
+        for (int64_t i = 0; i < accepted; i++) {
+            Token token = Token(tree.tokens[path[i]]);
+            commit(own, context, token);
+            answer.push_back(token);
+        }
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+void* drafting_new(const Settings* settings) { return new Drafting(*settings); }
+void drafting_delete(void* handle) { delete (Drafting*)handle; }
+
+// rows [count][width]: the vocabulary's, by token
+void drafting_vocabulary(void* handle, const int64_t* rows, int64_t count, int64_t width) {
+    TokenRows& vocabulary = ((Drafting*)handle)->vocabulary;
+    vocabulary.clear();
+    for (int64_t token = 0; token < count; token++)
+        vocabulary.set(Token(token), rows + token * width, width);
+}
+
+void drafting_begin(void* handle, const int64_t* prompt, int64_t count) {
+    ((Drafting*)handle)->begin(prompt, count);
+}
+
+void drafting_forget(void* handle) { ((Drafting*)handle)->forget(); }
+
+int64_t drafting_draft(void* handle, int64_t root, const int64_t* top, int64_t tops,
+                       const Table* table, const Costs* costs, Tree* tree) {
+    auto& drafting = *(Drafting*)handle;
+    return drafting.draft(Token(root), top, tops, *table, costs, drafting.set.pruning, *tree);
+}
+
+void drafting_observe(void* handle, const Tree* tree, int64_t nodes, const int64_t* path,
+                      int64_t accepted, const int64_t* rows, int64_t width, int64_t is_last,
+                      const Table* table) {
+    ((Drafting*)handle)->observe(*tree, nodes, path, accepted, rows, width, is_last, *table);
+}
+}
