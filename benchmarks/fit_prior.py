@@ -46,14 +46,9 @@ def fit(sources: Sequence[Source], seen: Floats, right: Floats) -> dict[str, Any
         What calibrated_prior.json holds: the bias, and for each source a weight for every grade.
     """
     cells = np.flatnonzero(seen)
-    columns = [np.zeros(len(cells), dtype=np.int64)]
-    first = 1
-    for source in sources:
-        columns.append(first + cells // source.stride % len(source.grades))
-        first += len(source.grades)
-    x = np.zeros((len(cells), first))
-    for column in columns:
-        x[np.arange(len(cells)), column] = 1
+    sizes = [len(source.grades) for source in sources]
+    columns = [cells // source.stride % size for source, size in zip(sources, sizes, strict=True)]
+    x = one_hot(columns, sizes)
     weights = newton(x, seen[cells], right[cells])
     fitted: dict[str, Any] = {"bias": round(float(weights[0]), 3)}
     first = 1
@@ -62,6 +57,17 @@ def fit(sources: Sequence[Source], seen: Floats, right: Floats) -> dict[str, Any
         fitted[source.name] = dict(zip(source.grades, own.round(3).tolist(), strict=True))
         first += len(source.grades)
     return fitted
+
+
+def one_hot(columns: Sequence[npt.NDArray[np.int64]], sizes: Sequence[int]) -> Floats:
+    """[n, 1 + grades]: a column of ones, then for each of `columns` as many as it has grades."""
+    x = np.zeros((len(columns[0]), 1 + sum(sizes)))
+    x[:, 0] = 1
+    first = 1
+    for column, size in zip(columns, sizes, strict=True):
+        x[np.arange(len(column)), first + column] = 1
+        first += size
+    return x
 
 
 def newton(x: Floats, seen: Floats, right: Floats) -> Floats:

@@ -25,7 +25,7 @@ from model.logitspec import LlamaKVForCausalLM, VanillaDrafter
 from model.logitspec.decoding import read_in
 from model.logitspec.evidence import NgramEvidence
 
-from .fit_prior import Floats, newton
+from .fit_prior import Floats, newton, one_hot
 from .measure import INTERRUPTED, Table, add_question_flags
 
 WIDTH = 8  # tokens of a row
@@ -81,18 +81,6 @@ def candidates(ids: Sequence[int], prompt: int, rows: Sequence[Row]) -> Iterator
         pair[before, token] = single[token] = rows[at]
 
 
-def one_hot(columns: Sequence[np.ndarray[tuple[int], np.dtype[np.int64]]]) -> Floats:
-    """[n, 1 + grades]: a column of ones, then for each of `columns` one per grade."""
-    sizes = [int(column.max()) + 1 for column in columns]
-    x = np.zeros((len(columns[0]), 1 + sum(sizes)))
-    x[:, 0] = 1
-    first = 1
-    for column, size in zip(columns, sizes, strict=True):
-        x[np.arange(len(column)), first + column] = 1
-        first += size
-    return x
-
-
 def log_loss(x: Floats, right: Floats, test: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> float:
     """Of the regression fitted on the other rows: nats, summed over the rows of `test`."""
     ones = np.ones(int((~test).sum()))
@@ -127,7 +115,9 @@ def run(args: argparse.Namespace) -> None:
         "probability": [ngrams, shares],
         "both": [ngrams, ranks, shares],
     }.items():
-        loss = log_loss(one_hot(columns), right.astype(float), test)
+        loss = log_loss(
+            one_hot(columns, [int(c.max()) + 1 for c in columns]), right.astype(float), test
+        )
         table.add(name, f"{loss / positions:.4f}")
 
 
