@@ -25,6 +25,7 @@ from evaluation.targets import Target, model_name
 from evaluation.traces import write_atomically
 from model.logitspec import CalibratedDrafter
 from model.logitspec.drafters.calibrated import PRIOR, prior_of
+from model.logitspec.errors import InputError
 from model.logitspec.evidence import LastEvidence, Source, additive_prior
 
 from .measure import add_question_flags
@@ -108,6 +109,8 @@ def flat_prior(sources: Sequence[Source]) -> list[float]:
 def run(args: argparse.Namespace) -> None:
     """Answer and fit as often as wanted, each time with the prior of the time before."""
     _, questions = chosen_questions(args)
+    if not args.output.parent.is_dir():
+        raise InputError(f"--output {args.output}: there is no folder {args.output.parent}")
     target = Target.resolve(args)
     widest = LastEvidence.BINS[-1] + 1  # so that every grade is seen
     drafter = CalibratedDrafter(args.draft_tree_capacity, last_width=widest)
@@ -124,7 +127,12 @@ def run(args: argparse.Namespace) -> None:
             f"python -m benchmarks.fit_prior, {len(questions)} questions of {args.bench_name}, "
             f"{tokens} tokens, {model_name(args.model_path)}"
         )
-        write_atomically(args.output, {"fitted by": about, **fitted})
+        try:
+            write_atomically(args.output, {"fitted by": about, **fitted})
+        except OSError as error:
+            raise InputError(
+                f"cannot write {args.output}: {error.strerror}; give another --output"
+            ) from error
     print(f"the prior is in {args.output}")
 
 

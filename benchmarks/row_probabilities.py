@@ -23,6 +23,7 @@ from evaluation.eval import allowed_tokens, chosen_questions
 from evaluation.targets import Target
 from model.logitspec import LlamaKVForCausalLM, VanillaDrafter
 from model.logitspec.decoding import read_in
+from model.logitspec.errors import InputError
 from model.logitspec.evidence import NgramEvidence
 
 from .fit_prior import Floats, newton, one_hot
@@ -91,6 +92,8 @@ def log_loss(x: Floats, right: Floats, test: np.ndarray[tuple[int], np.dtype[np.
 def run(args: argparse.Namespace) -> None:
     """Answer, read, fit and print."""
     _, questions = chosen_questions(args)
+    if len(questions) < 2:
+        raise InputError("one question is asked; give two or more, every other one is the test")
     target = Target.resolve(args)
     engine = KVEngine(Models(target, shared=False), VanillaDrafter())
     graded: list[Candidate] = []

@@ -36,18 +36,17 @@ class Variant(CalibratedDrafter):
 
 
 class Without(Variant):
-    """One source of evidence says nothing."""
+    """Some sources of evidence say nothing."""
 
-    def __init__(self, capacity: int, source: str) -> None:
+    def __init__(self, capacity: int, *sources: str) -> None:
         super().__init__(capacity)
-        self._off = source
-        if source == "rows":
-            self._rows.look = lambda context: (0, {})  # type: ignore[method-assign]
-        elif source == "n-grams":
-            self._ngrams.look = lambda context: (0, {})  # type: ignore[method-assign]
+        self._off = sources
+        for source in self.sources:
+            if source.name in sources:
+                source.look = lambda context: (0, {})  # type: ignore[method-assign]
 
-    def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
-        return super().draft(root, () if self._off == "last logits" else top_ids)
+    def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
+        return super()._look(context, None if self._last.name in self._off else top_ids)
 
 
 class OneTokenRows(Variant):
@@ -80,9 +79,17 @@ class ThreeTokenRows(Variant):
 
     def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
         row = self._triples.get(context[-3:])
-        if row is not None:
-            self._rows._pair[context[-2:]] = row
-        return super()._look(context, top_ids)
+        if row is None:
+            return super()._look(context, top_ids)
+        pair = self._rows._pair
+        known = pair.get(context[-2:])
+        pair[context[-2:]] = row
+        found = super()._look(context, top_ids)
+        if known is None:
+            del pair[context[-2:]]
+        else:
+            pair[context[-2:]] = known
+        return found
 
 
 class AcceptedRows(Variant):
@@ -117,13 +124,14 @@ class LatestFollower(Variant):
     """Recency instead of counts: of what followed an n-gram only the latest counts, as if alone."""
 
     def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
-        ngrams = self._ngrams
-        whole = ngrams._followers
-        for n in range(1, len(context) + 1):
-            followers = whole.get(context[-n:])
-            if isinstance(followers, dict) and len(followers) > 1:
-                latest = next(reversed(followers))
-                whole[context[-n:]] = {latest: followers[latest]}
+        for source in (self._ngrams, self._earlier):
+            whole = source._followers
+            for n in range(1, len(context) + 1):
+                followers = whole.get(context[-n:])
+                if isinstance(followers, dict) and len(followers) > 1:
+                    latest = next(reversed(followers))
+                    times = followers[latest]
+                    whole[context[-n:]] = latest if times == 1 else {latest: times}
         return super()._look(context, top_ids)
 
 
@@ -239,9 +247,11 @@ class Mixed(Variant):
 
 VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
     "as it is": CalibratedDrafter,
-    "without n-grams": partial(Without, source="n-grams"),
-    "without rows": partial(Without, source="rows"),
-    "without the last logits": partial(Without, source="last logits"),
+    "without this prompt's n-grams": lambda capacity: Without(capacity, "n-grams"),
+    "without earlier answers": partial(CalibratedDrafter, reset_ngrams=True),
+    "without any n-grams": lambda capacity: Without(capacity, "n-grams", "earlier answers"),
+    "without rows": lambda capacity: Without(capacity, "rows"),
+    "without the last logits": lambda capacity: Without(capacity, "last logits"),
     "n-grams up to 3": partial(CalibratedDrafter, max_ngram_size=3),
     "n-grams up to 8": partial(CalibratedDrafter, max_ngram_size=8),
     "the latest follower only": LatestFollower,
@@ -252,7 +262,6 @@ VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
     "rows of 4": partial(CalibratedDrafter, row_width=4),
     "rows of 16": partial(CalibratedDrafter, row_width=16),
     "rows not kept": partial(CalibratedDrafter, reset_rows=True),
-    "n-grams not kept": partial(CalibratedDrafter, reset_ngrams=True),
     "no rows of the vocabulary": partial(CalibratedDrafter, vocabulary_rows=0),
     "of this prompt only": partial(
         CalibratedDrafter, vocabulary_rows=0, reset_rows=True, reset_ngrams=True, reset_table=True
@@ -288,7 +297,7 @@ def run(args: argparse.Namespace) -> None:
     columns = {f"MAT at {capacity}": 9 for capacity in args.capacities}
     table = Table(
         f"{len(questions)} questions of {args.bench_name}",
-        {"variant": 28, **{k: v for c in columns for k, v in ((c, 9), (f"÷ {c[4:]}", 7))}},
+        {"variant": 30, **{k: v for c in columns for k, v in ((c, 9), (f"÷ {c[4:]}", 7))}},
     )
     base: dict[int, float] = {}
     for name in wanted:

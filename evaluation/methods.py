@@ -9,9 +9,13 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 from model.logitspec import DRAFTERS, Drafter
@@ -37,7 +41,7 @@ class Option:
 
     def takes(self, value: Any) -> bool:
         """Whether the method can do what the flag, which several methods share, can say."""
-        return value != "auto" or self.sizes_itself
+        return self.name != CAPACITY or value != "auto" or self.sizes_itself
 
     @property
     def flag(self) -> str:
@@ -172,16 +176,61 @@ class SizedMethod(Method):
         return self.method.engine(models, options)
 
 
+@cache
+def drafter_from_file(name: str) -> DrafterMethod:
+    """The drafter of FILE.py:CLASS; the file is run.
+
+    Raises:
+        InputError: no such file or class, it does not run, or the class is no drafter.
+    """
+    file, _, class_name = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"{name!r}: there is no file {file}; write FILE.py:CLASS")
+    spec = spec_from_file_location(f"drafter_in_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{name!r}: {file} is no Python file")
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever is wrong with it
+        raise InputError(f"{file} does not run: {type(error).__name__}: {error}") from error
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type) or not issubclass(found, Drafter):
+        raise InputError(f"{name!r}: {file} has no subclass of Drafter named {class_name!r}")
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise InputError(f"{name!r}: {class_name} does not define {missing}")
+    if "name" not in vars(found):
+        found.name = class_name
+    try:
+        return DrafterMethod(found)
+    except KeyError as error:
+        raise InputError(
+            f"{name!r}: the option {error} of {class_name} is no argument of its __init__"
+        ) from error
+
+
 def find_method(name: str) -> Method:
     """A method by name; NAME@16 and NAME@auto are the method with that draft-tree capacity.
+
+    FILE.py:CLASS is a drafter in a file of the user's.
 
     Raises:
         InputError: there is none of this name, or it has no such capacity.
     """
-    plain, sized, size = name.partition("@")
-    if plain not in METHODS:
-        raise InputError(f"no method {plain!r}; there are {', '.join(METHODS)}")
-    method = METHODS[plain]
+    plain, sized, size = name.rpartition("@")
+    if not sized or ":" in size:
+        plain, sized, size = name, "", ""
+    if ".py:" in plain:
+        method: Method = drafter_from_file(plain)
+    elif plain in METHODS:
+        method = METHODS[plain]
+    else:
+        raise InputError(
+            f"no method {plain!r}; there are {', '.join(METHODS)}, and FILE.py:CLASS is your own"
+        )
     if not sized:
         return method
     option = next((option for option in method.options if option.name == CAPACITY), None)

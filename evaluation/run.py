@@ -75,7 +75,7 @@ def say_what_is_ignored(methods: Sequence[Method], given: Mapping[str, Any]) -> 
     Raises:
         InputError: none of the methods has it.
     """
-    options = {o.name for m in METHODS.values() for o in m.options} & given.keys()
+    options = {o.name for m in (*METHODS.values(), *methods) for o in m.options} & given.keys()
     for name in sorted(options):
         value = given[name]
         having = [m for m in methods if any(o.name == name and o.takes(value) for o in m.options)]
@@ -123,9 +123,17 @@ def main(argv: list[str] | None = None) -> int:
     add_run_flags(parser)
     add_machine_flags(parser)
     add_warmup_flag(parser)
-    add_options(parser, *METHODS.values())
-    args = parser.parse_args(argv)
-    return run_command(parser.prog, lambda: run_several(args))
+    return run_command(parser.prog, lambda: run_several(parse(parser, argv)))
+
+
+def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the flags, with those of the methods in files that --methods names."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--methods", default="")
+    names = first.parse_known_args(argv)[0].methods.split(",")
+    own = [find_method(name.strip()) for name in names if ".py:" in name]
+    add_options(parser, *METHODS.values(), *own)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -116,6 +116,8 @@ def test_the_last_logits_leave_the_root_out_and_keep_its_rank() -> None:
 
 def test_wider_sources_take_the_nearest_fitted_grade() -> None:
     assert NgramEvidence(7, 1).fitted[-1] == NgramEvidence(5, 1).grades[-1]
+    assert len(NgramEvidence(400, 1).grades) == len(NgramEvidence(8, 1).grades)
+    assert len(RowEvidence(400, 1, keep=True).grades) == len(RowEvidence(16, 1, keep=True).grades)
     wide = RowEvidence(12, 1, keep=True)
     assert wide.grades[12] == "rank 11 in the row of two tokens"
     assert wide.fitted[12] == "rank 7 in the row of two tokens"
@@ -198,8 +200,8 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
     """Whatever is drafted, accepted and kept: the C++ does what the Python says."""
     options: dict[str, Any] = {
         "draft_tree_capacity": data.draw(st.sampled_from([2, 7, 24, "auto"])),
-        "max_ngram_size": data.draw(st.integers(1, 6)),
-        "row_width": data.draw(st.sampled_from([1, 4, 8])),
+        "max_ngram_size": data.draw(st.sampled_from([1, 2, 3, 5, 11])),
+        "row_width": data.draw(st.sampled_from([1, 4, 8, 20])),
         "last_width": data.draw(st.sampled_from([1, 5, 24])),
         "reset_table": data.draw(st.booleans()),
         "reset_rows": data.draw(st.booleans()),
@@ -207,9 +209,8 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
     }
     cost = data.draw(st.sampled_from([FLAT, MIDDLE]))
     cores = [fresh(**options, drafting_core=core) for core in ("native", "python")]
-    vocabulary = [
-        random.Random(token).sample(range(12), options["row_width"]) for token in range(9)
-    ]
+    width = options["row_width"]
+    vocabulary = [random.Random(token).choices(range(12), k=width) for token in range(9)]
     for core in cores:
         if core.budget is not None:
             core.budget = Budget(cost)
@@ -231,7 +232,10 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
             path = [chance.randrange(len(native))]
             while path[0]:
                 path.insert(0, native.parents[path[0]])
-            rows = [chance.sample(range(12), options["row_width"]) for _ in native.tokens]
+            rows = [
+                chance.choices(range(12), k=width) if chance.random() < 0.8 else []
+                for _ in native.tokens
+            ]
             deepest = chance.choice([len(path) - 1, 99])
             for core, tree in zip(cores, (native, python), strict=True):
                 cut = tree.without_deeper_than(deepest)
@@ -242,6 +246,33 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
                 core.forget()
     for name in ("seen", "right", "probability"):
         assert list(getattr(cores[0].table, name)) == getattr(cores[1].table, name)
+
+
+def test_what_the_native_core_cannot_take_is_refused() -> None:
+    drafter = fresh(draft_tree_capacity=4, drafting_core="native")
+    for ids in ([-1], [3, 2**24], [2**40]):
+        with pytest.raises(ValueError, match="no vocabulary is so large"):
+            drafter.reset(ids)
+    drafter.reset([1, 2])
+    with pytest.raises(ValueError, match="token id is negative"):
+        drafter.draft(-5, [1])
+    tree = drafter.draft(3, [3, 4, 5, 6])
+    for rows in ([[1, 2]] * (len(tree) - 1), [*[[1, 2]] * (len(tree) - 1), [1]]):
+        with pytest.raises(ValueError, match="rows of 2 best tokens"):
+            drafter.observe(tree, [0], rows)
+    with pytest.raises(ValueError, match="a prior of 3 cells for"):
+        drafter.use_prior([0.1, 0.2, 0.3])
+
+
+def test_numbers_that_make_no_sense_are_refused() -> None:
+    for options in ({"prior_strength": 0}, {"vocabulary_rows": -1}, {"row_width": 0}):
+        with pytest.raises(InputError, match=next(iter(options))):
+            CalibratedDrafter(**options)
+    drafter = fresh(draft_tree_capacity="auto")
+    drafter.budget = Budget(StepCost((128, 1024), (1, 64), ((1, 2), (1, 2))))
+    drafter.reset([1, 2])
+    with pytest.raises(InputError, match="the step costs end at 64 nodes"):
+        drafter.draft(3, [3, 4])
 
 
 def test_without_a_compiler_drafting_is_in_python(
@@ -392,7 +423,7 @@ def test_other_capacities_are_refused(capacity: Any) -> None:
 def test_the_tokens_are_the_targets_own(
     tiny: LlamaKVForCausalLM, drafter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.logitspec.budget.step_cost", lambda *_: FLAT)
+    monkeypatch.setattr("model.logitspec.step_cost.step_cost", lambda *_: FLAT)
     prompt = [1, 5, 9, 5, 9, 7]
     wanted = generate(tiny, prompt, VanillaDrafter(), max_new_tokens=90).tokens
     for _ in range(2):  # cold and warm

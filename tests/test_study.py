@@ -95,6 +95,6 @@ def test_a_better_feature_has_a_lower_loss() -> None:
     told = chance.integers(0, 2, 4000)
     right = (chance.random(4000) < 0.1 + 0.8 * told).astype(float)
     test = np.arange(4000) % 2 == 1
-    nothing = row_probabilities.one_hot([np.zeros(4000, dtype=np.int64)])
-    loss = row_probabilities.log_loss(row_probabilities.one_hot([told]), right, test)
+    nothing = row_probabilities.one_hot([np.zeros(4000, dtype=np.int64)], [1])
+    loss = row_probabilities.log_loss(row_probabilities.one_hot([told], [2]), right, test)
     assert loss < 0.6 * row_probabilities.log_loss(nothing, right, test)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from .errors import InputError, require_positive
-from .step_cost import NODES, StepCost, step_cost
+from .step_cost import NODES, StepCost
 
 if TYPE_CHECKING:
-    from .modeling_llama_kv import LlamaKVForCausalLM
+    from .drafters.base import Measurable
 
 Capacity = int | Literal["auto"]
 
@@ -43,30 +43,36 @@ class Budget:
     """
 
     def __init__(self, cost: StepCost | None = None) -> None:
-        self._model: LlamaKVForCausalLM | None = None
+        self._model: Measurable | None = None
         self._cost = cost
         self._context: int | None = None
 
-    def prepare(self, model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> None:
+    def prepare(self, model: Measurable, top_k: int, node_top_k: int) -> None:
         """Find what a step of this model costs with these widths of a drafter."""
         if model is not self._model:
             self._model = model
-            self._cost = step_cost(model, top_k, node_top_k)
+            self._cost = model.step_cost(top_k, node_top_k)
             self._context = None
 
-    def begin(self, context: int) -> None:
+    def begin(self, context: int, capacity: int = 1) -> None:
         """Begin a tree.
 
         Args:
             context: committed tokens.
+            capacity: most nodes of the tree.
 
         Raises:
-            InputError: what a step costs is not known.
+            InputError: what a step costs is not known, or not for so many nodes.
         """
         if self._cost is None:
             raise InputError(
                 "draft_tree_capacity is auto, and what a step costs is not known; "
                 "call the drafter's prepare(model) first, or give a number"
+            )
+        if capacity > self._cost.nodes[-1]:
+            raise InputError(
+                f"the step costs end at {self._cost.nodes[-1]} nodes, trees that size themselves "
+                f"have up to {capacity}; give costs up to that, or a number as the capacity"
             )
         if self._context is None or abs(context - self._context) >= STRIDE:
             self._context = context

@@ -102,12 +102,7 @@ def generate(
         remaining = max_new_tokens - len(result.tokens)
         start = time.perf_counter()
         last_top_ids = verdict.top_ids
-        tree = drafter.draft(verdict.next_root, last_top_ids)
-        if len(tree) > drafter.capacity:
-            raise InputError(
-                f"a draft tree of {len(tree)} nodes from a drafter whose capacity is "
-                f"{drafter.capacity}; correct one of them"
-            )
+        tree = check_capacity(drafter.draft(verdict.next_root, last_top_ids), drafter)
         tree = tree.without_deeper_than(remaining - 1)
         drafted = time.perf_counter()
         step.build(tree)
@@ -204,6 +199,16 @@ def until_eos(tree: DraftTree, path: list[int], eos_token_ids: Collection[int]) 
         if tree.tokens[node] in eos_token_ids:
             return path[:count]
     return path
+
+
+def check_capacity(tree: DraftTree, drafter: Drafter) -> DraftTree:
+    """The tree, if it is no larger than its drafter says; InputError otherwise."""
+    if len(tree) > drafter.capacity:
+        raise InputError(
+            f"a draft tree of {len(tree)} nodes from a drafter whose capacity is "
+            f"{drafter.capacity}; correct one of them"
+        )
+    return tree
 
 
 def check_lengths(prompt_tokens: int, max_new_tokens: int, max_positions: int) -> None:

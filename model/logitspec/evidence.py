@@ -15,6 +15,8 @@ Row = Sequence[int]  # the best token ids after a token, best first
 # n-gram -> token -> how often it followed, the latest last; of one that followed once: it
 Followers = dict[tuple[int, ...], dict[int, int] | int]
 
+GRADED_LENGTHS = 8  # of n-grams; longer ones have the grades of these
+GRADED_RANKS = 16  # of a row; lower ones have the grade of the last
 MOST_FOLLOWERS = 10  # of an n-gram, the latest; more would be guesses without weight
 MOST_EARLIER = 1_000_000  # n-grams of earlier answers; with more they are collected anew
 
@@ -73,13 +75,14 @@ class NgramEvidence(Source):
 
     def __init__(self, max_ngram_size: int, stride: int) -> None:
         self.max_ngram_size = max_ngram_size
+        self.lengths = min(max_ngram_size, GRADED_LENGTHS)
         self.stride = stride
-        self.grades = self._name_grades(max_ngram_size)
+        self.grades = self._name_grades(self.lengths)
         self.fitted = self._name_grades(self.FITTED_SIZE)
         self.forget()
 
     def _name_grades(self, fitted: int) -> tuple[str, ...]:
-        sizes = [min(n, fitted) for n in range(1, self.max_ngram_size + 1)]
+        sizes = [min(n, fitted) for n in range(1, self.lengths + 1)]
         shares = [f"{share} of what followed {n}" for n in sizes for share in self.SHARES]
         return ("no n-gram", *shares)
 
@@ -118,7 +121,7 @@ class NgramEvidence(Source):
             matched, found = n, known
         if not matched:
             return 0, {}
-        base = (1 + (matched - 1) * len(self.SHARES)) * stride
+        base = (1 + (min(matched, self.lengths) - 1) * len(self.SHARES)) * stride
         if isinstance(found, int):
             return base, {found: 4 * stride}
         if len(found) == 1:
@@ -180,12 +183,14 @@ class RowEvidence(Source):
 
     def __init__(self, width: int, stride: int, *, keep: bool) -> None:
         self.width = width
+        self.ranks = min(width, GRADED_RANKS)
         self.stride = stride
         self.keep = keep
-        self.grades = self._name_grades(width)
+        self.grades = self._name_grades(self.ranks)
         self.fitted = self._name_grades(self.FITTED_WIDTH)
         self.vocabulary: Sequence[Row] = ()  # by token id, as far as it goes
-        self._steps = [(rank - width) * stride for rank in range(width)]
+        last = self.ranks - 1
+        self._steps = [(min(rank, last) - self.ranks) * stride for rank in range(width)]
         self._earlier: dict[int, Row] = {}
         self._single: dict[int, Row] = {}
         self.begin(())
@@ -197,7 +202,7 @@ class RowEvidence(Source):
         self._pair: dict[tuple[int, ...], Row] = {}
 
     def _name_grades(self, fitted: int) -> tuple[str, ...]:
-        ranks = [f"rank {min(rank, fitted - 1)}" for rank in range(self.width)]
+        ranks = [f"rank {min(rank, fitted - 1)}" for rank in range(self.ranks)]
         places = (*ranks, "not")
         return ("no row", *(f"{p} in the row of {kind}" for kind in self.KINDS for p in places))
 
@@ -226,7 +231,7 @@ class RowEvidence(Source):
                     if token >= len(self.vocabulary):
                         return 0, {}
                     row = self.vocabulary[token]
-        base = (kind + 1) * (self.width + 1) * self.stride
+        base = (kind + 1) * (self.ranks + 1) * self.stride
         return base, dict(zip(row, self._steps, strict=False))
 
 
@@ -275,16 +280,18 @@ class AcceptanceTable:
     """
 
     def __init__(self, prior: Sequence[float], strength: float) -> None:
-        self.prior = list(prior)
+        # Lists, which Python reads fastest; arrays where native/drafting.py learns
+        self.prior: Any = [float(probability) for probability in prior]
         self.strength = strength
-        self.probability: Any = list(prior)  # or arrays, where native/drafting.py learns
-        self.seen: Any = [0] * len(self.prior)
-        self.right: Any = [0] * len(self.prior)
+        self.probability: Any = list(self.prior)
+        self.nothing: Any = [0] * len(self.prior)
+        self.seen: Any = list(self.nothing)
+        self.right: Any = list(self.nothing)
 
     def reset(self) -> None:
         """Forget what was learnt; the prior remains."""
         self.probability[:] = self.prior
-        self.seen[:] = self.right[:] = [0] * len(self.prior)
+        self.seen[:] = self.right[:] = self.nothing
 
     def learn(self, cell: int, right: bool) -> None:
         """Take in whether a draft of a cell, whose parent was right, was right."""

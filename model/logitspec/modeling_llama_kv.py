@@ -7,7 +7,7 @@ it. Parameter names are the checkpoint's own, so transformers loads the weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from .kernels import Kernels
 from .kv_cache import KVCache, Window
 from .linear import Linear
 from .native.layers import NativeLayers
+
+if TYPE_CHECKING:
+    from .step_cost import StepCost
 
 # Query rows from which two matrix products beat scaled_dot_product_attention's blocks on a CPU, in
 # half precision: docs/performance.md
@@ -210,6 +213,18 @@ class LlamaKVForCausalLM(PreTrainedModel):
     @property
     def layers(self) -> list[DecoderLayer]:
         return cast("list[DecoderLayer]", list(self.model.layers))
+
+    def step_cost(self, top_k: int, node_top_k: int = 0) -> StepCost:
+        """What a step costs by its nodes: step_cost.step_cost."""
+        from .step_cost import step_cost
+
+        return step_cost(self, top_k, node_top_k)
+
+    def successors(self, count: int, width: int) -> list[list[int]]:
+        """The best tokens after each of the first token ids alone: successors.successors."""
+        from .successors import successors
+
+        return successors(self, count, width)
 
     def fuse(self) -> None:
         """Make one matrix of q/k/v, one of gate/up, where they are plain linears on one device."""

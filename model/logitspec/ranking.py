@@ -59,7 +59,7 @@ class Ranking:
 
     def cut(self, tree: DraftTree, committed: int) -> DraftTree:
         """The tree without the last nodes that are not worth their time."""
-        self.budget.begin(committed)
+        self.budget.begin(committed, tree.capacity)
         paths = [1.0]
         self.budget.add(1.0)
         for node in range(1, len(tree)):

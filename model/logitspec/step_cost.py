@@ -122,7 +122,9 @@ def measure(model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> StepCost:
     for context in contexts:
         cache = filled_cache(model, context, room=NODES[-1])
         steps = {n: partial(verify, model, wide_tree(n), cache, top_k, node_top_k) for n in nodes}
-        seconds.append([statistics.median(s) for s in interleaved(steps, ROUNDS).values()])
+        seconds.append(
+            [statistics.median(s) for s in interleaved(steps, ROUNDS, settle=True).values()]
+        )
     return StepCost(contexts, nodes, seconds, padded=model.graphs)
 
 
@@ -143,12 +145,18 @@ def wide_tree(nodes: int) -> DraftTree:
 
 
 def interleaved(
-    variants: Mapping[Key, Callable[[], object]], rounds: int
+    variants: Mapping[Key, Callable[[], object]], rounds: int, *, settle: bool = False
 ) -> dict[Key, list[float]]:
-    """Seconds of each variant, `rounds` of them; one unmeasured round comes first."""
+    """Seconds of each variant, `rounds` of them; one unmeasured round comes first.
+
+    With `settle` each variant runs unmeasured before it is measured, every time: what the variant
+    before it left in caches does not count.
+    """
     seconds: dict[Key, list[float]] = {key: [] for key in variants}
     for _ in range(rounds + 1):
         for key, variant in variants.items():
+            if settle:
+                variant()
             start = time.perf_counter()
             variant()
             seconds[key].append(time.perf_counter() - start)

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from ..draft_tree import DraftTree
 
 if TYPE_CHECKING:
-    from ..modeling_llama_kv import LlamaKVForCausalLM
+    from ..step_cost import StepCost
+
+
+class Measurable(Protocol):
+    """What a drafter may ask about the target before it begins."""
+
+    def step_cost(self, top_k: int, node_top_k: int = 0) -> StepCost:
+        """What a step costs by its nodes (step_cost.py)."""
+
+    def successors(self, count: int, width: int) -> list[list[int]]:
+        """The best tokens after each of the first token ids alone (successors.py)."""
 
 
 class Drafter(ABC):
@@ -34,13 +44,13 @@ class Drafter(ABC):
     node_top_k: int = 0  # the same of every verified node's logits, for observe()
     prompt_top_k: int = 0  # the same of every prompt token's logits, for reset()
 
-    def prepare(self, model: LlamaKVForCausalLM) -> None:  # noqa: B027 - most methods need nothing
+    def prepare(self, model: Measurable) -> None:  # noqa: B027 - most methods need nothing
         """Find out about the target what the method has to know; generate() calls it first.
 
         Nothing is to be done for a model that was prepared last.
 
         Args:
-            model: the target, loaded.
+            model: the target, loaded; or a recording of one.
         """
 
     @abstractmethod
@@ -70,7 +80,8 @@ class Drafter(ABC):
         Args:
             tree: what was verified.
             path: its committed nodes, the root's index first.
-            top_ids: after each node, accepted or not, the `node_top_k` best token ids, best first.
+            top_ids: after each node, accepted or not, the `node_top_k` best token ids, best first;
+                none where they are not known, as for some rejected nodes in a replay.
         """
 
     def forget(self) -> None:  # noqa: B027 - most methods keep nothing

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ..budget import Budget, Capacity, resolve_capacity
 from ..draft_tree import DraftTree
@@ -30,11 +30,7 @@ from ..evidence import (
 )
 from ..native.compiler import Unavailable
 from ..native.drafting import Drafting
-from ..successors import successors
-from .base import Drafter, register
-
-if TYPE_CHECKING:
-    from ..modeling_llama_kv import LlamaKVForCausalLM
+from .base import Drafter, Measurable, register
 
 PRIOR = Path(__file__).with_name("calibrated_prior.json")  # benchmarks/fit_prior.py writes it
 PRUNING = 0.3  # of the least path probability of the last tree: less is not even considered
@@ -49,11 +45,12 @@ class CalibratedDrafter(Drafter):
     """Ours: guesses weighed by how often such guesses were right, the tree grown best first.
 
     Below every draft node the candidates are the tokens that some evidence names: what followed
-    the longest matching n-gram, the target's best tokens when it last stood at such a token (a row
-    of "copy logits"), and, below the root, the last logits. A candidate's grades select a cell of
-    the acceptance table, which estimates how likely it is given its parent; the product along a
-    path is the path's probability, and the tree takes the most probable path next. Every step shows
-    of each candidate below the accepted nodes whether it was right, and the table learns it.
+    the longest matching n-gram, here and in earlier answers, the target's best tokens when it last
+    stood at such a token (a row of "copy logits"), and, below the root, the last logits. A
+    candidate's grades select a cell of the acceptance table, which estimates how likely it is given
+    its parent; the product along a path is the path's probability, and the tree takes the most
+    probable path next. Every step shows of each candidate below the accepted nodes whether it was
+    right, and the table learns it.
 
     The table, the rows and the n-grams of answers are kept from prompt to prompt.
 
@@ -104,6 +101,11 @@ class CalibratedDrafter(Drafter):
         drafting_core: str = "auto",
     ) -> None:
         require_positive(max_ngram_size=max_ngram_size, row_width=row_width, last_width=last_width)
+        if not prior_strength > 0 or not vocabulary_rows >= 0:
+            raise InputError(
+                f"prior_strength is {prior_strength}, vocabulary_rows is {vocabulary_rows}; "
+                "give more than 0, and 0 or more"
+            )
         self.capacity = resolve_capacity(draft_tree_capacity)
         self.top_k = last_width
         self.node_top_k = row_width
@@ -131,7 +133,8 @@ class CalibratedDrafter(Drafter):
         try:
             return Drafting(
                 self.table, self._last.steps, capacity=self.capacity, pruning=PRUNING,
-                max_ngram_size=self._ngrams.max_ngram_size, row_width=self._rows.width,
+                max_ngram_size=self._ngrams.max_ngram_size, lengths=self._ngrams.lengths,
+                row_width=self._rows.width, ranks=self._rows.ranks,
                 row_stride=self._rows.stride, last_stride=self._last.stride,
                 earlier_stride=self._earlier.stride,
                 most_followers=MOST_FOLLOWERS, most_earlier=MOST_EARLIER,
@@ -146,7 +149,13 @@ class CalibratedDrafter(Drafter):
             return None
 
     def use_prior(self, prior: Sequence[float]) -> None:
-        """Begin anew with another prior."""
+        """Begin anew with another prior, of as many cells.
+
+        Raises:
+            ValueError: it has another number of cells.
+        """
+        if len(prior) != len(self.table.prior):
+            raise ValueError(f"a prior of {len(prior)} cells for {len(self.table.prior)}")
         self.forget()
         self.table = AcceptanceTable(prior, self.table.strength)
         if self._native is not None:
@@ -161,12 +170,12 @@ class CalibratedDrafter(Drafter):
         self._least = 0.0  # path probability of the last tree's last node
         self._committed = 0
 
-    def prepare(self, model: LlamaKVForCausalLM) -> None:
+    def prepare(self, model: Measurable) -> None:
         if model is self._model:
             return
         self._model = model
         if self._vocabulary_rows:
-            self._rows.vocabulary = successors(model, self._vocabulary_rows, self._rows.width)
+            self._rows.vocabulary = model.successors(self._vocabulary_rows, self._rows.width)
             if self._native is not None:
                 self._native.set_vocabulary(self._rows.vocabulary)
         if self.budget is not None:
@@ -189,16 +198,18 @@ class CalibratedDrafter(Drafter):
         for source in self.sources:
             source.forget()
         self.table.reset()
+        self._begin()
 
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
         if self.budget is not None:
-            self.budget.begin(self._committed)
+            self.budget.begin(self._committed, self.capacity)
         if self._native is not None:
             drafted = self._native.draft(root, top_ids, self.budget)
             self._tokens, self._parents, self.path_probabilities, self.cells = drafted
         else:
             if self._awaited is not None:
                 self._learn(self._awaited, root)
+            self._awaited = None
             if self.budget is None:
                 if not self._grow(root, top_ids, self._least * PRUNING):
                     self._grow(root, top_ids, 0.0)
@@ -292,7 +303,9 @@ class CalibratedDrafter(Drafter):
         before = self._ngrams.context[-1]
         # The most probable nodes come first and shall be remembered, above them the accepted ones.
         for node in (*range(len(tokens) - 1, -1, -1), *path):
-            self._rows.learn(tokens[parents[node]] if node else before, tokens[node], top_ids[node])
+            if top_ids[node]:
+                parent = tokens[parents[node]] if node else before
+                self._rows.learn(parent, tokens[node], top_ids[node])
         committed = [tokens[node] for node in path]
         self._ngrams.extend(committed)
         self._earlier.extend(committed)

@@ -4,16 +4,13 @@ then extend both the next token and every guess by retrieval from the context.""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ..budget import Capacity, resolve_capacity
 from ..draft_tree import DraftTree
 from ..ngram_pool import NgramPool
 from ..ranking import Ranking
-from .base import Drafter, register
-
-if TYPE_CHECKING:
-    from ..modeling_llama_kv import LlamaKVForCausalLM
+from .base import Drafter, Measurable, register
 
 
 def branch_length(rank: int) -> int:
@@ -62,7 +59,7 @@ class LogitSpecDrafter(Drafter):
         auto = draft_tree_capacity == "auto"
         self.ranking = Ranking(self.capacity, branch_length(0), num_pred_tokens) if auto else None
 
-    def prepare(self, model: LlamaKVForCausalLM) -> None:
+    def prepare(self, model: Measurable) -> None:
         if self.ranking is not None:
             self.ranking.budget.prepare(model, self.top_k, self.node_top_k)
 

@@ -156,7 +156,8 @@ class RacerDrafter(Drafter):
         self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
     ) -> None:
         self._trie.extend([tree.tokens[node] for node in path])
-        self._successors.update(zip(tree.tokens, top_ids, strict=True))
+        known = zip(tree.tokens, top_ids, strict=True)
+        self._successors.update((token, row) for token, row in known if row)
 
     def _add_retrieved(self, tree: DraftTree) -> None:
         order = count()

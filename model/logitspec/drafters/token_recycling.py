@@ -84,7 +84,8 @@ class TokenRecyclingDrafter(Drafter):
     def observe(
         self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
     ) -> None:
-        self._successors.update(zip(tree.tokens, top_ids, strict=True))
+        known = zip(tree.tokens, top_ids, strict=True)
+        self._successors.update((token, row) for token, row in known if row)
 
     def forget(self) -> None:
         self._successors.clear()

@@ -35,7 +35,7 @@ class Unavailable(Exception):
 
 
 def library(name: str) -> ctypes.CDLL:
-    """One of SOURCES, compiled for this CPU.
+    """One of SOURCES, compiled here.
 
     Raises:
         Unavailable: it cannot be compiled or loaded here.

@@ -13,7 +13,7 @@
 extern "C" {
 
 struct Settings {
-    int64_t capacity, max_ngram_size, row_width, last_width;
+    int64_t capacity, max_ngram_size, lengths, row_width, ranks, last_width;
     int64_t row_stride, last_stride, earlier_stride;  // of the cells; that of the n-grams is 1
     int64_t most_followers, most_earlier;
     int64_t keep_rows, keep_ngrams;
@@ -42,6 +42,17 @@ struct Tree {  // room for `capacity` nodes
 namespace {
 
 using Token = int32_t;
+constexpr int64_t MOST_TOKENS = 1 << 24;  // of a vocabulary: rows are found by token
+
+// The grades of a token's share among what followed an n-gram; 0 to 3 are nothing to most.
+constexpr int64_t SHARES = 6, ONCE = 4, ALWAYS = 5;
+
+// Whether all are tokens; `least` -1 lets one stand for a row that is not known.
+bool valid(const int64_t* tokens, int64_t count, int64_t least = 0) {
+    return std::all_of(tokens, tokens + count,
+                       [=](int64_t token) { return token >= least && token < MOST_TOKENS; });
+}
+
 using Key = uint64_t;  // two numbers of 32 bits
 
 Key key(uint32_t first, uint32_t second) { return Key(first) << 32 | second; }
@@ -160,7 +171,9 @@ struct Drafting {
 
     explicit Drafting(const Settings& s)
         : set(s), last_steps(s.last_steps, s.last_steps + s.last_width), single(s.row_width),
-          older(s.row_width), vocabulary(s.row_width), below(s.capacity) {}
+          older(s.row_width), vocabulary(s.row_width), below(s.capacity) {
+        set.last_steps = nullptr;
+    }
 
     void commit(Ngrams& ngrams, std::vector<Token>& before, Token token) const {
         auto last = [&](int64_t n) { return before[before.size() - n]; };
@@ -212,7 +225,7 @@ struct Drafting {
         auto [matched, found] = ngrams.match(before, most);
         if (!matched) return 0;
         if (found->size() == 1) {
-            name(named, found->front().token, (found->front().times == 1 ? 4 : 5) * stride);
+            name(named, found->front().token, (found->front().times == 1 ? ONCE : ALWAYS) * stride);
         } else {
             int64_t total = 0;
             for (const Follower& f : *found) total += f.times;
@@ -223,7 +236,7 @@ struct Drafting {
                 name(named, (*found)[i].token, share * stride);
             }
         }
-        return (1 + (matched - 1) * 6) * stride;
+        return (1 + (std::min(matched, set.lengths) - 1) * SHARES) * stride;
     }
 
     // The candidates below a node, with their cells. before(n) is the n-th last token up to it.
@@ -247,9 +260,16 @@ struct Drafting {
                 row = rows->get(token);
             }
         if (row.first) {
-            base += (kind + 1) * (set.row_width + 1) * set.row_stride;
-            for (int64_t rank = 0; rank < row.second; rank++)
-                named.push_back({row.first[rank], (rank - set.row_width) * set.row_stride});
+            base += (kind + 1) * (set.ranks + 1) * set.row_stride;
+            for (int64_t rank = 0; rank < row.second; rank++) {
+                int64_t more = (std::min(rank, set.ranks - 1) - set.ranks) * set.row_stride;
+                auto same = [&](const Candidate& c) { return c.token == row.first[rank]; };
+                auto known = std::find_if(named.begin(), named.end(), same);
+                if (known == named.end())
+                    named.push_back({row.first[rank], more});
+                else
+                    known->cell = more;
+            }
         }
 
         int64_t most = std::min(length, set.max_ngram_size);
@@ -370,6 +390,7 @@ struct Drafting {
         }
         Token before = context.empty() ? -1 : context.back();
         auto row_of = [&](int64_t node) {
+            if (!width || rows[node * width] < 0) return;  // not known
             Token parent = node ? Token(tree.tokens[tree.parents[node]]) : before;
             learn_row(parent, Token(tree.tokens[node]), rows + node * width, width);
         };
@@ -390,29 +411,38 @@ extern "C" {
 void* drafting_new(const Settings* settings) { return new Drafting(*settings); }
 void drafting_delete(void* handle) { delete (Drafting*)handle; }
 
+// These four return -1 where they are given what is no token, and have done nothing.
+
 // rows [count][width]: the vocabulary's, by token
-void drafting_vocabulary(void* handle, const int64_t* rows, int64_t count, int64_t width) {
+int64_t drafting_vocabulary(void* handle, const int64_t* rows, int64_t count, int64_t width) {
+    if (count > MOST_TOKENS || !valid(rows, count * width)) return -1;
     TokenRows& vocabulary = ((Drafting*)handle)->vocabulary;
     vocabulary.clear();
     for (int64_t token = 0; token < count; token++)
         vocabulary.set(Token(token), rows + token * width, width);
+    return 0;
 }
 
-void drafting_begin(void* handle, const int64_t* prompt, int64_t count) {
+int64_t drafting_begin(void* handle, const int64_t* prompt, int64_t count) {
+    if (!valid(prompt, count)) return -1;
     ((Drafting*)handle)->begin(prompt, count);
+    return 0;
 }
 
 void drafting_forget(void* handle) { ((Drafting*)handle)->forget(); }
 
 int64_t drafting_draft(void* handle, int64_t root, const int64_t* top, int64_t tops,
                        const Table* table, const Costs* costs, Tree* tree) {
+    if (!valid(&root, 1) || !valid(top, tops)) return -1;
     auto& drafting = *(Drafting*)handle;
     return drafting.draft(Token(root), top, tops, *table, costs, drafting.set.pruning, *tree);
 }
 
-void drafting_observe(void* handle, const Tree* tree, int64_t nodes, const int64_t* path,
-                      int64_t accepted, const int64_t* rows, int64_t width, int64_t is_last,
-                      const Table* table) {
+int64_t drafting_observe(void* handle, const Tree* tree, int64_t nodes, const int64_t* path,
+                         int64_t accepted, const int64_t* rows, int64_t width, int64_t is_last,
+                         const Table* table) {
+    if (!valid(tree->tokens, nodes) || !valid(rows, nodes * width, -1)) return -1;
     ((Drafting*)handle)->observe(*tree, nodes, path, accepted, rows, width, is_last, *table);
+    return 0;
 }
 }

@@ -18,7 +18,8 @@ from .compiler import Int, Pointer, library, structure
 
 Double = ctypes.c_double
 INTEGERS = (
-    *("capacity", "max_ngram_size", "row_width", "last_width", "row_stride", "last_stride"),
+    *("capacity", "max_ngram_size", "lengths", "row_width", "ranks", "last_width"),
+    *("row_stride", "last_stride"),
     *("earlier_stride", "most_followers", "most_earlier", "keep_rows", "keep_ngrams"),
 )
 Settings = structure("Settings", **dict.fromkeys(INTEGERS, Int), pruning=Double, last_steps=Pointer)
@@ -44,7 +45,8 @@ class Drafting:
     def __init__(self, table: AcceptanceTable, last_steps: Sequence[int], **settings: Any) -> None:
         self._library = library("drafting")
         self._library.drafting_new.restype = Pointer
-        self._library.drafting_draft.restype = Int
+        for name in ("draft", "begin", "observe", "vocabulary"):
+            getattr(self._library, f"drafting_{name}").restype = Int
         steps = integers(last_steps)
         wanted = Settings(last_width=len(steps), last_steps=steps.ctypes.data, **settings)
         self._handle = Pointer(self._library.drafting_new(ctypes.byref(wanted)))
@@ -63,28 +65,26 @@ class Drafting:
 
     def use(self, table: AcceptanceTable) -> None:
         """Learn from and into this table from now on."""
-        table.probability = np.array(table.probability)
-        table.seen, table.right = np.array(table.seen), np.array(table.right)
-        self._prior = np.array(table.prior)
-        self._kept = table
-        self._table = Table(
-            probability=table.probability.ctypes.data,
-            seen=table.seen.ctypes.data,
-            right=table.right.ctypes.data,
-            prior=self._prior.ctypes.data,
-            strength=table.strength,
-        )
+        table.prior = np.array(table.prior, dtype=np.float64)
+        table.probability = np.array(table.probability, dtype=np.float64)
+        table.nothing = integers(table.nothing)
+        table.seen, table.right = table.nothing + table.seen, table.nothing + table.right
+        self._kept = (table.probability, table.seen, table.right, table.prior)
+        addresses = (numbers.ctypes.data for numbers in self._kept)
+        self._table = Table(*addresses, strength=table.strength)
 
     def set_vocabulary(self, rows: Sequence[Sequence[int]]) -> None:
         """The rows of the vocabulary, all of one width."""
         known = integers(rows)
-        self._library.drafting_vocabulary(
-            self._handle, Pointer(known.ctypes.data), Int(len(known)), Int(known.shape[1])
+        check(
+            self._library.drafting_vocabulary(
+                self._handle, Pointer(known.ctypes.data), Int(len(known)), Int(known.shape[1])
+            )
         )
 
     def begin(self, prompt_ids: Sequence[int]) -> None:
         ids = integers(prompt_ids)
-        self._library.drafting_begin(self._handle, Pointer(ids.ctypes.data), Int(len(ids)))
+        check(self._library.drafting_begin(self._handle, Pointer(ids.ctypes.data), Int(len(ids))))
 
     def forget(self) -> None:
         self._library.drafting_forget(self._handle)
@@ -113,6 +113,7 @@ class Drafting:
             self._handle, Int(root), top, Int(len(top_ids)), ctypes.byref(self._table), costs,
             ctypes.byref(self._tree),
         )  # fmt: skip
+        check(n)
         numbers = (self._tokens, self._parents, self._paths, self._cells)
         tokens, parents, paths, cells = (some[:n].tolist() for some in numbers)
         return tokens, parents, paths, cells
@@ -132,20 +133,34 @@ class Drafting:
             tokens: the tree's.
             parents: the same.
             path: its committed nodes.
-            top_ids: the best tokens after each node.
+            top_ids: the best tokens after each node, as many of each; none: not known.
             is_last: whether it is the tree of the last draft(), whole.
+
+        Raises:
+            ValueError: there is not a row for every node, or they differ in length.
         """
-        n, width = len(tokens), len(top_ids[0])
-        rows = (Int * (n * width))(*chain.from_iterable(top_ids))
+        n, width = len(tokens), max(map(len, top_ids))
+        unknown = (-1,) * width
+        best = list(chain.from_iterable(row or unknown for row in top_ids))
+        if len(top_ids) != n or len(best) != n * width:
+            raise ValueError(f"{len(top_ids)} rows of {width} best tokens or fewer for {n} nodes")
+        rows = (Int * len(best))(*best)
         nodes = (Int * len(path))(*path)
         tree = self._tree
         if not is_last:
             kept = integers([tokens, parents])
             tree = Tree(tokens=kept[0].ctypes.data, parents=kept[1].ctypes.data)
-        self._library.drafting_observe(
+        done = self._library.drafting_observe(
             self._handle, ctypes.byref(tree), Int(n), nodes, Int(len(path)), rows, Int(width),
             Int(is_last), ctypes.byref(self._table),
         )  # fmt: skip
+        check(done)
+
+
+def check(status: int) -> None:
+    """Raise ValueError if a call was refused."""
+    if status < 0:
+        raise ValueError("a token id is negative or no vocabulary is so large")
 
 
 def integers(numbers: Any) -> npt.NDArray[np.int64]:
