@@ -40,7 +40,7 @@ from model.logitspec.evidence import (
     additive_prior,
 )
 from model.logitspec.native import compiler
-from model.logitspec.step_cost import StepCost, step_cost
+from model.logitspec.step_cost import StepCost, rising, step_cost
 
 FLAT = StepCost((128, 1024), (1, 128), ((0.01, 0.0101), (0.01, 0.0101)))
 MIDDLE = StepCost((128, 1024), (1, 8, 128), ((0.01, 0.012, 0.06),) * 2)
@@ -388,10 +388,11 @@ def test_what_follows_a_complete_tree_would_not_have_paid(
 
 def test_the_curve_is_linear_between_and_beyond_and_never_falls() -> None:
     cost = StepCost((100, 200), (1, 2, 4), ((1.0, 3.0, 2.0), (2.0, 4.0, 4.0)))
-    assert cost.curve(100) == [1.0, 1.0, 3.0, 3.0, 3.0]
-    assert cost.curve(150) == [1.5, 1.5, 3.5, 3.5, 3.5]
+    assert cost.curve(100) == [1.0, 1.0, 2.5, 2.5, 2.5]
+    assert cost.curve(150) == [1.5, 1.5, 3.25, 3.25, 3.25]
     assert cost.curve(300)[1] == 3.0
     assert cost.curve(0)[1] == 1.0  # no faster than the shorter context
+    assert rising([3.0, 1.0, 2.0, 5.0, 4.0]) == [2.0, 2.0, 2.0, 4.5, 4.5]
 
 
 def test_auto_without_a_curve_is_refused() -> None:

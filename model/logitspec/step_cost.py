@@ -29,7 +29,8 @@ NODES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
 Key = TypeVar("Key")
 
 CONTEXTS = (128, 1024)  # committed tokens
-ROUNDS = 5
+FEW = 16  # nodes; steps over no more are cheap, and where trees end is decided among them
+ROUNDS = {16: True, 3: False}  # measurements of each size -> whether of few nodes
 SOME_TOKENS = 64  # that every vocabulary has
 
 
@@ -58,8 +59,7 @@ class StepCost:
         (near, far), (fast, slow) = self.contexts, self.seconds
         part = (context - near) / (far - near)
         at = [a + max(0.0, b - a) * max(0.0, part) for a, b in zip(fast, slow, strict=True)]
-        for i in range(1, len(at)):
-            at[i] = max(at[i], at[i - 1])
+        at = rising(at)
         curve = [at[0]]
         for n in range(1, self.nodes[-1] + 1):
             i = bisect_left(self.nodes, n)  # the first that is not smaller
@@ -111,7 +111,8 @@ def sizes(model: LlamaKVForCausalLM) -> list[int]:
 
 
 def measure(model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> StepCost:
-    """Measure it: medians, all numbers of nodes in turn."""
+    """Measure it: all numbers of nodes in turn, few nodes among themselves, for after a step over
+    many the next one is slower. Of each the lower quartile, which a busy machine spoils least."""
     print(
         "measuring what a step costs by its nodes, once for this model and machine", file=sys.stderr
     )
@@ -122,10 +123,24 @@ def measure(model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> StepCost:
     for context in contexts:
         cache = filled_cache(model, context, room=NODES[-1])
         steps = {n: partial(verify, model, wide_tree(n), cache, top_k, node_top_k) for n in nodes}
-        seconds.append(
-            [statistics.median(s) for s in interleaved(steps, ROUNDS, settle=True).values()]
-        )
+        took: dict[int, list[float]] = {}
+        for rounds, few in ROUNDS.items():
+            took |= interleaved({n: steps[n] for n in nodes if (n <= FEW) is few}, rounds)
+        seconds.append(rising([statistics.quantiles(took[n], n=4)[0] for n in nodes]))
     return StepCost(contexts, nodes, seconds, padded=model.graphs)
+
+
+def rising(seconds: Sequence[float]) -> list[float]:
+    """The nearest sequence that never falls: neighbours that do are replaced by their mean."""
+    pools: list[tuple[float, int]] = []  # mean, count
+    for value in seconds:
+        count = 1
+        while pools and pools[-1][0] > value:
+            mean, more = pools.pop()
+            value = (value * count + mean * more) / (count + more)
+            count += more
+        pools.append((value, count))
+    return [mean for mean, count in pools for _ in range(count)]
 
 
 def filled_cache(model: LlamaKVForCausalLM, context: int, room: int) -> KVCache:
@@ -145,18 +160,12 @@ def wide_tree(nodes: int) -> DraftTree:
 
 
 def interleaved(
-    variants: Mapping[Key, Callable[[], object]], rounds: int, *, settle: bool = False
+    variants: Mapping[Key, Callable[[], object]], rounds: int
 ) -> dict[Key, list[float]]:
-    """Seconds of each variant, `rounds` of them; one unmeasured round comes first.
-
-    With `settle` each variant runs unmeasured before it is measured, every time: what the variant
-    before it left in caches does not count.
-    """
+    """Seconds of each variant, `rounds` of them; one unmeasured round comes first."""
     seconds: dict[Key, list[float]] = {key: [] for key in variants}
     for _ in range(rounds + 1):
         for key, variant in variants.items():
-            if settle:
-                variant()
             start = time.perf_counter()
             variant()
             seconds[key].append(time.perf_counter() - start)
