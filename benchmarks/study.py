@@ -16,6 +16,8 @@ from typing import Any
 from evaluation.arguments import Parser, add_machine_flags, at_least, run_command
 from evaluation.engines import KVEngine, Models
 from evaluation.eval import chosen_questions
+from evaluation.recordings import load_recording
+from evaluation.replay import Configuration, about, replay_drafter
 from evaluation.targets import Target
 from model.logitspec import CalibratedDrafter, DraftTree
 from model.logitspec.drafters.calibrated import Candidates
@@ -74,7 +76,8 @@ class ThreeTokenRows(Variant):
         for node in range(1, len(tree)):
             contexts.append((*contexts[tree.parents[node]][-2:], tree.tokens[node]))
         for node in (*range(len(tree) - 1, -1, -1), *path):
-            self._triples[contexts[node]] = top_ids[node]
+            if top_ids[node]:
+                self._triples[contexts[node]] = top_ids[node]
         super().observe(tree, path, top_ids)
 
     def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
@@ -280,6 +283,32 @@ VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
 }
 
 
+Measure = Callable[[CalibratedDrafter], tuple[int, int]]  # a drafter's tokens and steps
+
+
+def live(args: argparse.Namespace) -> tuple[Measure, str, str]:
+    """Ask the model; with a title and the device."""
+    _, questions = chosen_questions(args)
+    target = Target.resolve(args)
+    models = Models(target, shared=False)
+
+    def measure(drafter: CalibratedDrafter) -> tuple[int, int]:
+        return answer(KVEngine(models, drafter), questions, target, args)
+
+    return measure, f"{len(questions)} questions of {args.bench_name}", target.device
+
+
+def replayed(args: argparse.Namespace) -> tuple[Measure, str, str]:
+    """Ask a recording instead."""
+    recording = load_recording(args.recording, args.question_stride)
+
+    def measure(drafter: CalibratedDrafter) -> tuple[int, int]:
+        summary, _ = replay_drafter(recording, Configuration("calibrated", (), ()), drafter)
+        return recording.tokens, summary.steps
+
+    return measure, f"replay of {about(recording)}", "cpu"
+
+
 def run(args: argparse.Namespace) -> None:
     """Have every variant answer the questions at every capacity, and print a row for each.
 
@@ -290,21 +319,18 @@ def run(args: argparse.Namespace) -> None:
     for name in wanted:
         if name not in VARIANTS:
             raise InputError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
-    _, questions = chosen_questions(args)
-    target = Target.resolve(args)
-    results = Results(args.json, args, target.device)
-    models = Models(target, shared=False)
+    measure, title, device = replayed(args) if args.recording else live(args)
+    results = Results(args.json, args, device)
     columns = {f"MAT at {capacity}": 9 for capacity in args.capacities}
     table = Table(
-        f"{len(questions)} questions of {args.bench_name}",
+        title,
         {"variant": 30, **{k: v for c in columns for k, v in ((c, 9), (f"÷ {c[4:]}", 7))}},
     )
     base: dict[int, float] = {}
     for name in wanted:
         cells: list[str] = []
         for capacity in args.capacities:
-            engine = KVEngine(models, VARIANTS[name](capacity))
-            tokens, steps = answer(engine, questions, target, args)
+            tokens, steps = measure(VARIANTS[name](capacity))
             mat = tokens / steps
             base.setdefault(capacity, mat)
             results.add(
@@ -319,6 +345,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m benchmarks.study", "What each part of the method calibrated adds.")
     add = parser.add_argument
     add_question_flags(parser, stride=24)
+    add(
+        "--recording", type=Path, metavar="DIR",
+        help="replay this recording (evaluation.record) instead of running the model; "
+        "--question-stride then counts its questions",
+    )  # fmt: skip
     add("--variants", metavar="A,B,...", help="the first is what the others are compared with")
     add(
         "--capacities", type=at_least(2), nargs="+", default=[64, 16], metavar="C",

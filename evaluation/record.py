@@ -48,7 +48,7 @@ from .recordings import (
 from .targets import Target
 from .traces import write_atomically
 
-NODE_WIDTH = 8  # best tokens recorded after nodes off the answer: as many as any method learns
+NODE_WIDTH = 16  # best tokens recorded after nodes off the answer
 
 
 class NodeRows(CalibratedDrafter):

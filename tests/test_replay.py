@@ -120,7 +120,7 @@ def test_rows_of_all_nodes_make_learning_drafters_exact_too(
                 load(chat_path, dtype=torch.float32), turn.prompt.tolist(), drafter,
                 max_new_tokens=len(turn.output),
             ).accept_lengths  # fmt: skip
-            found = replay_turn(turn, twin, RecordedRows(turn, 8)).accept_lengths
+            found = replay_turn(turn, twin, RecordedRows(turn, 16)).accept_lengths
             assert sum(found) == sum(wanted)
             assert abs(len(found) - len(wanted)) <= 1
 
@@ -249,7 +249,7 @@ def test_the_step_costs_of_another_machine_make_the_speed(
 ) -> None:
     _, folder = recorded("--tree-rows", "0")
     own = load_step_costs(folder / "step-cost.json")
-    assert set(own) == {0, 8}
+    assert set(own) == {0, 16}
     given = tmp_path / "costs.json"
     curve = {"contexts": [1, 1000], "nodes": [1, 128], "seconds": [[1.0, 128.0], [1.0, 128.0]]}
     given.write_text(json.dumps({"curves": [curve]}))

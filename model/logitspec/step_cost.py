@@ -29,6 +29,7 @@ NODES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
 Key = TypeVar("Key")
 
 CONTEXTS = (128, 1024)  # committed tokens
+METHOD = 2  # of measuring: a new number makes what was stored count no more
 FEW = 16  # nodes; steps over no more are cheap, and where trees end is decided among them
 ROUNDS = {16: True, 3: False}  # measurements of each size -> whether of few nodes
 SOME_TOKENS = 64  # that every vocabulary has
@@ -94,6 +95,7 @@ def step_cost(model: LlamaKVForCausalLM, top_k: int, node_top_k: int = 0) -> Ste
         "node_top_k": node_top_k,
         "nodes": sizes(model),
         "contexts": CONTEXTS,
+        "method": METHOD,
     }
     found = remembered("step-cost", key, lambda: asdict(measure(model, top_k, node_top_k)))
     return StepCost(**found)
@@ -122,7 +124,10 @@ def measure(model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> StepCost:
     seconds = []
     for context in contexts:
         cache = filled_cache(model, context, room=NODES[-1])
-        steps = {n: partial(verify, model, wide_tree(n), cache, top_k, node_top_k) for n in nodes}
+        right = continuation(model, cache)
+        steps = {
+            n: partial(verify, model, wide_tree(n, right), cache, top_k, node_top_k) for n in nodes
+        }
         took: dict[int, list[float]] = {}
         for rounds, few in ROUNDS.items():
             took |= interleaved({n: steps[n] for n in nodes if (n <= FEW) is few}, rounds)
@@ -151,12 +156,25 @@ def filled_cache(model: LlamaKVForCausalLM, context: int, room: int) -> KVCache:
     return cache
 
 
-def wide_tree(nodes: int) -> DraftTree:
-    """A tree whose nodes have four children each."""
-    tree = DraftTree(5, nodes)
+def wide_tree(nodes: int, right: tuple[int, int] = (5, 5)) -> DraftTree:
+    """A tree whose nodes have four children each.
+
+    Args:
+        nodes: of the tree.
+        right: the root and its first child. A child that is accepted, as every other one of a live
+            run's steps has, makes the verifier compute more than one that is not.
+    """
+    tree = DraftTree(right[0], nodes)
+    if nodes > 1:
+        tree.add(right[1], 0)
     while not tree.full:
         tree.add(len(tree) % SOME_TOKENS, parent=len(tree) // 4)
     return tree
+
+
+def continuation(model: LlamaKVForCausalLM, cache: KVCache) -> tuple[int, int]:
+    """A root, and the token that the target has follow it."""
+    return 5, verify(model, DraftTree(5, 1), cache, 0).next_root
 
 
 def interleaved(
