@@ -23,6 +23,7 @@ from tqdm import tqdm
 from model.logitspec import CalibratedDrafter, DraftTree, LlamaKVForCausalLM, generate
 from model.logitspec.decoding import PREFILL_LOGITS, read_in
 from model.logitspec.errors import InputError
+from model.logitspec.step_cost import Meter
 
 from .arguments import Parser, add_machine_flags, at_least, plain_name, run_command
 from .engines import Models
@@ -48,6 +49,7 @@ from .recordings import (
 from .targets import Target
 from .traces import write_atomically
 
+METER_EVERY = 8  # questions between two measurements of the step costs: machines drift
 NODE_WIDTH = 16  # best tokens recorded after nodes off the answer
 
 
@@ -189,14 +191,17 @@ def record(args: argparse.Namespace) -> None:
         write_atomically(folder / META, {"settings": settings, "environments": environments})
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror}; choose another") from error
-    save_step_costs(
-        folder / STEP_COST, {k: model.step_cost(args.top_k, k) for k in (0, NODE_WIDTH)}
-    )
     rows = model.successors(args.vocabulary_rows, 16) if args.vocabulary_rows else []
     save_arrays(folder / SUCCESSORS, {"rows": np.array(rows, dtype=np.int32).reshape(-1, 16)})
     recorder = Recorder(target, model, args)
     start, tokens = time.perf_counter(), 0
-    for question in tqdm(todo, unit="question"):
+    meters = {width: Meter(model, args.top_k, width) for width in (0, NODE_WIDTH)}
+    for at, question in enumerate(tqdm(todo, unit="question")):
+        if at % METER_EVERY == 0:
+            for meter in meters.values():
+                meter.run(2, 1)
+            costs = {width: meter.cost(0.5) for width, meter in meters.items()}
+            save_step_costs(folder / STEP_COST, costs)
         recorded = recorder.record(question)
         save_question(folder, recorded)
         tokens += sum(len(turn.output) for turn in recorded.turns)

@@ -70,7 +70,7 @@ def draw_maps(rows: Sequence[Row], keys: Sequence[str], path: Path) -> None:
             axes.set_xlabel(across)
             axes.set_ylabel(down)
             where = ", ".join(f"{key}={value}" for key, value in zip(rest, facet, strict=True))
-            axes.set_title(f"{label}" + (f", {where}" if where else ""), fontsize=9)
+            axes.set_title("\n".join(part for part in (label, where) if part), fontsize=9)
     save_figure(figure, path)
 
 

@@ -6,7 +6,6 @@ benchmarks/step_cost.py prints and draws the same.
 from __future__ import annotations
 
 import platform
-import statistics
 import sys
 import time
 from bisect import bisect_left
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from .decoding import prefill
@@ -31,7 +31,7 @@ Key = TypeVar("Key")
 CONTEXTS = (128, 1024)  # committed tokens
 METHOD = 2  # of measuring: a new number makes what was stored count no more
 FEW = 16  # nodes; steps over no more are cheap, and where trees end is decided among them
-ROUNDS = {16: True, 3: False}  # measurements of each size -> whether of few nodes
+ROUNDS = (16, 3)  # measurements of each size, of few nodes and of many
 SOME_TOKENS = 64  # that every vocabulary has
 
 
@@ -113,26 +113,56 @@ def sizes(model: LlamaKVForCausalLM) -> list[int]:
 
 
 def measure(model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> StepCost:
-    """Measure it: all numbers of nodes in turn, few nodes among themselves, for after a step over
-    many the next one is slower. Of each the lower quartile, which a busy machine spoils least."""
+    """Measure it, in some ten seconds. Of each size the lower quartile, which a busy machine spoils
+    least."""
     print(
         "measuring what a step costs by its nodes, once for this model and machine", file=sys.stderr
     )
-    room = model.max_positions - NODES[-1]
-    contexts = [min(context, max(1, room // (2 - i))) for i, context in enumerate(CONTEXTS)]
-    nodes = sizes(model)
-    seconds = []
-    for context in contexts:
-        cache = filled_cache(model, context, room=NODES[-1])
-        right = continuation(model, cache)
-        steps = {
-            n: partial(verify, model, wide_tree(n, right), cache, top_k, node_top_k) for n in nodes
-        }
-        took: dict[int, list[float]] = {}
-        for rounds, few in ROUNDS.items():
-            took |= interleaved({n: steps[n] for n in nodes if (n <= FEW) is few}, rounds)
-        seconds.append(rising([statistics.quantiles(took[n], n=4)[0] for n in nodes]))
-    return StepCost(contexts, nodes, seconds, padded=model.graphs)
+    meter = Meter(model, top_k, node_top_k)
+    meter.run(*ROUNDS)
+    return meter.cost(0.25)
+
+
+class Meter:
+    """Measures the step cost of a model, at once or a little now and then.
+
+    All numbers of nodes take turns; few nodes among themselves, for after a step over many the next
+    one is slower.
+
+    Args:
+        model: the target, loaded; its cache is used.
+        top_k: as in step_cost, and node_top_k.
+    """
+
+    def __init__(self, model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> None:
+        room = model.max_positions - NODES[-1]
+        self._model = model
+        self._widths = top_k, node_top_k
+        self._nodes = sizes(model)
+        self._contexts = [min(c, max(1, room // (2 - i))) for i, c in enumerate(CONTEXTS)]
+        self._took: dict[tuple[int, int], list[float]] = {}
+
+    def run(self, few: int, many: int) -> None:
+        """Measure so many rounds of the sizes up to FEW, and of the larger ones."""
+        for context in self._contexts:
+            cache = filled_cache(self._model, context, room=NODES[-1])
+            right = continuation(self._model, cache)
+            for rounds, wanted in ((few, True), (many, False)):
+                steps = {
+                    n: partial(verify, self._model, wide_tree(n, right), cache, *self._widths)
+                    for n in self._nodes
+                    if (n <= FEW) is wanted
+                }
+                for n, seconds in interleaved(steps, rounds).items():
+                    self._took.setdefault((context, n), []).extend(seconds)
+
+    def cost(self, quantile: float) -> StepCost:
+        """What was measured so far: this quantile of each size, smoothed so as never to fall."""
+        seconds = [
+            rising([float(np.quantile(self._took[context, n], quantile)) for n in self._nodes])
+            for context in self._contexts
+        ]
+        return StepCost(self._contexts, self._nodes, seconds, padded=self._model.graphs)
 
 
 def rising(seconds: Sequence[float]) -> list[float]:
