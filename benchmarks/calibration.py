@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.arguments import Parser, add_machine_flags, at_least, run_command
+from evaluation.arguments import Parser, add_machine_flags, at_least, picture, run_command
 from evaluation.engines import KVEngine, Models
 from evaluation.eval import chosen_questions
 from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
@@ -24,7 +24,7 @@ from model.logitspec import CalibratedDrafter, DraftTree
 from model.logitspec.budget import Capacity
 
 from .fit_prior import answer
-from .measure import INTERRUPTED, Results, Row, Table, add_question_flags, picture
+from .measure import INTERRUPTED, Results, Row, Table, add_question_flags
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from evaluation.arguments import Parser, at_least, plain_name
+from evaluation.arguments import Parser, add_slice_flags, at_least, plain_name
 from evaluation.environment import describe_environment
 from evaluation.traces import write_atomically
 from model.logitspec.errors import InputError
@@ -97,20 +97,10 @@ def add_question_flags(parser: Parser, *, bench_name: str = "spec_bench", stride
     add = parser.add_argument
     add("--model-path", default="checkpoints/smollm2-135m-instruct", help="checkpoint or hub id")
     add("--bench-name", default=bench_name, type=plain_name, help="data/NAME/question.jsonl")
-    add("--question-begin", type=int, metavar="I", help="index of the first question of a slice")
-    add("--question-end", type=int, metavar="J", help="index behind the last question of a slice")
-    add("--question-stride", type=at_least(1), default=stride, metavar="K", help="only every K-th")
+    add_slice_flags(parser, stride)
     add("--max-new-tokens", type=at_least(1), default=128, help="most tokens per answer")
     add("--conv-template", metavar="NAME", help="as in the inference scripts")
     parser.set_defaults(cap_new_tokens=True, num_choices=1, seed=0)
-
-
-def picture(text: str) -> Path:
-    """An argparse type: a PNG file in a folder that is there."""
-    path = Path(text)
-    if path.suffix != ".png" or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is no FILE.png in a folder that exists")
-    return path
 
 
 def plain(value: object) -> object:

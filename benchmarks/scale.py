@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.arguments import Parser, at_least, run_command
+from evaluation.arguments import Parser, at_least, picture, run_command
 from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
 from evaluation.targets import load_tokenizer, resolve_device, resolve_dtype
 from model.logitspec import DRAFTERS, Drafter, DraftTree, InputError, LlamaKVForCausalLM, load
@@ -28,7 +28,7 @@ from model.logitspec.step_cost import wide_tree
 from model.logitspec.verification import node_bucket
 
 from . import memory
-from .measure import INTERRUPTED, Results, Row, Table, picture, quartiles, spread
+from .measure import INTERRUPTED, Results, Row, Table, quartiles, spread
 from .memory import MIB
 from .step_cost import step_seconds
 

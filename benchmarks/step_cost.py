@@ -19,7 +19,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.utils import logging
 
-from evaluation.arguments import Parser, at_least, run_command
+from evaluation.arguments import Parser, at_least, picture, run_command
 from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
 from evaluation.targets import resolve_device, resolve_dtype
 from model.logitspec import DraftTree, LlamaKVForCausalLM, load
@@ -31,7 +31,7 @@ from model.logitspec.modeling_llama_kv import max_positions
 from model.logitspec.step_cost import filled_cache, interleaved, wide_tree
 from model.logitspec.verification import Verifier, use_graphs, verifier
 
-from .measure import INTERRUPTED, Results, Row, Table, picture, quartiles, spread
+from .measure import INTERRUPTED, Results, Row, Table, quartiles, spread
 
 # Shapes for --random-weights: right for step times, never for acceptance.
 SHAPES = {

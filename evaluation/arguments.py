@@ -78,6 +78,28 @@ def plain_name(text: str) -> str:
     return text
 
 
+def picture(text: str) -> Path:
+    """An argparse type: a PNG file in a folder that is there."""
+    path = Path(text)
+    if path.suffix != ".png" or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no FILE.png in a folder that exists")
+    return path
+
+
+def add_slice_flags(parser: Parser, stride: int = 1) -> None:
+    """Which of a benchmark's questions."""
+    add = parser.add_argument
+    add("--question-begin", type=int, metavar="I", help="index of the first question of a slice")
+    add("--question-end", type=int, metavar="J", help="index behind the last question of a slice")
+    add(
+        "--question-stride",
+        type=at_least(1),
+        default=stride,
+        metavar="K",
+        help="only every K-th of them",
+    )
+
+
 def inference_parser(prog: str, description: str) -> Parser:
     """A parser with the flags that all inference scripts share."""
     parser = Parser(f"python -m evaluation.{prog}", description)
@@ -99,15 +121,7 @@ def add_run_flags(parser: Parser) -> None:
     add("--model-path", required=True, help="checkpoint: a local directory or a hub id")
     add("--model-id", required=True, type=plain_name, help="name of the run and its answer file")
     add("--bench-name", default="spec_bench", type=plain_name, help="data/NAME/question.jsonl")
-    add("--question-begin", type=int, metavar="I", help="index of the first question of a slice")
-    add("--question-end", type=int, metavar="J", help="index behind the last question of a slice")
-    add(
-        "--question-stride",
-        type=at_least(1),
-        default=1,
-        metavar="K",
-        help="only every K-th of them",
-    )
+    add_slice_flags(parser)
     add("--max-new-tokens", type=at_least(1), default=1024, help="most tokens generated per turn")
     add(
         "--cap-new-tokens",

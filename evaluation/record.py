@@ -25,7 +25,14 @@ from model.logitspec.decoding import PREFILL_LOGITS, read_in
 from model.logitspec.errors import InputError
 from model.logitspec.step_cost import Meter
 
-from .arguments import Parser, add_machine_flags, at_least, plain_name, run_command
+from .arguments import (
+    Parser,
+    add_machine_flags,
+    add_slice_flags,
+    at_least,
+    plain_name,
+    run_command,
+)
 from .engines import Models
 from .environment import describe_environment
 from .eval import allowed_tokens, chosen_questions, run_settings
@@ -260,9 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--vocabulary-rows", type=at_least(0), default=16384, metavar="N",
         help="token ids whose best successors are recorded, for the method calibrated",
     )  # fmt: skip
-    add("--question-begin", type=int, metavar="I", help="index of the first question of a slice")
-    add("--question-end", type=int, metavar="J", help="index behind the last question of a slice")
-    add("--question-stride", type=at_least(1), default=1, metavar="K", help="only every K-th")
+    add_slice_flags(parser)
     add("--max-new-tokens", type=at_least(1), default=128, help="most tokens per turn")
     add("--cap-new-tokens", action="store_true", help="as in the inference scripts")
     add("--conv-template", metavar="NAME", help="as in the inference scripts")

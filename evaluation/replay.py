@@ -31,7 +31,7 @@ from model.logitspec.decoding import check_capacity
 from model.logitspec.errors import InputError
 from model.logitspec.step_cost import StepCost
 
-from .arguments import Parser, at_least, run_command
+from .arguments import Parser, at_least, picture, run_command
 from .comparison import Trace
 from .methods import METHODS, DrafterMethod, Method, Options, SizedMethod, find_method, option_type
 from .recordings import RecordedTurn, Recording, load_recording, load_step_costs
@@ -579,14 +579,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             writer.writerows(rows)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
-
-
-def picture(text: str) -> Path:
-    """An argparse type: a PNG file in a folder that is there."""
-    path = Path(text)
-    if path.suffix != ".png" or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is no FILE.png in a folder that exists")
-    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
