@@ -32,11 +32,10 @@ from evaluation.eval import (
     WARMUP_TOKENS,
     allowed_tokens,
     chosen_questions,
-    count_workers,
     list_jobs,
     synchronize,
 )
-from evaluation.methods import METHODS, Method, Options, add_options, find_method
+from evaluation.methods import METHODS, Method, Options, add_options, find_methods
 from evaluation.plots import new_figure, require_matplotlib, save_figure, style
 from evaluation.questions import Question, sha256
 from evaluation.run import say_what_is_ignored
@@ -454,10 +453,7 @@ def choose_methods(
                 left_out[name] = str(error)
         chosen = [method for name, method in METHODS.items() if name not in left_out]
     else:
-        listed = [name.strip() for name in names.split(",") if name.strip()]
-        if not listed or len(set(listed)) < len(listed):
-            raise InputError(f"--methods {names!r} names none, or one twice; name each once")
-        chosen = [find_method(name) for name in listed]
+        chosen = list(find_methods(names).values())
     say_what_is_ignored(chosen, given)
     methods = {method.name: (method, method.settings(given)) for method in chosen}
     for method, options in methods.values():
@@ -567,11 +563,6 @@ def run_comparison(args: argparse.Namespace) -> None:
     Raises:
         InputError: something asked for is not there; found before the model is loaded if it can be.
     """
-    if count_workers(args) > 1:
-        raise InputError(
-            f"--num-gpus-total {args.num_gpus_total} asks for several copies of the model, which "
-            "would disturb each other; leave it out"
-        )
     methods, left_out = choose_methods(args.methods, vars(args))
     check_drawable([*methods], args.plot)
     path, questions = chosen_questions(args)

@@ -17,7 +17,7 @@ from evaluation.arguments import Parser, add_machine_flags, at_least, run_comman
 from evaluation.engines import KVEngine, Models
 from evaluation.eval import chosen_questions
 from evaluation.recordings import load_recording
-from evaluation.replay import Configuration, about, replay_drafter
+from evaluation.replaying import Configuration, replay_drafter
 from evaluation.targets import Target
 from model.logitspec import CalibratedDrafter, DraftTree
 from model.logitspec.drafters.calibrated import Candidates
@@ -303,10 +303,10 @@ def replayed(args: argparse.Namespace) -> tuple[Measure, str, str]:
     recording = load_recording(args.recording, args.question_stride)
 
     def measure(drafter: CalibratedDrafter) -> tuple[int, int]:
-        summary, _ = replay_drafter(recording, Configuration("calibrated", (), ()), drafter)
+        summary = replay_drafter(recording, Configuration("calibrated", (), ()), drafter)
         return recording.tokens, summary.steps
 
-    return measure, f"replay of {about(recording)}", "cpu"
+    return measure, f"replay of {recording.description}", "cpu"
 
 
 def run(args: argparse.Namespace) -> None:

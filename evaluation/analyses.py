@@ -18,11 +18,13 @@ from tqdm import tqdm
 
 from model.logitspec import DraftTree, LogitSpecDrafter, VanillaDrafter
 from model.logitspec.drafters.base import Drafter
+from model.logitspec.errors import InputError
 
 from .arguments import Parser, run_command
 from .plots import line_style, new_figure, require_matplotlib, save_figure
 from .recordings import Recording, load_recording
-from .replay import Configuration, Summary, about, configurations, replay, replay_drafter
+from .replay import configurations
+from .replaying import VANILLA, Configuration, Summary, replay, replay_drafter
 from .speed import list_tasks, task_of
 from .tables import write_text
 
@@ -100,13 +102,18 @@ def ranks(recording: Recording, ahead: int, task: str | None = None) -> Ranks:
 def analyse(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
     require_matplotlib()
+    if args.output.suffix != ".md":
+        raise InputError(f"--output {args.output} is no FILE.md; its pictures go into FILE")
     recording = load_recording(args.recording)
     tasks = list_tasks([{"category": q.category} for q in recording.questions])
     folder = args.output.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
     pages = [
         "# What the last logits know, and what LogitSpec makes of it",
-        f"Written by `python -m evaluation.analyses` from a recording: {about(recording)}. "
+        f"Written by `python -m evaluation.analyses` from a recording: {recording.description}. "
         "No model ran for it ([replay.md](replay.md)).",
         *rank_section(recording, tasks, folder),
         *knob_section(recording, folder),
@@ -144,14 +151,14 @@ def rank_section(recording: Recording, tasks: Sequence[str], folder: Path) -> li
 
 def knob_section(recording: Recording, folder: Path) -> list[str]:
     figure = new_figure(10.5, 3.4)
-    base, _ = replay(recording, Configuration("vanilla", (), ()))
+    base = replay(recording, VANILLA)
     rows: list[Sequence[object]] = []
     for axes, (key, values) in zip(figure.subplots(1, len(KNOBS)), KNOBS.items(), strict=True):
         found = [
-            replay(recording, configuration)[0]
-            for configuration in tqdm(configurations(["logitspec"], {key: values}), desc=key)
+            replay(recording, configuration)
+            for configuration in tqdm(configurations("logitspec", {key: values}), desc=key)
         ]
-        speedups = [speedup(summary, base) for summary in found]
+        speedups = [summary.speedup_over(base) for summary in found]
         axes.plot(values, [s.mats["overall"] for s in found], label="MAT", **line_style(0, 2))
         axes.plot(values, speedups, label="predicted speedup", **line_style(1, 2))
         axes.set_xlabel(key)
@@ -173,19 +180,15 @@ def part_section(recording: Recording, tasks: Sequence[str]) -> list[str]:
     rows: list[Sequence[object]] = []
     base: Summary | None = None
     for name, drafter in PARTS.items():
-        summary, _ = replay_drafter(recording, Configuration(name, (), ()), drafter())
+        summary = replay_drafter(recording, Configuration(name, (), ()), drafter())
         base = base or summary
         mats = [f"{summary.mats[task]:.2f}" for task in [*tasks, "overall"]]
-        rows.append((name, *mats, f"{summary.mean_nodes:.1f}", f"{speedup(summary, base):.2f}"))
+        rows.append((name, *mats, f"{summary.mean_nodes:.1f}", f"{summary.speedup_over(base):.2f}"))
     return [
         "## The parts",
         "MAT by task, nodes per step and predicted speedup, at the paper's settings.",
         markdown(["drafts", *tasks, "MAT", "nodes", "speedup"], rows),
     ]
-
-
-def speedup(summary: Summary, base: Summary) -> float:
-    return float(np.mean(summary.speeds) / np.mean(base.speeds))
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -202,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the page; its pictures go into the folder FILE beside it",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    return run_command(parser.prog, lambda: analyse(args), "interrupted; nothing was written")
+    return run_command(parser.prog, lambda: analyse(args), "interrupted; the page was not written")
 
 
 if __name__ == "__main__":

@@ -139,6 +139,11 @@ def add_run_flags(parser: Parser) -> None:
     )
     add("--seed", type=at_least(0, 2**63 - 1), default=0, help="of the random number generators")
     add(
+        "--num-gpus-total",
+        type=at_least(1),
+        help="GPUs in all (default: those of one copy); more copies need the extra `ray`",
+    )
+    add(
         "--overwrite",
         action="store_true",
         help="start the answer file anew instead of going on with it; the old one is kept as .bak",
@@ -157,11 +162,6 @@ def add_machine_flags(parser: Parser) -> None:
     add("--device", default="auto", help="cpu, cuda or cuda:N; auto: cuda where there is one")
     add(
         "--num-gpus-per-model", type=at_least(1), default=1, help="GPUs one copy of the model spans"
-    )
-    add(
-        "--num-gpus-total",
-        type=at_least(1),
-        help="GPUs in all (default: those of one copy); more copies need the extra `ray`",
     )
     add(
         "--cpu-kernels",

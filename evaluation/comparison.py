@@ -17,12 +17,12 @@ import numpy.typing as npt
 from model.logitspec.errors import InputError
 
 from .speed import check_same_questions, list_tasks, question_speed, task_of
-from .traces import Record, meta_path, read_trace
+from .traces import LATER, Record, differing, meta_path, read_trace
 
 # Settings in which traces of one comparison agree; the others are the methods' own.
 COMMON = (
-    "bench_name", "questions", "model", "model_fingerprint", "template", "max_new_tokens",
-    "temperature", "dtype", "device", "num_gpus_per_model",
+    "bench_name", "questions", "model", "model_fingerprint", "tokenizer_fingerprint", "template",
+    "max_new_tokens", "temperature", "dtype", "device", "num_gpus_per_model",
 )  # fmt: skip
 # What an environment in a sidecar says that matters to a comparison.
 ENVIRONMENT = (
@@ -56,7 +56,9 @@ class Trace:
         if meta_path(path).is_file():
             try:
                 meta = json.loads(meta_path(path).read_text(encoding="utf-8"))
-                settings = {key: meta["settings"][key] for key in COMMON} | meta["settings"]
+                settings = dict.fromkeys(LATER) | meta["settings"]
+                for key in COMMON:
+                    settings[key]
                 environments = [
                     {key: environment.get(key) for key in ENVIRONMENT}
                     for environment in meta["environments"]
@@ -236,12 +238,12 @@ def check_comparable(one: Trace, other: Trace, *, but: Sequence[str] = ()) -> No
         but: settings that may differ, questions among them if "questions" is.
     """
     if one.settings and other.settings:
-        for key in COMMON:
-            ours, theirs = one.settings.get(key), other.settings.get(key)
-            if key not in but and ours != theirs:
-                raise InputError(
-                    f"{one.path} and {other.path} cannot be compared: {key} is {ours!r} in the "
-                    f"one, {theirs!r} in the other; give traces of one bench, model and setting"
-                )
+        keys = [key for key in COMMON if key not in but]
+        for key in differing(one.settings, other.settings, keys):
+            raise InputError(
+                f"{one.path} and {other.path} cannot be compared: {key} is "
+                f"{one.settings.get(key)!r} in the one, {other.settings.get(key)!r} in the other; "
+                "give traces of one bench, model and setting"
+            )
     if "questions" not in but:
         check_same_questions(one.path, one.records, other.path, other.records)

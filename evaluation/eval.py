@@ -130,6 +130,12 @@ class Answerer:
         return choice
 
 
+def check_prompts(questions: Sequence[Question], target: Target, args: argparse.Namespace) -> None:
+    """Raise InputError if the prompt of some question's first turn is too long for the model."""
+    for question in questions:
+        allowed_tokens(question, target.prompts.start().ask(question.turns[0]), target, args)
+
+
 def allowed_tokens(
     question: Question, prompt_ids: list[int], target: Target, args: argparse.Namespace
 ) -> int:
@@ -178,9 +184,7 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     workers = count_workers(args)
     path, questions = chosen_questions(args)
     target = Target.resolve(args)
-    for question in questions:
-        prompt_ids = target.prompts.start().ask(question.turns[0])
-        allowed_tokens(question, prompt_ids, target, args)
+    check_prompts(questions, target, args)
     for run in runs:
         run.method.check(run.options)
     shared = run_settings(args, target, path)
@@ -255,6 +259,7 @@ def run_settings(args: argparse.Namespace, target: Target, questions: Path) -> d
     return {
         "model": model_name(args.model_path),
         "model_fingerprint": target.fingerprint,
+        "tokenizer_fingerprint": target.tokenizer_fingerprint,
         "bench_name": args.bench_name,
         "questions": sha256(questions),
         "template": target.prompts.template,

@@ -7,6 +7,7 @@ __init__ that its `options` explain, with their defaults there.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import inspect
 import math
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from model.logitspec import DRAFTERS, Drafter
-from model.logitspec.errors import InputError
+from model.logitspec.errors import InputError, brief
 
 from .arguments import Parser, at_least
 from .engines import Engine, HFEngine, KVEngine, Models
@@ -187,15 +188,16 @@ def drafter_from_file(name: str) -> DrafterMethod:
     path = Path(file)
     if not path.is_file():
         raise InputError(f"{name!r}: there is no file {file}; write FILE.py:CLASS")
-    spec = spec_from_file_location(f"drafter_in_{path.stem}", path)
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    spec = spec_from_file_location(f"drafter_in_{path.stem}_{digest}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{name!r}: {file} is no Python file")
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever is wrong with it
-        raise InputError(f"{file} does not run: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever is wrong with it
+        raise InputError(f"{file} does not run: {brief(error)}") from error
     found = getattr(module, class_name, None)
     if not isinstance(found, type) or not issubclass(found, Drafter):
         raise InputError(f"{name!r}: {file} has no subclass of Drafter named {class_name!r}")
@@ -204,12 +206,20 @@ def drafter_from_file(name: str) -> DrafterMethod:
         raise InputError(f"{name!r}: {class_name} does not define {missing}")
     if "name" not in vars(found):
         found.name = class_name
-    try:
-        return DrafterMethod(found)
-    except KeyError as error:
-        raise InputError(
-            f"{name!r}: the option {error} of {class_name} is no argument of its __init__"
-        ) from error
+    arguments = inspect.signature(found).parameters
+    if not isinstance(found.options, Mapping):
+        raise InputError(f"{name!r}: options of {class_name} is no dict of names and helps")
+    for option in found.options:
+        if option not in arguments:
+            raise InputError(
+                f"{name!r}: the option {option!r} of {class_name} is no argument of its __init__"
+            )
+    for argument in arguments.values():
+        if argument.default is argument.empty and argument.kind is argument.POSITIONAL_OR_KEYWORD:
+            raise InputError(
+                f"{name!r}: the argument {argument.name!r} of {class_name}.__init__ has no default"
+            )
+    return DrafterMethod(found)
 
 
 def find_method(name: str) -> Method:
@@ -243,6 +253,26 @@ def find_method(name: str) -> Method:
     if not option.takes(nodes):
         raise InputError(f"{name!r}: {plain} cannot size its trees itself; give a number of nodes")
     return SizedMethod(method, nodes)
+
+
+def find_methods(text: str) -> dict[str, Method]:
+    """The methods of a list like pld,logitspec@16,my.py:Mine, under these words.
+
+    Raises:
+        InputError: it is empty, names what is not there, or two methods of one name.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    methods = [find_method(word) for word in words]
+    names = [method.name for method in methods]
+    if not methods or len(set(names)) < len(names):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        raise InputError(
+            f"--methods {text!r} names none; give at least one of --list"
+            if twice is None
+            else f"--methods {text!r} names {twice} twice; give each method once, and classes of "
+            "your own different names"
+        )
+    return dict(zip(words, methods, strict=True))
 
 
 def add_options(parser: Parser, *methods: Method) -> None:

@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from .arguments import (
 )
 from .engines import Models
 from .environment import describe_environment
-from .eval import allowed_tokens, chosen_questions, run_settings
+from .eval import allowed_tokens, check_prompts, chosen_questions, run_settings
 from .prompts import answer_text
 from .questions import Question
 from .recordings import (
@@ -47,6 +47,7 @@ from .recordings import (
     RecordedQuestion,
     RecordedTurn,
     load_question,
+    measured_rounds,
     question_file,
     read_meta,
     save_arrays,
@@ -54,10 +55,10 @@ from .recordings import (
     save_step_costs,
 )
 from .targets import Target
-from .traces import write_atomically
+from .traces import differing, write_atomically
 
 METER_EVERY = 8  # questions between two measurements of the step costs: machines drift
-NODE_WIDTH = 16  # best tokens recorded after nodes off the answer
+ROW_WIDTH = 16  # best tokens recorded after nodes off the answer and tokens of the vocabulary
 
 
 class NodeRows(CalibratedDrafter):
@@ -66,7 +67,7 @@ class NodeRows(CalibratedDrafter):
     name = "calibrated"
 
     def __init__(self, draft_tree_capacity: int, vocabulary_rows: int) -> None:
-        super().__init__(draft_tree_capacity, row_width=NODE_WIDTH, vocabulary_rows=vocabulary_rows)
+        super().__init__(draft_tree_capacity, row_width=ROW_WIDTH, vocabulary_rows=vocabulary_rows)
         self.at: list[tuple[int, int, int]] = []
         self.rows: list[Sequence[int]] = []
         self._ids: list[int] = []
@@ -126,7 +127,9 @@ class Recorder:
         cache.keep(range(len(prompt_ids)))
         root = int(model.logits(x[-1:]).argmax())
         seconds = time.perf_counter() - start
-        best = [self._best(model.logits(part)) for part in torch.split(x, PREFILL_LOGITS)]
+        # the last row alone, as it was computed to choose the root: a batch may round otherwise
+        parts = [*torch.split(x[:-1], PREFILL_LOGITS), x[-1:]]
+        best = [self._best(model.logits(part)) for part in parts if len(part)]
         output: list[int] = []
         itself = torch.ones(1, 1, dtype=torch.bool, device=model.device)
         while True:
@@ -160,7 +163,9 @@ class Recorder:
         order = np.lexsort((ids, -values))  # of equal logits the first token first
         total = logits.float().logsumexp(dim=-1, keepdim=True).cpu().numpy()
         logprobs = np.take_along_axis(values, order, 1) - total
-        return np.take_along_axis(ids, order, 1).astype(np.int32), logprobs.astype(np.float16)
+        ids = np.take_along_axis(ids, order, 1)
+        ids[:, 0] = logits.max(dim=-1).indices.cpu().numpy()  # the first, however many are equal
+        return ids.astype(np.int32), logprobs.astype(np.float16)
 
 
 def record(args: argparse.Namespace) -> None:
@@ -182,6 +187,8 @@ def record(args: argparse.Namespace) -> None:
         "cuda_graphs": target.cuda_graphs,
     }
     environments = check_folder(folder, settings)
+    check_machine(folder, environment, environments)
+    check_prompts(questions, target, args)
     todo = [q for q in questions if not is_recorded(folder, q)]
     print(
         f"{len(questions) - len(todo)} of {len(questions)} questions are recorded in {folder}; "
@@ -198,25 +205,69 @@ def record(args: argparse.Namespace) -> None:
         write_atomically(folder / META, {"settings": settings, "environments": environments})
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror}; choose another") from error
-    rows = model.successors(args.vocabulary_rows, 16) if args.vocabulary_rows else []
-    save_arrays(folder / SUCCESSORS, {"rows": np.array(rows, dtype=np.int32).reshape(-1, 16)})
+    width = min(ROW_WIDTH, vocab)
+    rows = model.successors(args.vocabulary_rows, width) if args.vocabulary_rows else []
+    save_arrays(folder / SUCCESSORS, {"rows": np.array(rows, dtype=np.int32).reshape(-1, width)})
     recorder = Recorder(target, model, args)
+    costs = StepCosts(model, folder / STEP_COST, args.top_k)
     start, tokens = time.perf_counter(), 0
-    meters = {width: Meter(model, args.top_k, width) for width in (0, NODE_WIDTH)}
     for at, question in enumerate(tqdm(todo, unit="question")):
         if at % METER_EVERY == 0:
-            for meter in meters.values():
-                meter.run(2, 1)
-            costs = {width: meter.cost(0.5) for width, meter in meters.items()}
-            save_step_costs(folder / STEP_COST, costs)
-        recorded = recorder.record(question)
+            costs.measure()
+        try:
+            recorded = recorder.record(question)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"question {question.question_id}: out of GPU memory; what is finished is on disk, "
+                "record into another --output with a lower --max-new-tokens or --tree-rows"
+            ) from error
         save_question(folder, recorded)
         tokens += sum(len(turn.output) for turn in recorded.turns)
+    if not costs.stored:  # as when all was recorded before, and the file was lost
+        costs.measure()
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(
         f"{tokens} tokens in {time.perf_counter() - start:.0f} s; {folder} holds "
         f"{len(questions)} questions, {size / 2**20:.1f} MiB"
     )
+
+
+class StepCosts:
+    """Measures what a step costs a little now and then, and keeps the file of it up to date.
+
+    Args:
+        model: the target, loaded.
+        path: of the file; what an earlier run wrote stands until this one has measured as often.
+        top_k: best tokens that are read of the logits that choose the next root.
+    """
+
+    def __init__(self, model: LlamaKVForCausalLM, path: Path, top_k: int) -> None:
+        self._path = path
+        self._meters = {width: Meter(model, top_k, width) for width in (0, ROW_WIDTH)}
+        self.stored = measured_rounds(path)
+        self._rounds = 0
+
+    def measure(self) -> None:
+        self._rounds += 1
+        for meter in self._meters.values():
+            meter.run(2, 1)
+        if self._rounds >= self.stored:
+            costs = {width: meter.cost(0.5) for width, meter in self._meters.items()}
+            save_step_costs(self._path, costs, self._rounds)
+            self.stored = self._rounds
+
+
+def check_machine(
+    folder: Path, environment: Mapping[str, Any], before: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raise InputError if a recording that is gone on with was begun on another machine."""
+    for other in before:
+        if other.get("device_names") != environment["device_names"]:
+            raise InputError(
+                f"{folder} was recorded on {other.get('device_names')}, this is "
+                f"{environment['device_names']}, and a recording holds what a step costs; "
+                "choose another --output"
+            )
 
 
 def check_folder(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -233,12 +284,11 @@ def check_folder(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]
         return []
     meta = read_meta(folder)
     now, before = json.loads(json.dumps(settings)), meta["settings"]
-    for key in sorted(now.keys() | before.keys() - {"vocab_size"}):
-        if key != "vocab_size" and now.get(key) != before.get(key):
-            raise InputError(
-                f"{folder} was recorded with {key} {brief_value(before.get(key))}, now it is "
-                f"{brief_value(now.get(key))}; choose another --output"
-            )
+    for key in differing(before, now, sorted((now.keys() | before.keys()) - {"vocab_size"})):
+        raise InputError(
+            f"{folder} was recorded with {key} {brief_value(before.get(key))}, now it is "
+            f"{brief_value(now.get(key))}; choose another --output"
+        )
     return list(meta["environments"])
 
 

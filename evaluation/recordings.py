@@ -22,11 +22,11 @@ index of the node's token in prompt and output, the token before it, its own |
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-import tempfile
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.logitspec.errors import InputError
+from model.logitspec.errors import InputError, brief
 from model.logitspec.step_cost import StepCost
 
 from .traces import write_atomically
@@ -85,6 +85,8 @@ class Recording:
     Attributes:
         top_k: recorded best tokens of each position.
         step_costs: by how many best tokens of every node a step reads.
+        rows: [ids, k], best tokens after each of the first token ids alone.
+        missing: questions that were to be recorded and are not.
     """
 
     path: Path
@@ -93,26 +95,53 @@ class Recording:
     questions: list[RecordedQuestion]
     step_costs: dict[int, StepCost]
     rows: Ints
+    missing: int = 0
 
     @property
     def top_k(self) -> int:
         return int(self.settings["top_k"])
 
     @property
+    def node_width(self) -> int:
+        """Recorded best tokens of nodes off the answers; 0: there are no such nodes."""
+        turns = (turn for question in self.questions for turn in question.turns)
+        return max((t.node_ids.shape[1] for t in turns if len(t.node_ids)), default=0)
+
+    @property
     def tokens(self) -> int:
         return sum(len(turn.output) for q in self.questions for turn in q.turns)
 
+    @property
+    def description(self) -> str:
+        """What it is of, in a line."""
+        unfinished = f" ({self.missing} not recorded yet)" if self.missing else ""
+        return (
+            f"{len(self.questions)} questions of {self.settings['bench_name']}{unfinished}, "
+            f"{self.tokens} tokens, {self.settings['model']}, {self.settings['dtype']}"
+        )
+
     def step_cost(self, top_k: int, node_top_k: int = 0) -> StepCost:
-        """As LlamaKVForCausalLM.step_cost: of the recorded curves the one made most alike."""
-        return self.step_costs[min(self.step_costs, key=lambda known: abs(known - node_top_k))]
+        """As LlamaKVForCausalLM.step_cost: of the recorded curves the one made most alike.
+
+        Whether every node's logits are read at all makes more of a difference than how many.
+        """
+        likeness = {
+            k: (bool(k) is not bool(node_top_k), abs(k - node_top_k), k) for k in self.step_costs
+        }
+        return self.step_costs[min(likeness, key=likeness.__getitem__)]
 
     def successors(self, count: int, width: int) -> list[list[int]]:
         """As LlamaKVForCausalLM.successors, as far as they are recorded."""
-        if self.rows.shape[1] < width or len(self.rows) < min(count, self.settings["vocab_size"]):
+        known, recorded_width = self.rows.shape
+        if known < min(count, self.settings["vocab_size"]):
             raise InputError(
-                f"{self.path} holds the {self.rows.shape[1]} best tokens after each of "
-                f"{len(self.rows)} tokens of the vocabulary, {width} after each of {count} are "
-                "wanted; record with more (--vocabulary-rows) or ask for fewer"
+                f"{self.path} holds rows of {known} tokens of the vocabulary, of {count} they are "
+                "wanted; record with more --vocabulary-rows or ask for fewer"
+            )
+        if recorded_width < width:
+            raise InputError(
+                f"{self.path} holds the {recorded_width} best tokens after each token of the "
+                f"vocabulary, {width} are wanted; ask for rows no wider"
             )
         found: list[list[int]] = self.rows[:count, :width].tolist()
         return found
@@ -132,16 +161,13 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     Raises:
         InputError: it cannot be written.
     """
+    part = path.with_name(path.name + ".part")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            try:
-                np.savez_compressed(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        with part.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror}; make room and run again to go on"
@@ -163,30 +189,44 @@ def load_question(path: Path) -> RecordedQuestion:
     """One question of a recording.
 
     Raises:
-        InputError: the file is torn, or is none.
+        InputError: the file cannot be read, is torn, or is none.
     """
+    with read_arrays(path) as arrays:
+        about = json.loads(str(arrays["question"]))
+        turns = []
+        for n in range(int(about["turns"])):
+            found = {name: typed(arrays, f"{name}_{n}", *kind) for name, kind in ARRAYS.items()}
+            turn = RecordedTurn(
+                prefill_seconds=float(arrays[f"prefill_seconds_{n}"]),
+                max_new_tokens=int(arrays[f"max_new_tokens_{n}"]),
+                **found,
+            )
+            check_turn(turn)
+            turns.append(turn)
+        return RecordedQuestion(about["question_id"], str(about["category"]), turns)
+
+
+@contextmanager
+def read_arrays(path: Path) -> Iterator[Any]:
+    """The arrays of an npz; whatever is wrong with them is an InputError while they are read."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            about = json.loads(str(arrays["question"]))
-            turns = []
-            for n in range(int(about["turns"])):
-                found: dict[str, Any] = {name: arrays[f"{name}_{n}"] for name in ARRAYS}
-                for name, (dtype, dimensions) in ARRAYS.items():
-                    if found[name].dtype != dtype or found[name].ndim != dimensions:
-                        raise ValueError(f"{name}_{n} is {found[name].dtype}{found[name].shape}")
-                turn = RecordedTurn(
-                    prefill_seconds=float(arrays[f"prefill_seconds_{n}"]),
-                    max_new_tokens=int(arrays[f"max_new_tokens_{n}"]),
-                    **found,
-                )
-                check_turn(turn)
-                turns.append(turn)
-            return RecordedQuestion(about["question_id"], str(about["category"]), turns)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            yield arrays
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # whatever a broken file makes of it
         raise InputError(
-            f"{path} is no whole recording of a question ({error}); "
-            "delete it and record again, the others are kept"
+            f"{path} is not whole ({brief(error)}); "
+            "delete it and record again, what is in other files is kept"
         ) from error
+
+
+def typed(arrays: Mapping[str, Any], name: str, dtype: Any, dimensions: int) -> Any:
+    """The array of a name; ValueError unless it is of this kind."""
+    array = arrays[name]
+    if array.dtype != dtype or array.ndim != dimensions:
+        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}")
+    return array
 
 
 def check_turn(turn: RecordedTurn) -> None:
@@ -216,6 +256,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         meta = json.loads(path.read_text(encoding="utf-8"))
         found = meta["settings"]["format"]
         meta["settings"]["top_k"], meta["settings"]["vocab_size"], meta["environments"][0]
+        meta["settings"]["question_ids"][0]
     except OSError as error:
         raise InputError(
             f"no recording in {folder}: cannot read {META} ({error.strerror}); "
@@ -228,48 +269,74 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return dict(meta)
 
 
-def load_recording(folder: Path, stride: int = 1) -> Recording:
+def load_recording(folder: Path, stride: int = 1, step_costs: Path | None = None) -> Recording:
     """A recording, all of it in memory.
 
     Args:
         folder: that holds it.
         stride: take only every so many-th question.
+        step_costs: a file of another machine's, instead of the recorded ones.
 
     Raises:
         InputError: there is none, or part of it is missing or torn.
     """
     meta = read_meta(folder)
-    files = sorted(folder.glob("*.npz"))
-    questions = [load_question(path) for path in files if path.name != SUCCESSORS]
+    files = [path for path in sorted(folder.glob("*.npz")) if path.name != SUCCESSORS]
+    questions = [load_question(path) for path in files]
     if not questions:
         raise InputError(f"the recording {folder} holds no question yet; record some")
-    for question in questions:
-        for turn in question.turns:
-            if turn.top_ids.shape[1] != meta["settings"]["top_k"]:
-                raise InputError(
-                    f"{question_file(folder, question.question_id)} holds "
-                    f"{turn.top_ids.shape[1]} best tokens, the recording "
-                    f"{meta['settings']['top_k']}; delete the file and record again"
-                )
-    order = {question_id: at for at, question_id in enumerate(meta["settings"]["question_ids"])}
-    questions.sort(key=lambda question: order.get(question.question_id, len(order)))
-    try:
-        with np.load(folder / SUCCESSORS, allow_pickle=False) as arrays:
-            rows = arrays["rows"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{folder / SUCCESSORS} cannot be read ({error}); record again") from error
+    settings = meta["settings"]
+    order = {question_id: at for at, question_id in enumerate(settings["question_ids"])}
+    for path, question in zip(files, questions, strict=True):
+        problem = foreign(question, settings, set(order))
+        if path != question_file(folder, question.question_id):
+            problem = f"has not the name of the question {question.question_id} that it answers"
+        if problem is not None:
+            raise InputError(
+                f"{path} {problem}; it is of another recording: delete it and record again"
+            )
+    questions.sort(key=lambda question: order[question.question_id])
+    with read_arrays(folder / SUCCESSORS) as arrays:
+        rows = typed(arrays, "rows", np.int32, 2)
     return Recording(
-        folder, meta["settings"], meta["environments"], questions[::stride],
-        load_step_costs(folder / STEP_COST), rows,
+        folder, settings, meta["environments"], questions[::stride],
+        load_step_costs(step_costs or folder / STEP_COST), rows, len(order) - len(questions),
     )  # fmt: skip
 
 
-def save_step_costs(path: Path, costs: Mapping[int, StepCost]) -> None:
-    content = {"curves": [{"node_top_k": k, **asdict(cost)} for k, cost in costs.items()]}
+def foreign(
+    question: RecordedQuestion, settings: Mapping[str, Any], wanted: set[int | str]
+) -> str | None:
+    """What tells that a question was not recorded with these settings; None: nothing does."""
+    if question.question_id not in wanted:
+        return f"answers question {question.question_id}, which the recording does not ask"
+    for turn in question.turns:
+        if turn.top_ids.shape[1] != settings["top_k"]:
+            return f"holds {turn.top_ids.shape[1]} best tokens, not {settings['top_k']}"
+        for ids in (turn.prompt, turn.output, turn.top_ids, turn.node_at[:, 1:], turn.node_ids):
+            if ids.size and not 0 <= ids.min() <= ids.max() < settings["vocab_size"]:
+                return f"holds token ids outside the vocabulary of {settings['vocab_size']}"
+    return None
+
+
+def save_step_costs(path: Path, costs: Mapping[int, StepCost], rounds: int) -> None:
+    """Write curves by node_top_k, found in so many rounds of measuring."""
+    content = {
+        "rounds": rounds,
+        "curves": [{"node_top_k": k, **asdict(cost)} for k, cost in costs.items()],
+    }
     try:
         write_atomically(path, content)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; make room, go on") from error
+
+
+def measured_rounds(path: Path) -> int:
+    """In how many rounds the curves of a file were measured; 0: there is no such file."""
+    if not path.is_file():
+        return 0
+    load_step_costs(path)
+    return int(json.loads(path.read_text(encoding="utf-8")).get("rounds", 1))
 
 
 def load_step_costs(path: Path) -> dict[int, StepCost]:
@@ -289,9 +356,10 @@ def load_step_costs(path: Path) -> dict[int, StepCost]:
                 padded=bool(curve.get("padded", False)),
             )
             rising = all(sorted(set(x)) == list(x) for x in (cost.contexts, cost.nodes))
-            if not rising or len(cost.seconds) != 2 or cost.nodes[0] != 1:
+            whole = all(isinstance(n, int) for n in cost.nodes)
+            if not (rising and whole) or len(cost.seconds) != 2 or cost.nodes[0] != 1:
                 raise ValueError(
-                    "two rising contexts, rising nodes from 1, a line for each context"
+                    "two rising contexts, rising whole nodes from 1, a line for each context"
                 )
             curves[int(curve.get("node_top_k", 0))] = cost
         if not curves:
@@ -310,6 +378,10 @@ def positive(values: Any, count: int | None = None) -> Sequence[Any]:
     if not isinstance(values, list) or len(values) != (len(values) if count is None else count):
         raise ValueError(f"{values!r} is no list of {count or 'some'} numbers")
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
             raise ValueError(f"{value!r} is no positive number")
     return values

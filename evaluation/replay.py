@@ -1,22 +1,18 @@
-"""Accept lengths and predicted speed without the model: python -m evaluation.replay --help.
-
-Greedy output is the same whatever the drafter. So a drafter can be asked for its trees over a
-recording (record.py), and which nodes the target would accept is read off the recorded answer. What
-a step would have taken is read off a step-cost curve.
-"""
+"""Sweep drafters over a recording, without the model: python -m evaluation.replay --help."""
 
 from __future__ import annotations
 
 import argparse
 import csv
 import itertools
+import math
 import multiprocessing
 import os
+import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -25,195 +21,76 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from model.logitspec import Drafter, DraftTree
-from model.logitspec.acceptance import agreed_path
-from model.logitspec.decoding import check_capacity
 from model.logitspec.errors import InputError
-from model.logitspec.step_cost import StepCost
 
 from .arguments import Parser, at_least, picture, run_command
-from .comparison import Trace
-from .methods import METHODS, DrafterMethod, Method, Options, SizedMethod, find_method, option_type
-from .recordings import RecordedTurn, Recording, load_recording, load_step_costs
-from .speed import list_tasks, task_of
+from .live_replay import compare_live, pair_with_live
+from .methods import (
+    CAPACITY,
+    METHODS,
+    DrafterMethod,
+    Method,
+    Option,
+    SizedMethod,
+    find_methods,
+    option_type,
+)
+from .plots import require_matplotlib
+from .recordings import Recording, load_recording
+from .replaying import VANILLA, Configuration, Summary, check_drafter, drafter_method, replay
+from .speed import list_tasks
 
 MOST_CONFIGURATIONS = 10_000
 
 
-@dataclass
-class Replayed:
-    """What a drafter did over one turn.
-
-    Attributes:
-        accept_lengths: tokens committed per step, as a live run's.
-        tree_sizes: nodes per step.
-        committed: tokens in the cache before each step.
-        draft_seconds: of drafting and observing, all steps and the prompt.
-    """
-
-    accept_lengths: list[int] = field(default_factory=list)
-    tree_sizes: list[int] = field(default_factory=list)
-    committed: list[int] = field(default_factory=list)
-    draft_seconds: float = 0.0
-
-
-class RecordedRows:
-    """The best tokens after nodes of draft trees, as far as a recording of a turn knows them."""
-
-    def __init__(self, turn: RecordedTurn, width: int) -> None:
-        self._ids: list[int] = [*turn.prompt.tolist(), *turn.output.tolist()]
-        self._rows: list[list[int]] = turn.top_ids[:, :width].tolist()
-        self._nodes: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
-        if turn.node_ids.shape[1] >= width:
-            nodes = turn.node_ids[:, :width].tolist()
-            for (at, before, token), row in zip(turn.node_at.tolist(), nodes, strict=True):
-                self._nodes.setdefault((before, token), []).append((at, row))
-
-    def of(self, tree: DraftTree, committed: int) -> list[list[int]]:
-        """A row for each node; for one off the answer that of the nearest recorded node with the
-        same token after the same token, and none where there is no such node."""
-        rows: list[list[int]] = []
-        right: list[bool] = []
-        for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
-            at = committed + tree.depths[node]
-            right.append(
-                at < len(self._ids) and token == self._ids[at] and (not node or right[parent])
-            )
-            if right[-1]:
-                rows.append(self._rows[at])
-            else:
-                known = self._nodes.get((tree.tokens[parent], token))
-                rows.append(min(known, key=lambda k: abs(k[0] - at))[1] if known else [])
-        return rows
-
-
-def replay_turn(turn: RecordedTurn, drafter: Drafter, rows: RecordedRows | None) -> Replayed:
-    """Run a drafter over a recorded turn, as decoding.generate() would.
+def configurations(methods: str, grid: Mapping[str, Sequence[str]]) -> list[Configuration]:
+    """Every method with every combination of the options in the grid that it has.
 
     Args:
-        turn: recorded.
-        drafter: prepared.
-        rows: what it is to learn from; None: it learns from no node's best tokens.
-    """
-    done = Replayed()
-    prompt, output = turn.prompt.tolist(), turn.output.tolist()
-    first = len(prompt)
-    top_ids = turn.top_ids[first - 1 :, : drafter.top_k].tolist()
-    width = drafter.prompt_top_k
-    clock = time.perf_counter
-    start = clock()
-    drafter.reset(prompt, turn.top_ids[:first, :width].tolist() if width else ())
-    done.draft_seconds = clock() - start
-    at = 0  # answered so far
-    while at < len(output):
-        start = clock()
-        tree = check_capacity(drafter.draft(output[at], top_ids[at]), drafter)
-        tree = tree.without_deeper_than(turn.max_new_tokens - at - 1)
-        done.draft_seconds += clock() - start
-        chosen = {
-            node: output[at + depth + 1] if at + depth + 1 < len(output) else -1
-            for node, depth in enumerate(tree.depths)
-        }
-        path, _ = agreed_path(tree, chosen)
-        learnt = rows.of(tree, first + at) if rows is not None else []
-        start = clock()
-        drafter.observe(tree, path, learnt)
-        done.draft_seconds += clock() - start
-        done.accept_lengths.append(len(path))
-        done.tree_sizes.append(len(tree))
-        done.committed.append(first + at)
-        at += len(path)
-    return done
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """A method with its options, and those of them that a grid varies."""
-
-    name: str  # as asked for
-    options: tuple[tuple[str, Any], ...]  # all of them
-    varied: tuple[tuple[str, Any], ...]
-
-    @property
-    def title(self) -> str:
-        name = self.name.rpartition(":")[2]  # of a file's class the class
-        return " ".join([name, *(f"{key}={value}" for key, value in self.varied)])
-
-    def drafter(self) -> Drafter:
-        return drafter_method(self.name).drafter(**dict(self.options))
-
-
-@dataclass
-class Summary:
-    """What a configuration came to.
-
-    Attributes:
-        mats: by task, and `overall`.
-        speeds: predicted tokens/s of every question.
-        draft_ms: of drafting and observing, per step.
-        estimated: it learns from nodes that the recording holds in part.
-    """
-
-    configuration: Configuration
-    mats: dict[str, float]
-    speeds: list[float]
-    steps: int
-    mean_nodes: float
-    draft_ms: float
-    estimated: bool
-
-
-def drafter_method(name: str) -> DrafterMethod:
-    """The drafter of this name.
-
-    Raises:
-        InputError: there is none.
-    """
-    method = find_method(name)
-    plain = method.method if isinstance(method, SizedMethod) else method
-    if not isinstance(plain, DrafterMethod):
-        raise InputError(f"{name!r} is transformers' own loop and has no drafter to replay")
-    return plain
-
-
-def configurations(names: Sequence[str], grid: Mapping[str, Sequence[str]]) -> list[Configuration]:
-    """Every method with every combination of the options in the grid that it has.
+        methods: names, separated by commas.
+        grid: texts of values by option.
 
     Raises:
         InputError: an unknown method, a key that none of them has, or a value it cannot take.
     """
-    if not names:
-        raise InputError("--methods names none; give at least one")
-    methods: dict[str, Method] = {name: find_method(name) for name in dict.fromkeys(names)}
+    found_methods = find_methods(methods)
+    varied_by = {
+        word: {o.name: parsed(o, grid[o.name]) for o in options_of(method) if o.name in grid}
+        for word, method in found_methods.items()
+    }
     for key in grid:
-        if not any(option.name == key for m in methods.values() for option in m.options):
-            known = sorted({option.name for m in methods.values() for option in m.options})
+        if not any(key in varied for varied in varied_by.values()):
+            known = sorted({o.name for m in found_methods.values() for o in options_of(m)})
             raise InputError(
-                f"--grid: {key!r} is an option of none of {', '.join(methods)}; "
-                f"there are {', '.join(known)}"
+                f"--grid: {key!r} is an option of none of {methods}; "
+                f"there are {', '.join(known) or 'none'}"
             )
-    found = []
-    for name, method in methods.items():
-        drafter_method(name)
-        sized = isinstance(method, SizedMethod)
-        own = [
-            option
-            for option in method.options
-            if option.name in grid and not (sized and option.name == "draft_tree_capacity")
-        ]
-        for values in itertools.product(*(parsed(option, grid[option.name]) for option in own)):
-            varied = {option.name: value for option, value in zip(own, values, strict=True)}
-            for option in own:
-                if not option.takes(varied[option.name]):
-                    raise InputError(f"--grid: {name} cannot do {option.name}=auto; leave it out")
-            options: Options = method.settings(varied)
-            method.check(options)
-            found.append(Configuration(name, tuple(options.items()), tuple(varied.items())))
-    if len(found) > MOST_CONFIGURATIONS:
+    count = sum(math.prod(map(len, varied.values())) for varied in varied_by.values())
+    if count > MOST_CONFIGURATIONS:
         raise InputError(
-            f"--grid makes {len(found)} configurations, more than {MOST_CONFIGURATIONS}; give less"
+            f"--grid makes {count} configurations, more than {MOST_CONFIGURATIONS}; give less"
         )
+    found = []
+    for word, of_grid in varied_by.items():
+        method = found_methods[word]
+        drafter_method(word)
+        for values in itertools.product(*of_grid.values()):
+            varied = dict(zip(of_grid, values, strict=True))
+            for option in method.options:
+                if option.name in varied and not option.takes(varied[option.name]):
+                    raise InputError(
+                        f"--grid: {method.name} cannot do {option.name}=auto; leave it out"
+                    )
+            options = method.settings(varied)
+            method.check(options)
+            found.append(Configuration(word, tuple(options.items()), tuple(varied.items())))
     return found
+
+
+def options_of(method: Method) -> list[Option]:
+    """What a grid can vary: of a method with a capacity of its own all else."""
+    sized = isinstance(method, SizedMethod)
+    return [option for option in method.options if not (sized and option.name == CAPACITY)]
 
 
 def parsed(option: Any, texts: Sequence[str]) -> list[Any]:
@@ -250,251 +127,78 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
     return grid
 
 
-def check_widths(recording: Recording, drafter: Drafter, title: str) -> None:
-    """Raise InputError if a drafter wants more of the logits than was recorded."""
-    for what, width in (
-        ("the last logits", drafter.top_k),
-        ("a node's logits", drafter.node_top_k),
-        ("the prompt's logits", drafter.prompt_top_k),
-    ):
-        if recording.top_k < min(width, recording.settings["vocab_size"]):
-            raise InputError(
-                f"{title} wants the {width} best tokens of {what}, {recording.path} holds "
-                f"{recording.top_k}; record with --top-k {width}, or lower its widths"
-            )
-
-
-def replay(
-    recording: Recording, configuration: Configuration, cost: StepCost | None = None
-) -> tuple[Summary, list[list[Replayed]]]:
-    """Run a configuration over a whole recording.
-
-    Args:
-        recording: loaded.
-        configuration: the method.
-        cost: of a step, instead of the recorded one.
-
-    Returns:
-        The summary, and what was done on every turn of every question.
-    """
-    return replay_drafter(recording, configuration, configuration.drafter(), cost)
-
-
-def replay_drafter(
-    recording: Recording,
-    configuration: Configuration,
-    drafter: Drafter,
-    cost: StepCost | None = None,
-) -> tuple[Summary, list[list[Replayed]]]:
-    """The same for a drafter that is there already; `configuration` only names it."""
-    check_widths(recording, drafter, configuration.title)
-    if cost is None:
-        cost = recording.step_cost(drafter.top_k, drafter.node_top_k)
-    else:
-        recording.step_costs = {0: cost}
-    drafter.prepare(recording)
-    width = drafter.node_top_k
-    done = []
-    speeds = []
-    for question in recording.questions:
-        turns = [
-            replay_turn(turn, drafter, RecordedRows(turn, width) if width else None)
-            for turn in question.turns
-        ]
-        done.append(turns)
-        seconds = sum(
-            turn.prefill_seconds + answer.draft_seconds + sum(step_seconds(answer, cost))
-            for turn, answer in zip(question.turns, turns, strict=True)
-        )
-        speeds.append(sum(len(turn.output) for turn in question.turns) / seconds)
-    return summarize(recording, configuration, done, speeds, estimated=width > 0), done
-
-
-CONTEXT_STEP = 64  # tokens of context after which the curve is taken anew
-
-
-def step_seconds(done: Replayed, cost: StepCost) -> Iterator[float]:
-    """What each step would take beside its drafting.
-
-    Raises:
-        InputError: a tree is larger than the curve goes.
-    """
-    curve: list[float] = []
-    taken = -1
-    for nodes, committed in zip(done.tree_sizes, done.committed, strict=True):
-        if committed // CONTEXT_STEP != taken:
-            taken = committed // CONTEXT_STEP
-            curve = cost.curve(committed)
-        if nodes >= len(curve):
-            raise InputError(
-                f"a tree of {nodes} nodes, and the step costs end at {len(curve) - 1}; "
-                "give smaller capacities, or a file of --step-cost that goes further"
-            )
-        yield curve[nodes]
-
-
-def summarize(
-    recording: Recording,
-    configuration: Configuration,
-    done: Sequence[Sequence[Replayed]],
-    speeds: list[float],
-    *,
-    estimated: bool,
-) -> Summary:
-    lengths: dict[str, list[int]] = {"overall": []}
-    for question, turns in zip(recording.questions, done, strict=True):
-        of_task = lengths.setdefault(task_of(question.category), [])
-        for turn in turns:
-            of_task += turn.accept_lengths
-            lengths["overall"] += turn.accept_lengths
-    steps = len(lengths["overall"])
-    all_turns = [turn for turns in done for turn in turns]
-    return Summary(
-        configuration,
-        {task: float(np.mean(of_task)) for task, of_task in lengths.items()},
-        speeds,
-        steps,
-        sum(sum(turn.tree_sizes) for turn in all_turns) / steps,
-        1e3 * sum(turn.draft_seconds for turn in all_turns) / steps,
-        estimated,
-    )
-
-
 # What a worker process holds: loaded once, when it starts.
 loaded: dict[str, Any] = {}
 
 
-def start_worker(path: Path, stride: int, cost: StepCost | None) -> None:
+def start_worker(*recording: Any) -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
-    loaded["recording"], loaded["cost"] = load_recording(path, stride), cost
+    loaded["recording"] = load_recording(*recording)
 
 
 def work(configuration: Configuration) -> Summary:
-    summary, _ = replay(loaded["recording"], configuration, loaded["cost"])
-    return summary
+    return replay(loaded["recording"], configuration)
 
 
 def replay_all(
-    args: argparse.Namespace, wanted: Sequence[Configuration], cost: StepCost | None
+    recording: Recording, args: argparse.Namespace, wanted: Sequence[Configuration]
 ) -> Iterator[tuple[int, Summary]]:
-    """Summaries as they are done, each with its place among those wanted."""
-    worker = (args.recording, args.question_stride, cost)
+    """Summaries as they are done, each with its place among those wanted.
+
+    Raises:
+        InputError: a process died.
+    """
     if args.processes == 1 or len(wanted) == 1:
-        start_worker(*worker)
+        loaded["recording"] = recording
         for at, configuration in enumerate(wanted):
             yield at, work(configuration)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        min(args.processes, len(wanted)), context, initializer=start_worker, initargs=worker
+        min(args.processes, len(wanted)),
+        context,
+        initializer=start_worker,
+        initargs=(args.recording, args.question_stride, args.step_cost),
     ) as pool:
         places = {pool.submit(work, c): at for at, c in enumerate(wanted)}
         try:
             for future in as_completed(places):
                 yield places[future], future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process of the replay died, perhaps for want of memory; what it had done is "
+                "above, try fewer --processes"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-VANILLA = Configuration("vanilla", (), ())
-
-
 def run(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    names = [name.strip() for name in args.methods.split(",") if name.strip()]
-    wanted = configurations(names, parse_grid(args.grid))
-    recording = load_recording(args.recording, args.question_stride)
-    cost = None
-    if args.step_cost is not None:
-        costs = load_step_costs(args.step_cost)
-        cost = costs[min(costs)]
-    for configuration in wanted:
-        check_widths(recording, configuration.drafter(), configuration.title)
-    base, _ = replay(recording, VANILLA, cost)
+    grid = parse_grid(args.grid)
+    wanted = configurations(args.methods, grid)
+    check_writable(args.csv)
+    if args.plot is not None:
+        require_matplotlib()
+    recording = load_recording(args.recording, args.question_stride, args.step_cost)
+    for configuration in (VANILLA, *wanted):
+        check_drafter(recording, configuration.drafter(), configuration.title)
+    live = pair_with_live(recording, args.against, wanted)
+    base = replay(recording, VANILLA)
     found: dict[int, Summary] = {}
     try:
-        runs = replay_all(args, wanted, cost)
+        runs = replay_all(recording, args, wanted)
         for at, summary in tqdm(runs, total=len(wanted), unit="configuration"):
             found[at] = summary
     finally:
         done = [found[at] for at in sorted(found)]
         if done:
             show(recording, base, done, args)
-    if args.against:
-        compare_live(recording, base, done, args.against)
-
-
-def compare_live(
-    recording: Recording, base: Summary, done: Sequence[Summary], paths: Sequence[Path]
-) -> None:
-    """Print what live runs came to beside what their replay did.
-
-    Raises:
-        InputError: a trace is of another model, tokenizer or questions, or no configuration was
-            replayed that it is a run of.
-    """
-    traces = [Trace.read(path) for path in paths]
-    for trace in traces:
-        check_same_run(recording, trace)
-    vanilla = next((trace for trace in traces if trace.method == "vanilla"), None)
-    table = Table(title="live beside replay", title_justify="left")
-    headings = ("MAT live", "replay", "speedup live", "replay", "ratio", "answers alike")
-    for heading in ("method", *headings):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
-    for trace in traces:
-        summary = next((s for s in done if is_run_of(trace, s.configuration)), None)
-        if summary is None:
-            if trace.method == "vanilla":
-                continue
-            raise InputError(
-                f"--against {trace.path} is a run of {trace.method} with options that were not "
-                "replayed; add it to --methods or --grid"
-            )
-        cells = [summary.configuration.title, f"{trace.mat:.3f}"]
-        cells += [f"{summary.mats['overall']:.3f}", "–", "–", "–"]
-        if vanilla is not None:
-            live = float(trace.speeds().mean() / vanilla.speeds().mean())
-            predicted = float(np.mean(summary.speeds) / np.mean(base.speeds))
-            cells[3:] = f"{live:.3f}", f"{predicted:.3f}", f"{predicted / live:.3f}"
-        cells.append(alike(recording, trace))
-        table.add_row(*cells)
-    Console(width=max(120, Console().width)).print(table)
-
-
-def check_same_run(recording: Recording, trace: Trace) -> None:
-    """Raise InputError unless a trace answers the recording's questions with its model."""
-    for key in ("model_fingerprint", "template", "questions", "max_new_tokens", "dtype"):
-        here, there = recording.settings.get(key), trace.settings.get(key)
-        if here != there:
-            raise InputError(
-                f"--against {trace.path} was made with {key} {there!r}, the recording with "
-                f"{here!r}; record or run anew with the same"
-            )
-    if {r["question_id"] for r in trace.records} != {q.question_id for q in recording.questions}:
-        raise InputError(
-            f"--against {trace.path} answers other questions than are replayed of "
-            f"{recording.path}; run it over the same, or replay fewer with --question-stride"
-        )
-
-
-def is_run_of(trace: Trace, configuration: Configuration) -> bool:
-    wanted = dict(configuration.options) | {"method": find_method(configuration.name).name}
-    return all(trace.settings.get(key) == value for key, value in wanted.items())
-
-
-def alike(recording: Recording, trace: Trace) -> str:
-    """How many turns have the recorded answer."""
-    recorded = [turn.output.tolist() for q in recording.questions for turn in q.turns]
-    records = {record["question_id"]: record for record in trace.records}
-    live = [
-        ids
-        for q in recording.questions
-        for ids in records[q.question_id]["choices"][0].get("output_ids") or [None] * len(q.turns)
-    ]
-    same = sum(a == b for a, b in zip(recorded, live, strict=False))
-    return f"{same} of {len(recorded)}"
+    if live:
+        compare_live(recording, base, found, live)
 
 
 def show(
@@ -502,11 +206,10 @@ def show(
 ) -> None:
     """Print the table; write the file and the picture that are wanted."""
     rows = [csv_row(base, summary) for summary in done]
-    if args.csv is not None:
-        write_csv(args.csv, rows)
     tasks = list_tasks([{"category": q.category} for q in recording.questions])
-    table = Table(title=f"{recording.path}: {about(recording)}", title_justify="left")
-    table.add_column("method", overflow="fold")
+    table = Table(title=f"{recording.path}: {recording.description}", title_justify="left")
+    longest = max(len(summary.configuration.title) + 2 for summary in done)
+    table.add_column("method", overflow="fold", min_width=min(40, longest))
     headings = [*tasks, "MAT", "nodes", "draft ms", "tokens/s", "speedup"]
     for heading in headings:
         table.add_column(heading, justify="right")
@@ -526,20 +229,18 @@ def show(
         f"step costs {measured}."
     )
     if any(summary.estimated for summary in done):
-        print("≈: learns from nodes off the answer, of which the recording knows a part.")
+        known = "knows a part" if recording.node_width else "knows none (--tree-rows)"
+        print(
+            f"≈: learns from nodes off the answer, of which the recording {known}, or sizes its "
+            "trees by step costs, which a live run measures anew."
+        )
+    if args.csv is not None:
+        write_csv(args.csv, rows)
     if args.plot is not None:
         from .replay_plots import draw
 
         titled = [row | {"title": s.configuration.title} for row, s in zip(rows, done, strict=True)]
         draw(titled, list(parse_grid(args.grid)), args.plot)
-
-
-def about(recording: Recording) -> str:
-    settings = recording.settings
-    return (
-        f"{len(recording.questions)} questions of {settings['bench_name']}, "
-        f"{recording.tokens} tokens, {settings['model']}, {settings['dtype']}"
-    )
 
 
 def csv_row(base: Summary, summary: Summary) -> dict[str, Any]:
@@ -555,8 +256,19 @@ def csv_row(base: Summary, summary: Summary) -> dict[str, Any]:
         "mean_nodes": summary.mean_nodes,
         "draft_ms": summary.draft_ms,
         "tokens_per_second": float(np.mean(summary.speeds)),
-        "speedup": float(np.mean(summary.speeds) / np.mean(base.speeds)),
+        "speedup": summary.speedup_over(base),
     }
+
+
+def check_writable(path: Path | None) -> None:
+    """Raise InputError if a file cannot be written, before anything is computed for it."""
+    if path is None:
+        return
+    try:
+        with path.open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -579,6 +291,11 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             writer.writerows(rows)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
+
+
+def usable_processors() -> int:
+    """How many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -608,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--against", type=Path, nargs="+", default=[], metavar="TRACE",
         help="live runs of the same questions, to compare with; vanilla's for the speedup, too",
     )  # fmt: skip
-    add("--processes", type=at_least(1, 256), default=os.cpu_count() or 1, help="to replay in")
+    add("--processes", type=at_least(1, 256), default=usable_processors(), help="to replay in")
     add("--csv", type=Path, metavar="FILE", help="all numbers, a line for each configuration")
     add("--plot", type=picture, metavar="FILE.png", help="draw them; needs the extra `plots`")
     args = parser.parse_args(argv)

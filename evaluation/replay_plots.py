@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ Row = Mapping[str, Any]
 MEASURES = {"mat": "MAT", "speedup": "predicted speedup"}
 
 
+MOST_BARS, MOST_MAPS = 100, 12  # that a picture can hold
+
+
 def draw(rows: Sequence[Row], varied: Sequence[str], path: Path) -> None:
     """Draw MAT and predicted speedup of a sweep's rows (replay.csv_row).
 
@@ -20,7 +24,8 @@ def draw(rows: Sequence[Row], varied: Sequence[str], path: Path) -> None:
     """
     methods = list(dict.fromkeys(row["method"] for row in rows))
     keys = [key for key in varied if len({row.get(key) for row in rows if key in row}) > 1]
-    if len(keys) >= 2 and len(methods) == 1:
+    maps = math.prod(len({row.get(key) for row in rows}) for key in keys[2:])
+    if len(keys) >= 2 and len(methods) == 1 and maps <= MOST_MAPS:
         draw_maps(rows, keys, path)
     elif len(keys) == 1:
         draw_lines(rows, methods, keys[0], path)
@@ -75,7 +80,10 @@ def draw_maps(rows: Sequence[Row], keys: Sequence[str], path: Path) -> None:
 
 
 def draw_bars(rows: Sequence[Row], path: Path) -> None:
-    figure = new_figure(9.6, max(2.5, 0.35 * len(rows) + 1))
+    figure = new_figure(9.6, max(2.5, 0.35 * min(len(rows), MOST_BARS) + 1))
+    if len(rows) > MOST_BARS:
+        rows = sorted(rows, key=lambda row: -float(row["speedup"]))[:MOST_BARS]
+        figure.suptitle(f"the {MOST_BARS} fastest", fontsize=9)
     names = [row["title"] for row in rows]
     for axes, (measure, label) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
         bars = axes.barh(names, [row[measure] for row in rows], color="0.6", edgecolor="black")

@@ -24,7 +24,7 @@ from .arguments import (
     run_command,
 )
 from .eval import Run, run_eval
-from .methods import METHODS, Method, add_options, find_method
+from .methods import METHODS, Method, add_options, find_method, find_methods
 
 
 def run_one(args: argparse.Namespace, method: Method) -> None:
@@ -47,12 +47,7 @@ def inference_main(name: str, argv: Sequence[str] | None = None) -> int:
 
 def run_several(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    names = [name.strip() for name in args.methods.split(",") if name.strip()]
-    methods = [find_method(name) for name in names]
-    if not methods or len(set(names)) < len(names):
-        raise InputError(
-            f"--methods {args.methods!r} names none, or one twice; give names of --list once each"
-        )
+    methods = list(find_methods(args.methods).values())
     say_what_is_ignored(methods, vars(args))
     folder = args.answer_dir or answer_folder(args.bench_name)
     run_eval(
@@ -128,10 +123,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the flags, with those of the methods in files that --methods names."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--methods", default="")
-    names = first.parse_known_args(argv)[0].methods.split(",")
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--methods", default="", nargs="?")
+    names = (first.parse_known_args(argv)[0].methods or "").split(",")
     own = [find_method(name.strip()) for name in names if ".py:" in name]
+    taken = {action.dest for action in parser._actions}
+    for method in own:
+        for option in method.options:
+            if option.name in taken:
+                raise InputError(
+                    f"the option {option.name!r} of {method.name} is a flag of this command; "
+                    "call it otherwise"
+                )
     add_options(parser, *METHODS.values(), *own)
     return parser.parse_args(argv)
 

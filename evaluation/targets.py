@@ -37,6 +37,7 @@ class Target:
     eos_token_ids: set[int]
     max_positions: int
     fingerprint: str
+    tokenizer_fingerprint: str
     kernels: Kernels
     cuda_graphs: str
 
@@ -63,6 +64,7 @@ class Target:
             | prompts.stop_token_ids,
             max_positions=max_positions(config),
             fingerprint=fingerprint(args.model_path, config),
+            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
             kernels=choose_kernels(config, dtype, device, args.cpu_kernels),
             cuda_graphs=resolve_graphs(args.cuda_graphs, device),
         )
@@ -188,3 +190,11 @@ def fingerprint(path: str, config: Any) -> str:
                 content.seek(piece * size // 64)
                 digest.update(content.read(4096))
     return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 of how a tokenizer splits text: its whole definition, or where that is not in one
+    piece (tokenizers in Python) its vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

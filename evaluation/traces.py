@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,19 @@ def meta_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".jsonl") + ".meta.json")
 
 
+LATER = ("tokenizer_fingerprint",)  # settings that sidecars of older versions lack
+
+
+def differing(before: Record, now: Record, keys: Iterable[str]) -> list[str]:
+    """Which of these settings differ; those in LATER only if both have them."""
+    return [
+        key
+        for key in keys
+        if before.get(key) != now.get(key)
+        and not (key in LATER and None in (before.get(key), now.get(key)))
+    ]
+
+
 class TraceWriter:
     """Appends answers to a trace so that none is ever lost: one fsynced line per question.
 
@@ -155,9 +169,7 @@ class TraceWriter:
                 "choose another --model-id or --answer-file, or give --overwrite"
             ) from error
         now = json.loads(json.dumps(self._settings))
-        changed = sorted(
-            key for key in before.keys() | now.keys() if before.get(key) != now.get(key)
-        )
+        changed = differing(before, now, sorted(before.keys() | now.keys()))
         if changed:
             first = changed[0]
             raise InputError(

@@ -248,6 +248,20 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
         assert list(getattr(cores[0].table, name)) == getattr(cores[1].table, name)
 
 
+@pytest.mark.parametrize("core", ["native", "python"])
+@pytest.mark.parametrize("reset", [True, False])
+def test_an_earlier_prompt_is_evidence_unless_it_is_reset(core: str, reset: bool) -> None:
+    options: dict[str, Any] = {"reset_rows": reset, "reset_ngrams": reset, "row_width": 2}
+    drafter = fresh(draft_tree_capacity=9, drafting_core=core, **options)
+    drafter.reset([1, 2])
+    for root, row in ((3, [50, 51]), (7, [60, 61]), (8, [62, 63])):
+        tree = drafter.draft(root, [root, 9])
+        drafter.observe(tree, [0], [row, *([[]] * (len(tree) - 1))])
+    drafter.reset([4])
+    assert (50 in drafter.draft(3, [3, 9]).tokens) is not reset  # the row of a 3
+    assert (8 in drafter.draft(7, [7, 9]).tokens) is not reset  # 7 8 was answered
+
+
 def test_what_the_native_core_cannot_take_is_refused() -> None:
     drafter = fresh(draft_tree_capacity=4, drafting_core="native")
     for ids in ([-1], [3, 2**24], [2**40]):

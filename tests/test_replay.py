@@ -25,18 +25,15 @@ from evaluation.recordings import (
     question_file,
     save_question,
 )
-from evaluation.replay import (
-    Configuration,
-    RecordedRows,
-    configurations,
-    parse_grid,
-    replay_turn,
-)
+from evaluation.replay import configurations, parse_grid
 from evaluation.replay import main as replay
+from evaluation.replaying import Configuration, RecordedRows, replay_turn
 from evaluation.run import main as run
+from evaluation.targets import eos_token_ids, load_tokenizer
 from model.logitspec import (
     DraftTree,
     InputError,
+    LlamaKVForCausalLM,
     LogitSpecDrafter,
     PromptLookupDrafter,
     VanillaDrafter,
@@ -70,16 +67,20 @@ def recorded(chat_path: str, make_bench: Make, tmp_path: Path) -> Callable[..., 
     return call
 
 
-def live(chat_path: str, recording: Recording, name: str) -> list[list[int]]:
-    """Accept lengths of a live run over the recorded prompts, turn by turn."""
-    model = load(chat_path, dtype=torch.float32)
+def live(
+    model: LlamaKVForCausalLM, recording: Recording, name: str, eos: set[int]
+) -> list[tuple[list[int], list[int]]]:
+    """Accept lengths and tree sizes of a live run over the recorded prompts, turn by turn."""
     drafter = Configuration(name, (), ()).drafter()
     found = []
     for recorded_question in recording.questions:
         for turn in recorded_question.turns:
-            result = generate(model, turn.prompt.tolist(), drafter, max_new_tokens=len(turn.output))
+            result = generate(
+                model, turn.prompt.tolist(), drafter, max_new_tokens=turn.max_new_tokens,
+                eos_token_ids=eos,
+            )  # fmt: skip
             assert result.tokens == turn.output.tolist()
-            found.append(result.accept_lengths)
+            found.append((result.accept_lengths, result.tree_sizes))
     return found
 
 
@@ -90,21 +91,36 @@ def test_replayed_accept_lengths_are_the_live_ones(
     assert status == 0
     recording = load_recording(folder)
     assert [q.question_id for q in recording.questions] == [1, 2, 3]
+    assert_exact(recording, chat_path, load(chat_path, dtype=torch.float32))
+
+
+def assert_exact(recording: Recording, path: str, model: LlamaKVForCausalLM) -> None:
+    eos = eos_token_ids(path, model.config, load_tokenizer(path))
     for name in EXACT:
         drafter = Configuration(name, (), ()).drafter()
-        replayed = [
-            replay_turn(turn, drafter, None).accept_lengths
-            for q in recording.questions
-            for turn in q.turns
-        ]
-        assert replayed == live(chat_path, recording, name), name
-        assert sum(map(sum, replayed)) == recording.tokens
+        replayed = []
+        for q in recording.questions:
+            for turn in q.turns:
+                done = replay_turn(turn, drafter, None)
+                replayed.append((done.accept_lengths, done.tree_sizes))
+        assert replayed == live(model, recording, name, eos), name
 
 
-def test_rows_of_all_nodes_make_learning_drafters_exact_too(
+def test_replayed_accept_lengths_are_the_live_ones_of_the_real_model(
+    default_model: LlamaKVForCausalLM, default_model_path: str, tmp_path: Path
+) -> None:
+    argv = ["--model-path", default_model_path, "--bench-name", "quick", "--dtype", "float32"]
+    argv += ["--device", "cpu", "--question-stride", "9", "--max-new-tokens", "64"]
+    argv += ["--tree-rows", "0", "--vocabulary-rows", "0", "--output", str(tmp_path / "real")]
+    assert record(argv) == 0
+    recording = load_recording(tmp_path / "real")
+    assert recording.tokens >= 64
+    assert_exact(recording, default_model_path, default_model)
+
+
+def test_with_the_rows_of_its_own_trees_an_estimate_is_near(
     recorded: Callable[..., tuple[int, Path]], chat_path: str
 ) -> None:
-    """With the rows of its own live trees recorded, calibrated's replay is the live run."""
     status, folder = recorded("--tree-rows", "16")
     assert status == 0
     recording = load_recording(folder)
@@ -121,7 +137,6 @@ def test_rows_of_all_nodes_make_learning_drafters_exact_too(
                 max_new_tokens=len(turn.output),
             ).accept_lengths  # fmt: skip
             found = replay_turn(turn, twin, RecordedRows(turn, 16)).accept_lengths
-            assert sum(found) == sum(wanted)
             assert abs(len(found) - len(wanted)) <= 1
 
 
@@ -179,7 +194,7 @@ def test_a_recording_is_gone_on_with_and_torn_files_are_named(
     for command in (recorded, lambda: (sweep(folder), folder)):
         assert command()[0] == 2
         said = capsys.readouterr().err
-        assert "3.npz is no whole recording" in said and "Traceback" not in said
+        assert "3.npz is not whole" in said and "Traceback" not in said
 
 
 def test_another_recording_in_the_folder_is_refused(
@@ -245,11 +260,14 @@ def test_two_processes_find_the_same(
 
 
 def test_the_step_costs_of_another_machine_make_the_speed(
-    recorded: Callable[..., tuple[int, Path]], tmp_path: Path
+    recorded: Callable[..., tuple[int, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, folder = recorded("--tree-rows", "0")
     own = load_step_costs(folder / "step-cost.json")
     assert set(own) == {0, 16}
+    recording = load_recording(folder)
+    assert recording.step_cost(1, 0) == own[0]
+    assert recording.step_cost(1, 8) == own[16]  # not the one of steps that read no node's logits
     given = tmp_path / "costs.json"
     curve = {"contexts": [1, 1000], "nodes": [1, 128], "seconds": [[1.0, 128.0], [1.0, 128.0]]}
     given.write_text(json.dumps({"curves": [curve]}))
@@ -261,6 +279,21 @@ def test_the_step_costs_of_another_machine_make_the_speed(
     assert float(vanilla["tokens_per_second"]) == pytest.approx(1.0, rel=0.05)
     expected = float(logitspec["mat"]) / float(logitspec["mean_nodes"])
     assert float(logitspec["speedup"]) == pytest.approx(expected, rel=0.1)
+    dearer = curve | {"node_top_k": 8, "seconds": [[2.0, 256.0], [2.0, 256.0]]}
+    given.write_text(json.dumps({"curves": [curve, dearer]}))
+    speeds = []
+    for methods in ("recycling", "logitspec"):
+        assert sweep(folder, *flags, methods=methods) == 0
+        with out.open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        rate, mat, nodes = (float(row[k]) for k in ("tokens_per_second", "mat", "mean_nodes"))
+        speeds.append(rate / mat * nodes)
+    assert speeds[0] == pytest.approx(0.5, rel=0.05) and speeds[1] == pytest.approx(1, rel=0.05)
+    curve = {"contexts": [1, 1000], "nodes": [1, 4], "seconds": [[1.0, 2.0], [1.0, 2.0]]}
+    given.write_text(json.dumps({"curves": [curve]}))
+    capsys.readouterr()
+    assert sweep(folder, *flags, methods="logitspec") == 2
+    assert "trees of up to 8 nodes, and the step costs end at 4" in capsys.readouterr().err
 
 
 def test_live_traces_are_compared_with(
@@ -281,7 +314,17 @@ def test_live_traces_are_compared_with(
     assert cells[0] == "logitspec" and cells[1] == cells[2]
     assert float(cells[5]) > 0
     assert sweep(folder, "--against", traces[1], methods="pld") == 2
-    assert "options that were not replayed" in capsys.readouterr().err
+    assert "options that are not replayed" in capsys.readouterr().err
+    assert sweep(folder, "--against", *traces, methods="logitspec@64") == 0
+    assert "logitspec@64" in capsys.readouterr().out
+    meta = Path(traces[1]).with_suffix("").with_suffix(".meta.json")
+    whole = meta.read_text()
+    sidecar = json.loads(whole)
+    sidecar["settings"]["tokenizer_fingerprint"] = "another"
+    meta.write_text(json.dumps(sidecar))
+    assert sweep(folder, "--against", traces[1], methods="logitspec") == 2
+    assert "was made with tokenizer_fingerprint 'another'" in capsys.readouterr().err
+    meta.write_text(whole)
     assert run([*argv, "--max-new-tokens", "20", "--methods", "pld"]) == 0
     assert sweep(folder, "--against", str(tmp_path / "live/x-pld.jsonl"), methods="pld") == 2
     assert "was made with max_new_tokens 20, the recording with 24" in capsys.readouterr().err
@@ -302,7 +345,10 @@ def test_live_traces_are_compared_with(
           "max_ngram_size=1,2,3"], "logitspec", "more than 10000"),
         ([], "baseline", "has no drafter to replay"),
         ([], "nothing", "no method 'nothing'"),
-        ([], ",", "--methods names none"),
+        ([], ",", "names none"),
+        ([], "pld,logitspec,pld", "names pld twice"),
+        (["--grid", "draft_tree_capacity=8,16"], "logitspec@4", "is an option of none of logit"),
+        (["--grid", "num_pred_tokens=150"], "pld", "trees of up to 151 nodes, and the step costs"),
         ([], "no/file.py:Mine", "there is no file no/file.py"),
         (["--step-cost", "no.json"], "pld", "cannot read the step costs no.json"),
         (["--csv", "no/such/folder.csv"], "pld", "cannot write no/such/folder.csv"),
@@ -319,6 +365,83 @@ def test_bad_sweeps_are_refused(
     assert sweep(folder, *flags, methods=methods) == 2
     said = capsys.readouterr().err
     assert complaint in said and "Traceback" not in said
+
+
+def test_rows_wider_than_recorded_are_refused(
+    recorded: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = recorded("--question-stride", "3")
+    assert load_recording(folder).node_width == 16
+    wider = ["--grid", "row_width=17", "vocabulary_rows=0"]
+    assert sweep(folder, *wider, methods="calibrated") == 2
+    assert "holds 16 of nodes off the answer" in capsys.readouterr().err
+    with pytest.raises(InputError, match="16 best tokens after each token of the vocabulary, 17"):
+        load_recording(folder).successors(60, 17)
+
+
+def test_an_unfinished_recording_is_said_to_be_one_and_foreign_files_are_refused(
+    recorded: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = recorded("--tree-rows", "0")
+    content = (folder / "3.npz").read_bytes()
+    (folder / "3.npz").unlink()
+    assert sweep(folder) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 questions of mine (1 not recorded yet)" in said
+    (folder / "copy.npz").write_bytes(content)
+    assert sweep(folder) == 2
+    assert "has not the name of the question 3" in capsys.readouterr().err
+    (folder / "copy.npz").unlink()
+    other = load_question(folder / "2.npz")
+    other.turns[0].prompt[0] = 10**6  # of a larger vocabulary
+    save_question(folder, other)
+    assert sweep(folder) == 2
+    assert "2.npz holds token ids outside the vocabulary" in capsys.readouterr().err
+    other.question_id = 9
+    save_question(folder, other)
+    (folder / "2.npz").unlink()
+    assert sweep(folder) == 2
+    assert "9.npz answers question 9, which the recording does not ask" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("at", [0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
+def test_a_flipped_byte_is_a_sentence(
+    at: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turn = made_up([1, 2] * 50, [[1, 9], *([[2, 8], [1, 8]] * 50)])
+    save_question(tmp_path, RecordedQuestion(1, "qa", [turn]))
+    content = bytearray((tmp_path / "1.npz").read_bytes())
+    content[int(at * len(content))] ^= 0xFF
+    (tmp_path / "1.npz").write_bytes(content)
+    try:
+        again = load_question(tmp_path / "1.npz")  # a flip may hit what nobody reads
+        assert again.turns[0].output.tolist() == [1, 2] * 50
+    except InputError as error:
+        assert "1.npz is not whole" in str(error)
+
+
+def test_what_it_costs_is_measured_again_only_when_it_is_measured_better(
+    recorded: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = recorded("--tree-rows", "0")
+    path = folder / "step-cost.json"
+    content = json.loads(path.read_text())
+    assert content["rounds"] == 1
+    path.write_text(json.dumps(content | {"rounds": 2}))
+    before = path.read_text()
+    (folder / "3.npz").unlink()
+    assert recorded("--tree-rows", "0")[0] == 0
+    assert path.read_text() == before  # two rounds are not replaced by one
+    path.unlink()
+    assert recorded("--tree-rows", "0")[0] == 0
+    assert set(load_step_costs(path)) == {0, 16}
+    meta = folder / "recording.meta.json"
+    sidecar = json.loads(meta.read_text())
+    sidecar["environments"][0]["device_names"] = ["another"]
+    meta.write_text(json.dumps(sidecar))
+    capsys.readouterr()
+    assert recorded("--tree-rows", "0")[0] == 2
+    assert "was recorded on ['another'], this is" in capsys.readouterr().err
 
 
 def test_what_is_no_recording_is_refused(
@@ -389,6 +512,21 @@ class Last(Drafter):
         return tree
 
 
+class NoDefault(Last):
+    options = {}
+
+    def __init__(self, size):
+        pass
+
+
+class NoArgument(Last):
+    options = {"size": "of what"}
+
+
+class NoDict(Last):
+    options = ["times"]
+
+
 class Half(Drafter):
     def reset(self, prompt_ids, top_ids=()):
         pass
@@ -409,6 +547,12 @@ def test_a_drafter_in_a_file_is_replayed_and_run(
     assert "times=3" in capsys.readouterr().out.replace("\n", "")
     argv = ["--model-path", chat_path, "--model-id", "x", "--bench-name", "mine", "--dtype"]
     argv += ["float32", "--device", "cpu", "--warmup", "0", "--max-new-tokens", "8"]
+    (tmp_path / "taken.py").write_text(MINE.replace("times", "seed"))
+    assert run([*argv, "--methods", f"{tmp_path}/taken.py:Last"]) == 2
+    assert "the option 'seed' of Last is a flag of this command" in capsys.readouterr().err
+    (tmp_path / "twin.py").write_text(MINE)
+    assert run([*argv, "--methods", f"{name},{tmp_path}/twin.py:Last"]) == 2
+    assert "names Last twice" in capsys.readouterr().err
     assert run([*argv, "--methods", f"vanilla,{name}", "--times", "3"]) == 0
     meta = tmp_path / "data" / "mine" / "model_answer" / "x-Last.meta.json"
     assert json.loads(meta.read_text())["settings"]["times"] == 3
@@ -416,6 +560,9 @@ def test_a_drafter_in_a_file_is_replayed_and_run(
         (f"{file}:Nobody", "has no subclass of Drafter named 'Nobody'"),
         (f"{file}:Half", "Half does not define draft"),
         (f"{tmp_path}/broken.py:Last", "does not run: SyntaxError"),
+        (f"{file}:NoDefault", "the argument 'size' of NoDefault.__init__ has no default"),
+        (f"{file}:NoArgument", "the option 'size' of NoArgument is no argument"),
+        (f"{file}:NoDict", "options of NoDict is no dict"),
     ):
         (tmp_path / "broken.py").write_text("def")
         assert sweep(folder, methods=wrong) == 2
@@ -440,7 +587,7 @@ def test_the_worked_example_runs_as_it_is_shown(
 
 def test_grids_multiply_what_each_method_has() -> None:
     grid = parse_grid(["max_ngram_size=2,3,3", "draft-tree-capacity=8"])
-    found = configurations(["logitspec", "logitspec@16", "vanilla"], grid)
+    found = configurations("logitspec,logitspec@16,vanilla", grid)
     assert [c.title for c in found] == [
         "logitspec max_ngram_size=2 draft_tree_capacity=8",
         "logitspec max_ngram_size=3 draft_tree_capacity=8",

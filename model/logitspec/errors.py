@@ -12,7 +12,7 @@ def require_positive(**numbers: int) -> None:
             raise InputError(f"{name} is {value}; give 1 or more")
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """An exception in a line: its type and what it says first."""
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__

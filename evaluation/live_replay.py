@@ -1,0 +1,119 @@
+"""What live runs came to beside what their replay did: `--against` of replay.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from model.logitspec.errors import InputError
+
+from .comparison import Trace
+from .equal import output_ids
+from .recordings import Recording
+from .replaying import Configuration, Summary
+from .traces import differing
+
+# Settings in which a live run and a recording must agree to be of the same answers.
+SAME = (
+    "model_fingerprint", "tokenizer_fingerprint", "template", "questions", "max_new_tokens",
+    "dtype",
+)  # fmt: skip
+
+
+def pair_with_live(
+    recording: Recording, paths: Sequence[Path], configurations: Sequence[Configuration]
+) -> list[tuple[Trace, int | None]]:
+    """Traces, each with the index of the configuration that it is a run of; None: it is vanilla's
+    and vanilla is not replayed for itself.
+
+    Raises:
+        InputError: a trace is of another model, tokenizer or questions, or nothing is to be
+            replayed that it is a run of.
+    """
+    pairs: list[tuple[Trace, int | None]] = []
+    for path in paths:
+        trace = Trace.read(path)
+        check_same_run(recording, trace)
+        at = next((at for at, c in enumerate(configurations) if is_run_of(trace, c)), None)
+        if at is None and trace.method != "vanilla":
+            raise InputError(
+                f"--against {path} is a run of {trace.method} with options that are not "
+                "replayed; add it to --methods or --grid"
+            )
+        pairs.append((trace, at))
+    return pairs
+
+
+def compare_live(
+    recording: Recording,
+    base: Summary,
+    found: Mapping[int, Summary],
+    live: Sequence[tuple[Trace, int | None]],
+) -> None:
+    """Print what live runs came to beside what their replay did.
+
+    Args:
+        recording: that was replayed.
+        base: vanilla's replay.
+        found: what was replayed, by its place among the configurations.
+        live: from pair_with_live.
+    """
+    vanilla = next((trace for trace, _ in live if trace.method == "vanilla"), None)
+    table = Table(title="live beside replay", title_justify="left")
+    headings = ("MAT live", "replay", "speedup live", "replay", "ratio", "answers alike")
+    for heading in ("method", *headings):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for trace, at in live:
+        if at is None:
+            continue
+        summary = found[at]
+        cells = [summary.configuration.title, f"{trace.mat:.3f}"]
+        cells += [f"{summary.mats['overall']:.3f}", "–", "–", "–"]
+        if vanilla is not None:
+            measured = float(trace.speeds().mean() / vanilla.speeds().mean())
+            predicted = summary.speedup_over(base)
+            cells[3:] = f"{measured:.3f}", f"{predicted:.3f}", f"{predicted / measured:.3f}"
+        cells.append(alike(recording, trace))
+        table.add_row(*cells)
+    Console(width=max(120, Console().width)).print(table)
+
+
+def check_same_run(recording: Recording, trace: Trace) -> None:
+    """Raise InputError unless a trace answers the recording's questions with its model."""
+    for key in differing(recording.settings, trace.settings, SAME):
+        raise InputError(
+            f"--against {trace.path} was made with {key} {trace.settings.get(key)!r}, the "
+            f"recording with {recording.settings.get(key)!r}; record or run anew with the same"
+        )
+    if {r["question_id"] for r in trace.records} != {q.question_id for q in recording.questions}:
+        raise InputError(
+            f"--against {trace.path} answers other questions than are replayed of "
+            f"{recording.path}; run it over the same, or replay fewer with --question-stride"
+        )
+
+
+def is_run_of(trace: Trace, configuration: Configuration) -> bool:
+    """Whether the trace's method is this one, with these options, NAME@16 or not."""
+    wanted = dict(configuration.options)
+    plain = configuration.title.partition(" ")[0].partition("@")[0]
+    return str(trace.method).partition("@")[0] == plain and all(
+        trace.settings.get(key) == value for key, value in wanted.items()
+    )
+
+
+def alike(recording: Recording, trace: Trace) -> str:
+    """How many turns have the recorded answer: "3 of 4"."""
+    records = {record["question_id"]: record for record in trace.records}
+    pairs = [
+        (turn.output.tolist(), ids)
+        for q in recording.questions
+        for turn, ids in zip(
+            q.turns,
+            output_ids(records[q.question_id], records[q.question_id]["choices"][0], trace.path),
+            strict=True,
+        )
+    ]
+    return f"{sum(a == b for a, b in pairs)} of {len(pairs)}"

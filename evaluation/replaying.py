@@ -1,0 +1,269 @@
+"""Drafters over recorded turns: accept lengths and predicted speed without the model.
+
+Greedy output is the same whatever the drafter. So a drafter can be asked for its trees over a
+recording (record.py), and which nodes the target would accept is read off the recorded answer. What
+a step would have taken is read off a step-cost curve. replay.py is the command.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from model.logitspec import Drafter, DraftTree
+from model.logitspec.acceptance import agreed_path
+from model.logitspec.decoding import check_capacity
+from model.logitspec.errors import InputError
+from model.logitspec.step_cost import StepCost
+
+from .methods import CAPACITY, DrafterMethod, SizedMethod, find_method
+from .recordings import RecordedTurn, Recording
+from .speed import task_of
+
+
+@dataclass
+class Replayed:
+    """What a drafter did over one turn.
+
+    Attributes:
+        accept_lengths: tokens committed per step, as a live run's.
+        tree_sizes: nodes per step.
+        committed: tokens in the cache before each step.
+        draft_seconds: of drafting and observing, all steps and the prompt.
+    """
+
+    accept_lengths: list[int] = field(default_factory=list)
+    tree_sizes: list[int] = field(default_factory=list)
+    committed: list[int] = field(default_factory=list)
+    draft_seconds: float = 0.0
+
+
+class RecordedRows:
+    """The best tokens after nodes of draft trees, as far as a recording of a turn knows them."""
+
+    def __init__(self, turn: RecordedTurn, width: int) -> None:
+        self._ids: list[int] = [*turn.prompt.tolist(), *turn.output.tolist()]
+        self._rows: list[list[int]] = turn.top_ids[:, :width].tolist()
+        self._nodes: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
+        if turn.node_ids.shape[1] >= width:
+            nodes = turn.node_ids[:, :width].tolist()
+            for (at, before, token), row in zip(turn.node_at.tolist(), nodes, strict=True):
+                self._nodes.setdefault((before, token), []).append((at, row))
+
+    def of(self, tree: DraftTree, committed: int) -> list[list[int]]:
+        """A row for each node; for one off the answer that of the nearest recorded node with the
+        same token after the same token, and none where there is no such node."""
+        rows: list[list[int]] = []
+        right: list[bool] = []
+        for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
+            at = committed + tree.depths[node]
+            right.append(
+                at < len(self._ids) and token == self._ids[at] and (not node or right[parent])
+            )
+            if right[-1]:
+                rows.append(self._rows[at])
+            else:
+                known = self._nodes.get((tree.tokens[parent], token))
+                rows.append(min(known, key=lambda k: abs(k[0] - at))[1] if known else [])
+        return rows
+
+
+def replay_turn(turn: RecordedTurn, drafter: Drafter, rows: RecordedRows | None) -> Replayed:
+    """Run a drafter over a recorded turn, as decoding.generate() would.
+
+    Args:
+        turn: recorded.
+        drafter: prepared.
+        rows: what it is to learn from; None: it learns from no node's best tokens.
+    """
+    done = Replayed()
+    prompt, output = turn.prompt.tolist(), turn.output.tolist()
+    first = len(prompt)
+    top_ids = turn.top_ids[first - 1 :, : drafter.top_k].tolist()
+    width = drafter.prompt_top_k
+    clock = time.thread_time  # of this thread alone: replays run side by side
+    start = clock()
+    drafter.reset(prompt, turn.top_ids[:first, :width].tolist() if width else ())
+    done.draft_seconds = clock() - start
+    at = 0  # answered so far
+    while at < len(output):
+        start = clock()
+        tree = check_capacity(drafter.draft(output[at], top_ids[at]), drafter)
+        tree = tree.without_deeper_than(turn.max_new_tokens - at - 1)
+        done.draft_seconds += clock() - start
+        chosen = {
+            node: output[at + depth + 1] if at + depth + 1 < len(output) else -1
+            for node, depth in enumerate(tree.depths)
+        }
+        path, _ = agreed_path(tree, chosen)
+        learnt = rows.of(tree, first + at) if rows is not None else []
+        start = clock()
+        drafter.observe(tree, path, learnt)
+        done.draft_seconds += clock() - start
+        done.accept_lengths.append(len(path))
+        done.tree_sizes.append(len(tree))
+        done.committed.append(first + at)
+        at += len(path)
+    return done
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A method with its options, and those of them that a grid varies."""
+
+    name: str  # as asked for
+    options: tuple[tuple[str, Any], ...]  # all of them
+    varied: tuple[tuple[str, Any], ...]
+
+    @property
+    def title(self) -> str:
+        name = self.name.rpartition(":")[2]  # of a file's class the class
+        return " ".join([name, *(f"{key}={value}" for key, value in self.varied)])
+
+    def drafter(self) -> Drafter:
+        return drafter_method(self.name).drafter(**dict(self.options))
+
+
+@dataclass
+class Summary:
+    """What a configuration came to.
+
+    Attributes:
+        mats: by task, and `overall`.
+        speeds: predicted tokens/s of every question.
+        draft_ms: of drafting and observing, per step.
+        estimated: it learns from nodes that the recording holds in part, or sizes its trees by step
+            costs, which a live run measures anew.
+    """
+
+    configuration: Configuration
+    mats: dict[str, float]
+    speeds: list[float]
+    steps: int
+    mean_nodes: float
+    draft_ms: float
+    estimated: bool
+
+    def speedup_over(self, base: Summary) -> float:
+        """Of the mean predicted tokens/s."""
+        return float(np.mean(self.speeds) / np.mean(base.speeds))
+
+
+VANILLA = Configuration("vanilla", (), ())
+
+
+def drafter_method(name: str) -> DrafterMethod:
+    """The drafter of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    method = find_method(name)
+    plain = method.method if isinstance(method, SizedMethod) else method
+    if not isinstance(plain, DrafterMethod):
+        raise InputError(f"{name!r} is transformers' own loop and has no drafter to replay")
+    return plain
+
+
+def check_drafter(recording: Recording, drafter: Drafter, title: str) -> None:
+    """Raise InputError if a drafter wants more of the logits than was recorded, or its trees are
+    larger than the step costs go."""
+    for what, width in (
+        ("the last logits", drafter.top_k),
+        ("a node's logits", drafter.node_top_k),
+        ("the prompt's logits", drafter.prompt_top_k),
+    ):
+        if recording.top_k < min(width, recording.settings["vocab_size"]):
+            raise InputError(
+                f"{title} wants the {width} best tokens of {what}, {recording.path} holds "
+                f"{recording.top_k}; record with --top-k {width}, or lower its widths"
+            )
+    if 0 < recording.node_width < drafter.node_top_k:
+        raise InputError(
+            f"{title} wants the {drafter.node_top_k} best tokens of a node's logits, "
+            f"{recording.path} holds {recording.node_width} of nodes off the answer; "
+            "lower its widths"
+        )
+    costs_end = recording.step_cost(drafter.top_k, drafter.node_top_k).nodes[-1]
+    if drafter.capacity > costs_end:
+        raise InputError(
+            f"{title} drafts trees of up to {drafter.capacity} nodes, and the step costs end at "
+            f"{costs_end}; lower its capacity, or give a file of --step-cost that goes further"
+        )
+
+
+def replay(recording: Recording, configuration: Configuration) -> Summary:
+    """Run a configuration over a whole recording."""
+    return replay_drafter(recording, configuration, configuration.drafter())
+
+
+def replay_drafter(
+    recording: Recording,
+    configuration: Configuration,
+    drafter: Drafter,
+) -> Summary:
+    """The same for a drafter that is there already; `configuration` only names it."""
+    check_drafter(recording, drafter, configuration.title)
+    cost = recording.step_cost(drafter.top_k, drafter.node_top_k)
+    drafter.prepare(recording)
+    width = drafter.node_top_k
+    estimated = width > 0 or dict(configuration.options).get(CAPACITY) == "auto"
+    done = []
+    speeds = []
+    for question in recording.questions:
+        turns = [
+            replay_turn(turn, drafter, RecordedRows(turn, width) if width else None)
+            for turn in question.turns
+        ]
+        done.append(turns)
+        seconds = sum(
+            turn.prefill_seconds + answer.draft_seconds + sum(step_seconds(answer, cost))
+            for turn, answer in zip(question.turns, turns, strict=True)
+        )
+        speeds.append(sum(len(turn.output) for turn in question.turns) / seconds)
+    return summarize(recording, configuration, done, speeds, estimated=estimated)
+
+
+CONTEXT_STEP = 64  # tokens of context after which the curve is taken anew
+
+
+def step_seconds(done: Replayed, cost: StepCost) -> Iterator[float]:
+    """What each step would take beside its drafting."""
+    curve: list[float] = []
+    taken = -1
+    for nodes, committed in zip(done.tree_sizes, done.committed, strict=True):
+        if committed // CONTEXT_STEP != taken:
+            taken = committed // CONTEXT_STEP
+            curve = cost.curve(committed)
+        yield curve[nodes]
+
+
+def summarize(
+    recording: Recording,
+    configuration: Configuration,
+    done: Sequence[Sequence[Replayed]],
+    speeds: list[float],
+    *,
+    estimated: bool,
+) -> Summary:
+    lengths: dict[str, list[int]] = {"overall": []}
+    for question, turns in zip(recording.questions, done, strict=True):
+        of_task = lengths.setdefault(task_of(question.category), [])
+        for turn in turns:
+            of_task += turn.accept_lengths
+            lengths["overall"] += turn.accept_lengths
+    steps = len(lengths["overall"])
+    all_turns = [turn for turns in done for turn in turns]
+    return Summary(
+        configuration,
+        {task: float(np.mean(of_task)) for task, of_task in lengths.items()},
+        speeds,
+        steps,
+        sum(sum(turn.tree_sizes) for turn in all_turns) / steps,
+        1e3 * sum(turn.draft_seconds for turn in all_turns) / steps,
+        estimated,
+    )
