@@ -34,8 +34,10 @@ setup(
     install_requires=requirements(),
     extras_require={
         "dev": [
+            "httpx>=0.27",
             "hypothesis>=6.100",
             "mypy>=1.13",
+            "openai>=1.50",
             "pytest>=8.2",
             "pytest-timeout>=2.3",
             "ruff>=0.8",

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from evaluation.arguments import Parser, at_least, run_command
-from evaluation.targets import resolve_dtype
 from model.logitspec import InputError, LlamaKVForCausalLM, load
+from model.logitspec.devices import resolve_dtype
 from model.logitspec.kernels import why_not
 from model.logitspec.linear import Linear, Product
 from model.logitspec.loading import load_config

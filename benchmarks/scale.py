@@ -19,9 +19,10 @@ import numpy as np
 
 from evaluation.arguments import Parser, at_least, picture, run_command
 from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
-from evaluation.targets import load_tokenizer, resolve_device, resolve_dtype
+from evaluation.targets import load_tokenizer
 from model.logitspec import DRAFTERS, Drafter, DraftTree, InputError, LlamaKVForCausalLM, load
-from model.logitspec.decoding import DecodingResult, check_lengths, generate
+from model.logitspec.decoding import DecodingResult, check_lengths, decode
+from model.logitspec.devices import resolve_device, resolve_dtype
 from model.logitspec.loading import load_config
 from model.logitspec.modeling_llama_kv import max_positions
 from model.logitspec.step_cost import wide_tree
@@ -116,11 +117,11 @@ def measure_output(
     for name in METHODS:
         drafter = DRAFTERS[name]()
         slots = len(prompt) + args.new_tokens + node_bucket(drafter.capacity)
-        cache = model.cache_for(slots)  # the one that generate() finds
+        cache = model.cache_for(slots)  # the one that decode() finds
         before = cache.store.data_ptr(), cache.capacity
         memory.trim(args.device)
         fresh = memory.reset_peak(args.device)
-        result = generate(model, prompt, drafter, max_new_tokens=args.new_tokens)
+        result = decode(model, prompt, drafter, max_new_tokens=args.new_tokens)
         peak = memory.peak(args.device)
         memory.trim(args.device)
         held = memory.held(args.device)

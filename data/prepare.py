@@ -18,7 +18,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import requests
 from tqdm import tqdm
@@ -245,13 +245,7 @@ def convert_gguf(gguf: Path, out: Path) -> None:
 
     from model.logitspec.loading import load_weights
 
-    options: dict[str, Any] = {}
-    # Newer releases of transformers can keep the blocks packed: ask them not to.
-    if hasattr(transformers, "GgufConfig"):
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = load_weights(
-        AutoModelForCausalLM, str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, **options
-    )
+    model = load_weights(AutoModelForCausalLM, str(gguf), dtype=torch.float32)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)

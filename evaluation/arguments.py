@@ -104,6 +104,7 @@ def inference_parser(prog: str, description: str) -> Parser:
     """A parser with the flags that all inference scripts share."""
     parser = Parser(f"python -m evaluation.{prog}", description)
     add_run_flags(parser)
+    parser.set_defaults(step_cost=None)
     parser.add_argument(
         "--answer-file",
         type=Path,
@@ -118,7 +119,9 @@ def inference_parser(prog: str, description: str) -> Parser:
 def add_run_flags(parser: Parser) -> None:
     """What is asked, of which model, and where the answers go."""
     add = parser.add_argument
-    add("--model-path", required=True, help="checkpoint: a local directory or a hub id")
+    add(
+        "--model-path", required=True, help="checkpoint: a local directory, a hub id or a GGUF file"
+    )
     add("--model-id", required=True, type=plain_name, help="name of the run and its answer file")
     add("--bench-name", default="spec_bench", type=plain_name, help="data/NAME/question.jsonl")
     add_slice_flags(parser)
@@ -130,14 +133,13 @@ def add_run_flags(parser: Parser) -> None:
         "of refusing it",
     )
     add("--num-choices", type=at_least(1), default=1, help="answers generated per question")
-    add("--temperature", type=float, default=0.0, help="0 is greedy, the only one supported so far")
+    add_sampling_flags(parser)
     add(
         "--conv-template",
         metavar="NAME",
         help="FastChat template, or `tokenizer` for the tokenizer's chat template (default: "
         "FastChat's if it knows the model, else the tokenizer's)",
     )
-    add("--seed", type=at_least(0, 2**63 - 1), default=0, help="of the random number generators")
     add(
         "--num-gpus-total",
         type=at_least(1),
@@ -147,6 +149,35 @@ def add_run_flags(parser: Parser) -> None:
         "--overwrite",
         action="store_true",
         help="start the answer file anew instead of going on with it; the old one is kept as .bak",
+    )
+
+
+def add_sampling_flags(parser: Parser) -> None:
+    """How the target chooses its tokens; Sampling refuses what makes no sense."""
+    add = parser.add_argument
+    add("--temperature", type=float, default=0.0, help="of sampling; 0: the best token (greedy)")
+    add(
+        "--top-k",
+        dest="sampling_top_k",
+        type=at_least(0),
+        default=0,
+        metavar="K",
+        help="sample from the K best tokens only; 0: from all",
+    )
+    add("--top-p", type=float, default=1.0, help="only from the best that make up this probability")
+    add("--min-p", type=float, default=0.0, help="only from those of this share of the best one's")
+    add(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="divide positive logits of tokens in the context by this, multiply negative ones",
+    )
+    add(
+        "--seed",
+        type=at_least(0, 2**63 - 1),
+        default=0,
+        help="of sampling; with --num-choices each further choice takes the next one",
     )
 
 

@@ -17,12 +17,12 @@ import numpy.typing as npt
 from model.logitspec.errors import InputError
 
 from .speed import check_same_questions, list_tasks, question_speed, task_of
-from .traces import LATER, Record, differing, meta_path, read_trace
+from .traces import FILTERS, LATER, Record, differing, meta_path, read_trace
 
 # Settings in which traces of one comparison agree; the others are the methods' own.
 COMMON = (
     "bench_name", "questions", "model", "model_fingerprint", "tokenizer_fingerprint", "template",
-    "max_new_tokens", "temperature", "dtype", "device", "num_gpus_per_model",
+    "max_new_tokens", "temperature", *FILTERS, "dtype", "device", "num_gpus_per_model",
 )  # fmt: skip
 # What an environment in a sidecar says that matters to a comparison.
 ENVIRONMENT = (
@@ -56,7 +56,7 @@ class Trace:
         if meta_path(path).is_file():
             try:
                 meta = json.loads(meta_path(path).read_text(encoding="utf-8"))
-                settings = dict.fromkeys(LATER) | meta["settings"]
+                settings = dict.fromkeys((*LATER, *FILTERS)) | meta["settings"]
                 for key in COMMON:
                     settings[key]
                 environments = [

@@ -12,10 +12,13 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from model.logitspec import DecodingResult, Drafter, LlamaKVForCausalLM, generate, load
+from model.logitspec import DecodingResult, Drafter, LlamaKVForCausalLM, decode, load
 from model.logitspec.loading import load_weights
+from model.logitspec.sampling import Sampling
 
 from .targets import Target
+
+GREEDY = Sampling()
 
 
 class Models:
@@ -65,7 +68,9 @@ class Engine(Protocol):
 
     splits_time: bool  # whether the phases of its results are measured
 
-    def generate(self, prompt_ids: list[int], max_new_tokens: int) -> DecodingResult:
+    def generate(
+        self, prompt_ids: list[int], max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> DecodingResult:
         """Answer one prompt."""
 
     def forget(self) -> None:
@@ -83,13 +88,16 @@ class KVEngine:
         drafter.prepare(self.model)
         self.eos_token_ids = models.target.eos_token_ids
 
-    def generate(self, prompt_ids: list[int], max_new_tokens: int) -> DecodingResult:
-        return generate(
+    def generate(
+        self, prompt_ids: list[int], max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> DecodingResult:
+        return decode(
             self.model,
             prompt_ids,
             self.drafter,
             max_new_tokens=max_new_tokens,
             eos_token_ids=self.eos_token_ids,
+            chooser=sampling.chooser(prompt_ids[:-1]),
         )
 
     def forget(self) -> None:
@@ -97,7 +105,9 @@ class KVEngine:
 
 
 class HFEngine:
-    """transformers' generate(), greedy, on transformers' own model: the paper's baseline.
+    """transformers' generate() on transformers' own model: the paper's baseline.
+
+    Its samples are of the same distribution as ours, and others: its random numbers are torch's.
 
     Args:
         models: of the target.
@@ -112,22 +122,29 @@ class HFEngine:
         self.options: dict[str, Any] = {}
         if prompt_lookup_num_tokens is not None:
             self.options["prompt_lookup_num_tokens"] = prompt_lookup_num_tokens
-        eos = sorted(models.target.eos_token_ids)
-        # The checkpoint's own generation config may hold sampling settings or penalties.
-        self.model.generation_config = GenerationConfig(
-            do_sample=False, eos_token_id=eos or None, pad_token_id=eos[0] if eos else 0
-        )
+        self._eos = sorted(models.target.eos_token_ids)
+        # The checkpoint's own may hold sampling settings or penalties, which would fill gaps.
+        self.model.generation_config = GenerationConfig()
 
     @torch.inference_mode()
-    def generate(self, prompt_ids: list[int], max_new_tokens: int) -> DecodingResult:
+    def generate(
+        self, prompt_ids: list[int], max_new_tokens: int, sampling: Sampling = GREEDY
+    ) -> DecodingResult:
+        torch.manual_seed(sampling.seed)
+        config = GenerationConfig(
+            **sampling.settings,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self._eos or None,
+            pad_token_id=self._eos[0] if self._eos else 0,
+        )
         ids = torch.tensor([prompt_ids], device=self.model.device)
         steps = StepStreamer()
         if self.options:
             self.options["streamer"] = steps
         output = self.model.generate(
             ids,
+            generation_config=config,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
             **self.options,
         )
         tokens = output[0, len(prompt_ids) :].tolist()

@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ from tqdm import tqdm
 
 from model.logitspec.decoding import check_lengths
 from model.logitspec.errors import InputError
+from model.logitspec.sampling import Sampling
 
 from .arguments import check_slice
-from .engines import Engine, Models
+from .engines import GREEDY, Engine, KVEngine, Models
 from .environment import describe_environment
 from .methods import Method, Options
 from .prompts import answer_text
 from .questions import Question, load_questions, question_path, sha256
+from .step_costs import METER_EVERY, StepCosts
 from .targets import Target, model_name
-from .traces import PHASES, Record, TraceWriter
+from .traces import FILTERS, PHASES, Record, TraceWriter
 
 WARMUP_TOKENS = 64
 
@@ -52,15 +54,22 @@ class Answerer:
         engine: decodes with it.
         model_id: of the run.
         args: the shared flags.
+        sampling: of the first choice; each further one takes the next seed.
     """
 
     def __init__(
-        self, target: Target, engine: Engine, model_id: str, args: argparse.Namespace
+        self,
+        target: Target,
+        engine: Engine,
+        model_id: str,
+        args: argparse.Namespace,
+        sampling: Sampling = GREEDY,
     ) -> None:
         self.target = target
         self.engine = engine
         self.model_id = model_id
         self.args = args
+        self.sampling = sampling
 
     def answer(self, question: Question) -> Record:
         """Generate all choices of all turns of one question.
@@ -85,11 +94,11 @@ class Answerer:
         prompt_ids = self.target.prompts.start().ask(question.turns[0])
         tokens = allowed_tokens(question, prompt_ids, self.target, self.args)
         for _ in range(times):
-            self.engine.generate(prompt_ids, min(tokens, WARMUP_TOKENS))
+            self.engine.generate(prompt_ids, min(tokens, WARMUP_TOKENS), self.sampling)
         self.engine.forget()
 
     def _choice(self, question: Question, index: int) -> Record:
-        torch.manual_seed(self.args.seed + index)
+        sampling = replace(self.sampling, seed=self.sampling.seed + index)
         conversation = self.target.prompts.start()
         choice: Record = {"index": index, "turns": [], "accept_lengths": []}
         for asked in question.turns:
@@ -98,7 +107,7 @@ class Answerer:
             synchronize(self.target.device)
             start = time.perf_counter()
             try:
-                result = self.engine.generate(prompt_ids, max_new_tokens)
+                result = self.engine.generate(prompt_ids, max_new_tokens, sampling)
             except torch.OutOfMemoryError as error:
                 raise InputError(
                     f"question {question.question_id}: out of GPU memory with a prompt of "
@@ -177,17 +186,19 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     Raises:
         InputError: something asked for is not there; found before the model is loaded if it can be.
     """
-    if args.temperature != 0:
-        raise InputError(
-            f"temperature {args.temperature:g} is not supported; decoding is greedy: give 0"
-        )
+    sampling = sampling_of(args)
     workers = count_workers(args)
+    if args.step_cost is not None and (workers > 1 or not any(run.method.own_loop for run in runs)):
+        raise InputError(
+            f"--step-cost {args.step_cost} measures this project's own loop in one process; leave "
+            "it out with transformers' methods alone, or several copies of the model"
+        )
     path, questions = chosen_questions(args)
     target = Target.resolve(args)
     check_prompts(questions, target, args)
     for run in runs:
         run.method.check(run.options)
-    shared = run_settings(args, target, path)
+    shared = run_settings(args, target, path, sampling)
     environment = describe_environment(target.device) | {
         "model_path": args.model_path,
         "kernels": target.kernels.name,
@@ -216,7 +227,7 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         models = Models(target, shared=both)
         answerers = {
             run.model_id: Answerer(
-                target, run.method.engine(models, run.options), run.model_id, args
+                target, run.method.engine(models, run.options), run.model_id, args, sampling
             )
             for run in runs
         }
@@ -254,8 +265,32 @@ def list_jobs(questions: Sequence[Question], done: dict[str, set[Any]]) -> list[
     return jobs
 
 
-def run_settings(args: argparse.Namespace, target: Target, questions: Path) -> dict[str, Any]:
-    """Everything but the method's own options that an answer depends on."""
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """What the flags of arguments.add_run_flags say of sampling.
+
+    Raises:
+        InputError: it makes no sense.
+    """
+    sampling = Sampling(
+        temperature=args.temperature,
+        top_k=args.sampling_top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        seed=args.seed,
+    )
+    replace(sampling, seed=sampling.seed + args.num_choices - 1)  # the last choice's
+    return sampling
+
+
+def run_settings(
+    args: argparse.Namespace, target: Target, questions: Path, sampling: Sampling
+) -> dict[str, Any]:
+    """Everything but the method's own options that an answer depends on.
+
+    Of the filters of samples only those that are on.
+    """
+    filters = {name: getattr(sampling, name) for name in FILTERS}
     return {
         "model": model_name(args.model_path),
         "model_fingerprint": target.fingerprint,
@@ -265,11 +300,12 @@ def run_settings(args: argparse.Namespace, target: Target, questions: Path) -> d
         "template": target.prompts.template,
         "max_new_tokens": args.max_new_tokens,
         "num_choices": args.num_choices,
-        "temperature": args.temperature,
+        "temperature": sampling.temperature,
         "dtype": str(target.dtype).removeprefix("torch."),
         "device": "cpu" if target.device == "cpu" else "cuda",
         "num_gpus_per_model": args.num_gpus_per_model,
-        "seed": args.seed,
+        "seed": sampling.seed,
+        **{name: value for name, value in filters.items() if value != getattr(Sampling, name)},
     }
 
 
@@ -286,8 +322,29 @@ def answer_all(
         return answer_in_workers(
             build_answerers, jobs, workers, gpus_per_worker=args.num_gpus_per_model
         )
-    answerers = build_answerers()
-    return ((name, answerers[name].answer(question)) for question, names in jobs for name in names)
+    return answer_here(build_answerers(), jobs, args.step_cost)
+
+
+def answer_here(
+    answerers: dict[str, Answerer], jobs: list[Job], step_cost: Path | None
+) -> Generator[Answer, None, None]:
+    """Answer the questions with a model loaded here.
+
+    Args:
+        answerers: by model_id.
+        jobs: to do.
+        step_cost: a file for what a step costs, measured between questions; None: it is not.
+    """
+    costs = None
+    engines = [answerer.engine for answerer in answerers.values()]
+    ours = next((engine for engine in engines if isinstance(engine, KVEngine)), None)
+    if step_cost is not None and ours is not None:
+        costs = StepCosts(ours.model, step_cost, top_k=64)
+    for at, (question, names) in enumerate(jobs):
+        if costs is not None and at % METER_EVERY == 0:
+            costs.measure()
+        for name in names:
+            yield name, answerers[name].answer(question)
 
 
 def count_workers(args: argparse.Namespace) -> int:

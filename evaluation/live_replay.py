@@ -19,7 +19,7 @@ from .traces import differing
 # Settings in which a live run and a recording must agree to be of the same answers.
 SAME = (
     "model_fingerprint", "tokenizer_fingerprint", "template", "questions", "max_new_tokens",
-    "dtype",
+    "dtype", "temperature", "repetition_penalty",
 )  # fmt: skip
 
 

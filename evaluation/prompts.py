@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastchat.conversation import conv_templates, get_conv_template
@@ -105,6 +106,34 @@ class PromptFormat:
         if self.template == "tokenizer":
             return "the tokenizer's chat template"
         return f"FastChat's template {self.template}"
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """What ends an answer, beside token ids."""
+        return self.start().stop_strings
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Prompt ids of a conversation of roles and contents, ready for the assistant's answer.
+
+        Raises:
+            Exception: the template refuses the messages, as it likes.
+        """
+        if self.template == "tokenizer":
+            ids = self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_dict=False
+            )
+            return list(ids)
+        conv = get_conv_template(self.template)
+        roles = dict(zip(("user", "assistant"), conv.roles, strict=True))
+        for message in messages:
+            if message["role"] == "system":
+                conv.set_system_message(message["content"])
+            elif message["role"] in roles:
+                conv.append_message(roles[message["role"]], message["content"])
+            else:
+                raise ValueError(f"the role {message['role']!r} is none of system, user, assistant")
+        conv.append_message(conv.roles[1], None)
+        return list(self._tokenizer(conv.get_prompt()).input_ids)
 
     def start(self) -> Conversation:
         if self.template == "tokenizer":

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model.logitspec import CalibratedDrafter, DraftTree, LlamaKVForCausalLM, generate
+from model.logitspec import CalibratedDrafter, DraftTree, LlamaKVForCausalLM, decode
 from model.logitspec.decoding import PREFILL_LOGITS, read_in
 from model.logitspec.errors import InputError
-from model.logitspec.step_cost import Meter
+from model.logitspec.sampling import Sampling
 
 from .arguments import (
     Parser,
@@ -47,18 +47,14 @@ from .recordings import (
     RecordedQuestion,
     RecordedTurn,
     load_question,
-    measured_rounds,
     question_file,
     read_meta,
     save_arrays,
     save_question,
-    save_step_costs,
 )
+from .step_costs import METER_EVERY, ROW_WIDTH, StepCosts
 from .targets import Target
 from .traces import differing, write_atomically
-
-METER_EVERY = 8  # questions between two measurements of the step costs: machines drift
-ROW_WIDTH = 16  # best tokens recorded after nodes off the answer and tokens of the vocabulary
 
 
 class NodeRows(CalibratedDrafter):
@@ -145,7 +141,7 @@ class Recorder:
         ids, logprobs = (np.concatenate(parts) for parts in zip(*best, strict=True))
         nodes: dict[str, Ints] = {}
         if self._drafter is not None:
-            generate(
+            decode(
                 model, prompt_ids, self._drafter, max_new_tokens=most,
                 eos_token_ids=self._target.eos_token_ids,
             )  # fmt: skip
@@ -173,7 +169,7 @@ def record(args: argparse.Namespace) -> None:
     folder = args.output
     path, questions = chosen_questions(args)
     target = Target.resolve(args)
-    settings = run_settings(args, target, path) | {
+    settings = run_settings(args, target, path, Sampling()) | {
         "format": FORMAT,
         "top_k": args.top_k,
         "tree_rows": args.tree_rows,
@@ -232,31 +228,6 @@ def record(args: argparse.Namespace) -> None:
     )
 
 
-class StepCosts:
-    """Measures what a step costs a little now and then, and keeps the file of it up to date.
-
-    Args:
-        model: the target, loaded.
-        path: of the file; what an earlier run wrote stands until this one has measured as often.
-        top_k: best tokens that are read of the logits that choose the next root.
-    """
-
-    def __init__(self, model: LlamaKVForCausalLM, path: Path, top_k: int) -> None:
-        self._path = path
-        self._meters = {width: Meter(model, top_k, width) for width in (0, ROW_WIDTH)}
-        self.stored = measured_rounds(path)
-        self._rounds = 0
-
-    def measure(self) -> None:
-        self._rounds += 1
-        for meter in self._meters.values():
-            meter.run(2, 1)
-        if self._rounds >= self.stored:
-            costs = {width: meter.cost(0.5) for width, meter in self._meters.items()}
-            save_step_costs(self._path, costs, self._rounds)
-            self.stored = self._rounds
-
-
 def check_machine(
     folder: Path, environment: Mapping[str, Any], before: Sequence[Mapping[str, Any]]
 ) -> None:
@@ -305,7 +276,9 @@ def is_recorded(folder: Path, question: Question) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m evaluation.record", "Record a greedy run for evaluation.replay.")
     add = parser.add_argument
-    add("--model-path", required=True, help="checkpoint: a local directory or a hub id")
+    add(
+        "--model-path", required=True, help="checkpoint: a local directory, a hub id or a GGUF file"
+    )
     add("--bench-name", default="spec_bench", type=plain_name, help="data/NAME/question.jsonl")
     add("--output", required=True, type=Path, metavar="DIR", help="the recording; gone on with")
     add("--top-k", type=at_least(1, 4096), default=64, metavar="K", help="best tokens kept")
@@ -322,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--cap-new-tokens", action="store_true", help="as in the inference scripts")
     add("--conv-template", metavar="NAME", help="as in the inference scripts")
     add_machine_flags(parser)
-    parser.set_defaults(num_choices=1, temperature=0.0, seed=0)
+    parser.set_defaults(num_choices=1)
     args = parser.parse_args(argv)
     return run_command(
         parser.prog, lambda: record(args), "interrupted; what is finished is on disk: run again"

@@ -22,12 +22,11 @@ index of the node's token in prompt and output, the token before it, its own |
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ import numpy.typing as npt
 from model.logitspec.errors import InputError, brief
 from model.logitspec.step_cost import StepCost
 
-from .traces import write_atomically
+from .step_costs import Kind, likest, load_step_costs
 
 Ints = npt.NDArray[np.int32]
 FORMAT = 1
@@ -84,7 +83,7 @@ class Recording:
 
     Attributes:
         top_k: recorded best tokens of each position.
-        step_costs: by how many best tokens of every node a step reads.
+        step_costs: by the kind of step.
         rows: [ids, k], best tokens after each of the first token ids alone.
         missing: questions that were to be recorded and are not.
     """
@@ -93,7 +92,7 @@ class Recording:
     settings: dict[str, Any]
     environments: list[dict[str, Any]]
     questions: list[RecordedQuestion]
-    step_costs: dict[int, StepCost]
+    step_costs: Mapping[Kind, StepCost]
     rows: Ints
     missing: int = 0
 
@@ -121,14 +120,8 @@ class Recording:
         )
 
     def step_cost(self, top_k: int, node_top_k: int = 0) -> StepCost:
-        """As LlamaKVForCausalLM.step_cost: of the recorded curves the one made most alike.
-
-        Whether every node's logits are read at all makes more of a difference than how many.
-        """
-        likeness = {
-            k: (bool(k) is not bool(node_top_k), abs(k - node_top_k), k) for k in self.step_costs
-        }
-        return self.step_costs[min(likeness, key=likeness.__getitem__)]
+        """As LlamaKVForCausalLM.step_cost, as far as it is recorded."""
+        return likest(self.step_costs, node_top_k, rejected=False)
 
     def successors(self, count: int, width: int) -> list[list[int]]:
         """As LlamaKVForCausalLM.successors, as far as they are recorded."""
@@ -317,71 +310,3 @@ def foreign(
             if ids.size and not 0 <= ids.min() <= ids.max() < settings["vocab_size"]:
                 return f"holds token ids outside the vocabulary of {settings['vocab_size']}"
     return None
-
-
-def save_step_costs(path: Path, costs: Mapping[int, StepCost], rounds: int) -> None:
-    """Write curves by node_top_k, found in so many rounds of measuring."""
-    content = {
-        "rounds": rounds,
-        "curves": [{"node_top_k": k, **asdict(cost)} for k, cost in costs.items()],
-    }
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; make room, go on") from error
-
-
-def measured_rounds(path: Path) -> int:
-    """In how many rounds the curves of a file were measured; 0: there is no such file."""
-    if not path.is_file():
-        return 0
-    load_step_costs(path)
-    return int(json.loads(path.read_text(encoding="utf-8")).get("rounds", 1))
-
-
-def load_step_costs(path: Path) -> dict[int, StepCost]:
-    """The curves of a file like step-cost.json, by node_top_k.
-
-    Raises:
-        InputError: no such file, or no curves in it.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        curves = {}
-        for curve in content["curves"]:
-            cost = StepCost(
-                contexts=positive(curve["contexts"], 2),
-                nodes=positive(curve["nodes"]),
-                seconds=[positive(line, len(curve["nodes"])) for line in curve["seconds"]],
-                padded=bool(curve.get("padded", False)),
-            )
-            rising = all(sorted(set(x)) == list(x) for x in (cost.contexts, cost.nodes))
-            whole = all(isinstance(n, int) for n in cost.nodes)
-            if not (rising and whole) or len(cost.seconds) != 2 or cost.nodes[0] != 1:
-                raise ValueError(
-                    "two rising contexts, rising whole nodes from 1, a line for each context"
-                )
-            curves[int(curve.get("node_top_k", 0))] = cost
-        if not curves:
-            raise ValueError("none")
-        return curves
-    except OSError as error:
-        raise InputError(f"cannot read the step costs {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} holds no step costs ({error}); docs/replay.md says what such a file holds"
-        ) from error
-
-
-def positive(values: Any, count: int | None = None) -> Sequence[Any]:
-    """A list of positive numbers; ValueError otherwise."""
-    if not isinstance(values, list) or len(values) != (len(values) if count is None else count):
-        raise ValueError(f"{values!r} is no list of {count or 'some'} numbers")
-    for value in values:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < math.inf
-        ):
-            raise ValueError(f"{value!r} is no positive number")
-    return values

@@ -23,6 +23,7 @@ from model.logitspec.step_cost import StepCost
 from .methods import CAPACITY, DrafterMethod, SizedMethod, find_method
 from .recordings import RecordedTurn, Recording
 from .speed import task_of
+from .step_costs import likest
 
 
 @dataclass
@@ -73,7 +74,7 @@ class RecordedRows:
 
 
 def replay_turn(turn: RecordedTurn, drafter: Drafter, rows: RecordedRows | None) -> Replayed:
-    """Run a drafter over a recorded turn, as decoding.generate() would.
+    """Run a drafter over a recorded turn, as decoding.decode() would.
 
     Args:
         turn: recorded.
@@ -188,7 +189,10 @@ def check_drafter(recording: Recording, drafter: Drafter, title: str) -> None:
             f"{recording.path} holds {recording.node_width} of nodes off the answer; "
             "lower its widths"
         )
-    costs_end = recording.step_cost(drafter.top_k, drafter.node_top_k).nodes[-1]
+    costs_end = min(
+        likest(recording.step_costs, drafter.node_top_k, rejected=rejected).nodes[-1]
+        for rejected in (False, True)
+    )
     if drafter.capacity > costs_end:
         raise InputError(
             f"{title} drafts trees of up to {drafter.capacity} nodes, and the step costs end at "
@@ -208,7 +212,7 @@ def replay_drafter(
 ) -> Summary:
     """The same for a drafter that is there already; `configuration` only names it."""
     check_drafter(recording, drafter, configuration.title)
-    cost = recording.step_cost(drafter.top_k, drafter.node_top_k)
+    costs = [likest(recording.step_costs, drafter.node_top_k, rejected=r) for r in (False, True)]
     drafter.prepare(recording)
     width = drafter.node_top_k
     estimated = width > 0 or dict(configuration.options).get(CAPACITY) == "auto"
@@ -221,7 +225,7 @@ def replay_drafter(
         ]
         done.append(turns)
         seconds = sum(
-            turn.prefill_seconds + answer.draft_seconds + sum(step_seconds(answer, cost))
+            turn.prefill_seconds + answer.draft_seconds + sum(step_seconds(answer, *costs))
             for turn, answer in zip(question.turns, turns, strict=True)
         )
         speeds.append(sum(len(turn.output) for turn in question.turns) / seconds)
@@ -231,15 +235,23 @@ def replay_drafter(
 CONTEXT_STEP = 64  # tokens of context after which the curve is taken anew
 
 
-def step_seconds(done: Replayed, cost: StepCost) -> Iterator[float]:
-    """What each step would take beside its drafting."""
-    curve: list[float] = []
+def step_seconds(done: Replayed, accepting: StepCost, rejecting: StepCost) -> Iterator[float]:
+    """What each step would take beside its drafting.
+
+    Args:
+        done: the steps.
+        accepting: costs of steps that accept a draft.
+        rejecting: of those that do not.
+    """
+    curves: tuple[list[float], list[float]] = [], []
     taken = -1
-    for nodes, committed in zip(done.tree_sizes, done.committed, strict=True):
+    for nodes, length, committed in zip(
+        done.tree_sizes, done.accept_lengths, done.committed, strict=True
+    ):
         if committed // CONTEXT_STEP != taken:
             taken = committed // CONTEXT_STEP
-            curve = cost.curve(committed)
-        yield curve[nodes]
+            curves = accepting.curve(committed), rejecting.curve(committed)
+        yield curves[length == 1][nodes]
 
 
 def summarize(

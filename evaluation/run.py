@@ -116,6 +116,12 @@ def main(argv: list[str] | None = None) -> int:
         help="where the traces ID-METHOD.jsonl go (default: data/NAME/model_answer)",
     )
     add_run_flags(parser)
+    parser.add_argument(
+        "--step-cost",
+        type=Path,
+        metavar="FILE",
+        help="measure now and then what a step costs by its nodes, for evaluation.replay",
+    )
     add_machine_flags(parser)
     add_warmup_flag(parser)
     return run_command(parser.prog, lambda: run_several(parse(parser, argv)))

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -121,21 +122,50 @@ def compare(comparison: Comparison, *, published: bool = False, task_mat: bool =
     return Table(title, columns, rows, notes)
 
 
-def compare_benches(comparisons: Sequence[Comparison], *, published: bool = False) -> Table:
-    """The table of several benchmarks: a MAT and a speedup column each, a row per method.
+@dataclass(frozen=True)
+class Grouping:
+    """What tells the groups of one table apart.
+
+    Attributes:
+        setting: in which groups differ.
+        name: of it, in the title.
+        heading: before a group's columns; {} is the setting's value.
+        but: settings that may differ between groups.
+    """
+
+    setting: str
+    name: str
+    heading: str
+    but: tuple[str, ...]
+
+
+BENCHES = Grouping("bench_name", "benchmark", "{}", ("bench_name", "questions", "max_new_tokens"))
+TEMPERATURES = Grouping("temperature", "temperature", "T={}", ("temperature",))
+
+
+def compare_groups(
+    comparisons: Sequence[Comparison], grouping: Grouping = BENCHES, *, published: bool = False
+) -> Table:
+    """The table of several groups of traces: a MAT and a speedup column each, a row per method.
+
+    Args:
+        comparisons: one per group.
+        grouping: what they differ in.
+        published: append the published figures there are for a group that is a benchmark.
 
     Raises:
-        InputError: two comparisons are of one benchmark, or of different models, settings or
-            kinds of baseline.
+        InputError: two groups are alike, or of different models, other settings or kinds of
+            baseline.
     """
-    names = [comparison.bench_name or "" for comparison in comparisons]
-    if "" in names or len(set(names)) < len(names):
-        raise InputError(f"the benches {', '.join(map(repr, names))} are not one of each")
+    values = [c.settings.get(grouping.setting) for c in comparisons]
+    names = [grouping.heading.format(value) for value in values]
+    if None in values or len(set(names)) < len(names):
+        shown = ", ".join("''" if value is None else repr(value) for value in values)
+        raise InputError(f"the {grouping.name}s {shown} are not one of each")
     first = comparisons[0].traces[0]
     main = next(iter(comparisons[0].baselines))
     for name, other in zip(names, comparisons, strict=True):
-        per_bench = ("bench_name", "questions", "max_new_tokens")
-        check_comparable(first, other.traces[0], but=per_bench)
+        check_comparable(first, other.traces[0], but=grouping.but)
         if next(iter(other.baselines)) != main:
             raise InputError(
                 f"the baseline of {names[0]} is {main}, that of {name} is "
@@ -158,7 +188,7 @@ def compare_benches(comparisons: Sequence[Comparison], *, published: bool = Fals
     notes = [caution for comparison in comparisons for caution in comparison.cautions()]
     if published:
         notes.append(PUBLISHED_NOTE)
-    title = f"Speedup over {main}, by benchmark"
+    title = f"Speedup over {main}, by {grouping.name}"
     return Table(title, columns, [*rows.values(), *others.values()], notes)
 
 
@@ -281,26 +311,35 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 }
 
 
-def by_bench(paths: Sequence[Path]) -> list[list[Path]]:
-    """Paths grouped by the bench their sidecars name, in the order given."""
-    groups: dict[str, list[Path]] = {}
+def groups(paths: Sequence[Path], grouping: Grouping) -> list[list[Path]]:
+    """Paths grouped by a setting in their sidecars, in the order given; numbers rising."""
+    found: dict[Any, list[Path]] = {}
     for path in paths:
-        groups.setdefault(str(Trace.read(path).settings.get("bench_name")), []).append(path)
-    return list(groups.values())
+        found.setdefault(Trace.read(path).settings.get(grouping.setting), []).append(path)
+    order = list(found)
+    if all(isinstance(value, int | float) for value in order):
+        order.sort()
+    return [found[value] for value in order]
 
 
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    if args.by_bench:
+    grouping = BENCHES if args.by_bench else TEMPERATURES if args.by_temperature else None
+    if grouping is not None:
         if args.base_path is not None:
             raise InputError(
-                f"--base-path {args.base_path} is one bench's; leave it out of --by-bench, which "
-                "takes each bench's own baseline"
+                f"--base-path {args.base_path} is one {grouping.name}'s; leave it out of a table "
+                f"by {grouping.name}, which takes each one's own baseline"
             )
+        if args.by_bench and args.by_temperature:
+            raise InputError("--by-bench and --by-temperature are two tables; give one of them")
+        if args.by_temperature and args.published:
+            raise InputError("there are no published figures by temperature; leave out --published")
         comparisons = [
-            read_comparison(paths, first_turns=args.first_turns) for paths in by_bench(args.traces)
+            read_comparison(paths, first_turns=args.first_turns)
+            for paths in groups(args.traces, grouping)
         ]
-        table = compare_benches(comparisons, published=args.published)
+        table = compare_groups(comparisons, grouping, published=args.published)
     else:
         comparison = read_comparison(args.traces, args.base_path, first_turns=args.first_turns)
         table = compare(comparison, published=args.published, task_mat=args.task_mat)
@@ -351,6 +390,12 @@ def main(argv: list[str] | None = None) -> int:
         "--by-bench",
         action="store_true",
         help="the traces are of several benches, each with a baseline: MAT and speedup for each",
+    )
+    add(
+        "--by-temperature",
+        action="store_true",
+        help="the traces are of several temperatures, each with a baseline: MAT and speedup for "
+        "each",
     )
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: report(args))

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer
 
+from model.logitspec.devices import resolve_device, resolve_dtype
 from model.logitspec.errors import InputError, brief
-from model.logitspec.kernels import Kernels, choose_kernels, cpu_info
-from model.logitspec.loading import DTYPES, load_config
+from model.logitspec.kernels import Kernels, choose_kernels
+from model.logitspec.loading import checkpoint, checkpoint_eos, load_config
 from model.logitspec.modeling_llama_kv import max_positions
 
 from .prompts import PromptFormat
@@ -77,39 +78,6 @@ class Target:
         return {"dtype": self.dtype, "device_map": self.device, "max_memory": memory}
 
 
-def resolve_device(name: str, gpus_per_model: int = 1) -> str:
-    """`cpu` or `cuda:N` for --device; "auto" as the device_map when the model spans several GPUs.
-
-    Raises:
-        InputError: there is no such device here.
-    """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        name = "cuda" if gpus else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise InputError(f"device {name!r} is not known; give auto, cpu, cuda or cuda:N")
-    if name == "cpu":
-        if gpus_per_model > 1:
-            raise InputError(
-                f"--num-gpus-per-model is {gpus_per_model} on device cpu; "
-                "leave it at 1 or use --device cuda"
-            )
-        return name
-    if gpus_per_model > 1 and ":" in name:
-        raise InputError(
-            f"device {name} is one GPU, --num-gpus-per-model is {gpus_per_model}; "
-            "use --device cuda and choose the GPUs with CUDA_VISIBLE_DEVICES"
-        )
-    index = int(name.partition(":")[2] or 0)
-    needed = max(index + 1, gpus_per_model)
-    if needed > gpus:
-        raise InputError(
-            f"device {name} with {gpus_per_model} GPU(s) per model needs {needed}, "
-            f"torch sees {gpus} here; use --device cpu or fewer GPUs"
-        )
-    return "auto" if gpus_per_model > 1 else f"cuda:{index}"
-
-
 def resolve_graphs(wanted: str, device: str) -> str:
     """--cuda-graphs, checked against the device.
 
@@ -126,48 +94,25 @@ def resolve_graphs(wanted: str, device: str) -> str:
     return wanted
 
 
-def resolve_dtype(name: str, device: str) -> torch.dtype:
-    """The dtype --dtype means on a device (see its help).
-
-    Raises:
-        InputError: no dtype of that name.
-    """
-    if name == "auto":
-        if device != "cpu":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-            return torch.bfloat16 if native else torch.float16
-        features = cpu_info("flags", "Features").split()
-        native = any(name in features for name in ("avx512_bf16", "amx_bf16", "bf16"))
-        return torch.bfloat16 if native else torch.float32
-    if name not in DTYPES:
-        raise InputError(f"dtype {name!r} is not known; give auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
 def load_tokenizer(path: str) -> Any:
     """The checkpoint's tokenizer."""
+    place, gguf = checkpoint(path)
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(place, **gguf)
     except Exception as error:  # whatever a broken file makes of it
         raise InputError(f"no tokenizer in {path}: {brief(error)}") from error
 
 
 def eos_token_ids(path: str, config: Any, tokenizer: Any) -> set[int]:
-    """Every id that ends a generation: the generation config's or config's, the tokenizer's."""
-    try:
-        configured = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:  # a checkpoint need not have one
-        configured = getattr(config, "eos_token_id", None)
-    except Exception as error:  # whatever a broken file makes of it
-        raise InputError(f"bad generation_config.json in {path}: {brief(error)}") from error
-    ids = configured if isinstance(configured, list) else [configured]
-    return {int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None}
+    """Every id that ends a generation: the checkpoint's and the tokenizer's."""
+    own = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+    return checkpoint_eos(path, config) | own
 
 
 def model_name(path: str) -> str:
     """A checkpoint's own name: the hub id's last part, also for a snapshot in a hub cache."""
     cached = re.search(r"models--[^/\\]*?--([^/\\]+)", path)
-    return cached[1] if cached else Path(path).absolute().name
+    return cached[1] if cached else Path(path).absolute().name.removesuffix(".gguf")
 
 
 def fingerprint(path: str, config: Any) -> str:
@@ -182,6 +127,8 @@ def fingerprint(path: str, config: Any) -> str:
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     digest.update(str(getattr(config, "_commit_hash", None)).encode())
     files = [*Path(path).glob("*.safetensors"), *Path(path).glob("*.bin")]
+    if path.endswith(".gguf"):
+        files = [Path(path)]
     for file in sorted(files):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())

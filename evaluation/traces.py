@@ -89,6 +89,8 @@ def meta_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".jsonl") + ".meta.json")
 
 
+# Settings of sampling that a sidecar holds only where they are on.
+FILTERS = ("top_k", "top_p", "min_p", "repetition_penalty")
 LATER = ("tokenizer_fingerprint",)  # settings that sidecars of older versions lack
 
 

@@ -1,4 +1,4 @@
-"""accept_greedy against a walk down the tree."""
+"""accept against a walk down the tree."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.logitspec import DraftTree
-from model.logitspec.acceptance import TreeTensors, Verdict, accept_greedy, agreed_path
+from model.logitspec.acceptance import TreeTensors, Verdict, accept, agreed_path
 
 VOCAB = 4
 
@@ -17,7 +17,7 @@ def verdict(tree: DraftTree, chosen: list[int], top_k: int = 0, node_top_k: int 
     """Accept with logits whose argmax after node i is chosen[i], then falling with the token id."""
     logits = -torch.arange(VOCAB, dtype=torch.float32).repeat(len(tree), 1)
     logits[torch.arange(len(tree)), torch.tensor(chosen)] = 10.0
-    return accept_greedy(logits, TreeTensors.upload(tree, torch.device("cpu")), top_k, node_top_k)
+    return accept(logits, TreeTensors.upload(tree, torch.device("cpu")), top_k, node_top_k)
 
 
 def deepest_first(tree: DraftTree, chosen: list[int]) -> list[int]:
@@ -65,7 +65,7 @@ def test_nothing_waits_for_the_device_before_the_one_transfer() -> None:
     tree.add_branch([1, 2, 3])
     tensors = TreeTensors.upload(tree, torch.device("meta"))
     with pytest.raises(NotImplementedError) as stopped:
-        accept_greedy(torch.empty(4, VOCAB, device="meta"), tensors, top_k=2, node_top_k=2)
+        accept(torch.empty(4, VOCAB, device="meta"), tensors, top_k=2, node_top_k=2)
     assert ".tolist()" in str(stopped.traceback[1].statement)
 
 

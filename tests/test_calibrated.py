@@ -24,7 +24,7 @@ from model.logitspec import (
     LlamaKVForCausalLM,
     LogitSpecDrafter,
     VanillaDrafter,
-    generate,
+    decode,
     storage,
     successors,
 )
@@ -440,9 +440,9 @@ def test_the_tokens_are_the_targets_own(
 ) -> None:
     monkeypatch.setattr("model.logitspec.step_cost.step_cost", lambda *_: FLAT)
     prompt = [1, 5, 9, 5, 9, 7]
-    wanted = generate(tiny, prompt, VanillaDrafter(), max_new_tokens=90).tokens
+    wanted = decode(tiny, prompt, VanillaDrafter(), max_new_tokens=90).tokens
     for _ in range(2):  # cold and warm
-        found = generate(tiny, prompt, drafter, max_new_tokens=90)
+        found = decode(tiny, prompt, drafter, max_new_tokens=90)
         assert found.tokens == wanted
     assert max(found.accept_lengths) > 1
 
@@ -465,9 +465,7 @@ def test_successors_are_the_targets_best_tokens_out_of_context(tiny: LlamaKVForC
     rows = successors.successors(tiny, 500, 3)
     assert len(rows) == tiny.config.vocab_size
     for token in (0, 40, 96):
-        result = generate(
-            tiny, [tiny.config.bos_token_id, token], VanillaDrafter(), max_new_tokens=1
-        )
+        result = decode(tiny, [tiny.config.bos_token_id, token], VanillaDrafter(), max_new_tokens=1)
         assert rows[token][0] == result.tokens[0]
 
 

@@ -20,7 +20,7 @@ from model.logitspec import (
     LlamaKVForCausalLM,
     LogitSpecDrafter,
     VanillaDrafter,
-    generate,
+    decode,
 )
 from model.logitspec.decoding import has_drafts_below, last_logits
 
@@ -51,7 +51,7 @@ class Oracle(Drafter):
 
 
 def vanilla(model: LlamaKVForCausalLM, new: int, eos: Sequence[int] = ()) -> DecodingResult:
-    return generate(model, PROMPT, VanillaDrafter(), max_new_tokens=new, eos_token_ids=eos)
+    return decode(model, PROMPT, VanillaDrafter(), max_new_tokens=new, eos_token_ids=eos)
 
 
 def check_books(result: DecodingResult) -> None:
@@ -78,7 +78,7 @@ def test_vanilla_commits_one_token_a_step(tiny: LlamaKVForCausalLM) -> None:
 def test_every_drafter_gives_the_targets_own_tokens(tiny: LlamaKVForCausalLM, name: str) -> None:
     if name == "suffix":
         pytest.importorskip("arctic_inference")
-    result = generate(tiny, PROMPT, DRAFTERS[name](), max_new_tokens=100)
+    result = decode(tiny, PROMPT, DRAFTERS[name](), max_new_tokens=100)
     assert result.tokens == vanilla(tiny, 100).tokens
     check_books(result)
 
@@ -88,7 +88,7 @@ def test_right_drafts_are_accepted_whole_between_wrong_ones(
     tiny: LlamaKVForCausalLM, ahead: int
 ) -> None:
     expected = vanilla(tiny, 40).tokens
-    result = generate(tiny, PROMPT, Oracle(expected, ahead), max_new_tokens=40)
+    result = decode(tiny, PROMPT, Oracle(expected, ahead), max_new_tokens=40)
     assert result.tokens == expected
     full, rest = divmod(40, ahead + 1)
     assert result.accept_lengths == [ahead + 1] * full + [rest] * (rest > 0)
@@ -110,7 +110,7 @@ def test_a_miss_is_a_step_with_only_wrong_drafts_behind_its_path(
                 tree.add_branch([*self.future[self.at + 1 : self.at + 2], 96])
             return tree
 
-    result = generate(tiny, PROMPT, Short(expected, 2), max_new_tokens=12)
+    result = decode(tiny, PROMPT, Short(expected, 2), max_new_tokens=12)
     assert result.tokens == expected
     assert result.accept_lengths == [2, 1] * 4
     assert result.misses == [1, 0] * 4
@@ -139,8 +139,8 @@ def test_at_its_own_capacity_and_warm_a_method_changes_no_token(
         prompt = default_tokenizer.apply_chat_template(
             [{"role": "user", "content": asked}], add_generation_prompt=True, return_dict=False
         )
-        result = generate(default_model, prompt, drafter, max_new_tokens=30, eos_token_ids=[2])
-        plain = generate(
+        result = decode(default_model, prompt, drafter, max_new_tokens=30, eos_token_ids=[2])
+        plain = decode(
             default_model, prompt, VanillaDrafter(), max_new_tokens=30, eos_token_ids=[2]
         )
         assert result.tokens == plain.tokens
@@ -161,7 +161,7 @@ def test_ranks_of_the_token_after_the_next(tiny: LlamaKVForCausalLM) -> None:
             return super().draft(root, top_ids)
 
     noting = Noting()
-    result = generate(tiny, PROMPT, noting, max_new_tokens=60)
+    result = decode(tiny, PROMPT, noting, max_new_tokens=60)
     after = [*result.tokens[1:], None]
     for top, token, found in zip(noting.seen[:-1], after, result.next_next_ranks, strict=False):
         assert found == (top.index(token) if token in top else -1)
@@ -169,7 +169,7 @@ def test_ranks_of_the_token_after_the_next(tiny: LlamaKVForCausalLM) -> None:
     assert {-1} < set(result.next_next_ranks)  # some among the five, some not
     assert vanilla(tiny, 5).next_next_ranks == []
     eos = result.tokens[9]
-    short = generate(tiny, PROMPT, Noting(), max_new_tokens=60, eos_token_ids=[eos])
+    short = decode(tiny, PROMPT, Noting(), max_new_tokens=60, eos_token_ids=[eos])
     assert len(short.next_next_ranks) == len(short.tokens) - 1  # nothing comes after EOS
 
 
@@ -199,7 +199,7 @@ def test_a_drafter_sees_the_best_tokens_after_every_node_and_prompt_token(
             self.text += [tree.tokens[node] for node in path]
 
     noting = Noting(vanilla(tiny, 9).tokens, 2)
-    generate(tiny, PROMPT, noting, max_new_tokens=9)
+    decode(tiny, PROMPT, noting, max_new_tokens=9)
     assert len(noting.seen) > 20
     for text, (best,) in noting.seen:
         logits = last_logits(tiny, text)
@@ -211,7 +211,7 @@ def test_output_ends_with_the_first_eos_inside_a_path(tiny: LlamaKVForCausalLM) 
     free = vanilla(tiny, 40).tokens
     eos = free[7]
     cut = free[: free.index(eos) + 1]
-    result = generate(tiny, PROMPT, Oracle(free, 9), max_new_tokens=40, eos_token_ids=[eos, 96])
+    result = decode(tiny, PROMPT, Oracle(free, 9), max_new_tokens=40, eos_token_ids=[eos, 96])
     assert result.tokens == cut == vanilla(tiny, 40, [eos]).tokens
     check_books(result)
 
@@ -219,31 +219,31 @@ def test_output_ends_with_the_first_eos_inside_a_path(tiny: LlamaKVForCausalLM) 
 @pytest.mark.parametrize("new", [1, 2, 13])
 def test_max_new_tokens_is_never_exceeded(tiny: LlamaKVForCausalLM, new: int) -> None:
     expected = vanilla(tiny, 40).tokens
-    result = generate(tiny, PROMPT, Oracle(expected, 9), max_new_tokens=new)
+    result = decode(tiny, PROMPT, Oracle(expected, 9), max_new_tokens=new)
     assert result.tokens == expected[:new]
     check_books(result)
 
 
 def test_the_last_position_of_the_model_can_be_used(tiny: LlamaKVForCausalLM) -> None:
     room = tiny.max_positions - len(PROMPT)
-    result = generate(tiny, PROMPT, LogitSpecDrafter(), max_new_tokens=room)
+    result = decode(tiny, PROMPT, LogitSpecDrafter(), max_new_tokens=room)
     assert len(result.tokens) == room
     with pytest.raises(InputError, match="exceed the model's 512 positions"):
-        generate(tiny, PROMPT, LogitSpecDrafter(), max_new_tokens=room + 1)
+        decode(tiny, PROMPT, LogitSpecDrafter(), max_new_tokens=room + 1)
 
 
 def test_calls_do_not_leak_into_each_other(tiny: LlamaKVForCausalLM) -> None:
     drafter = LogitSpecDrafter(draft_tree_capacity=16)
-    first = generate(tiny, PROMPT, drafter, max_new_tokens=50)
-    generate(tiny, list(range(3, 60)), drafter, max_new_tokens=80)
-    again = generate(tiny, PROMPT, drafter, max_new_tokens=50)
+    first = decode(tiny, PROMPT, drafter, max_new_tokens=50)
+    decode(tiny, list(range(3, 60)), drafter, max_new_tokens=80)
+    again = decode(tiny, PROMPT, drafter, max_new_tokens=50)
     assert (first.tokens, first.accept_lengths) == (again.tokens, again.accept_lengths)
 
 
 def test_committed_tokens_are_streamed(tiny: LlamaKVForCausalLM) -> None:
     steps: list[list[int]] = []
     expected = vanilla(tiny, 20).tokens
-    result = generate(tiny, PROMPT, Oracle(expected, 3), max_new_tokens=20, on_commit=steps.append)
+    result = decode(tiny, PROMPT, Oracle(expected, 3), max_new_tokens=20, on_commit=steps.append)
     assert [len(step) for step in steps] == result.accept_lengths
     assert list(itertools.chain(*steps)) == result.tokens
 
@@ -258,7 +258,7 @@ def test_a_drafter_over_its_capacity_is_refused(tiny: LlamaKVForCausalLM) -> Non
     greedy = Greedy([], ahead=0)
     greedy.capacity = 6
     with pytest.raises(InputError, match="a draft tree of 7 nodes from a drafter whose capacity"):
-        generate(tiny, PROMPT, greedy, max_new_tokens=4)
+        decode(tiny, PROMPT, greedy, max_new_tokens=4)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_nothing_to_do_is_refused(
     tiny: LlamaKVForCausalLM, prompt: list[int], new: int, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        generate(tiny, prompt, VanillaDrafter(), max_new_tokens=new)
+        decode(tiny, prompt, VanillaDrafter(), max_new_tokens=new)
 
 
 def test_200_tokens_of_the_default_model_equal_generate(
@@ -287,7 +287,7 @@ def test_200_tokens_of_the_default_model_equal_generate(
         if name == "suffix" and find_spec("arctic_inference") is None:
             continue
         small = {"draft_tree_capacity": 16} if "draft_tree_capacity" in drafter.options else {}
-        result = generate(
+        result = decode(
             default_model, prompt, drafter(**small), max_new_tokens=200, eos_token_ids=[2]
         )
         assert result.tokens == expected, name

@@ -18,7 +18,7 @@ import pytest
 
 from evaluation.prompts import PromptFormat
 from evaluation.questions import load_questions
-from model.logitspec import LlamaKVForCausalLM, LogitSpecDrafter, generate
+from model.logitspec import LlamaKVForCausalLM, LogitSpecDrafter, decode
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "reference_traces.jsonl"
@@ -39,7 +39,7 @@ def test_tokens_and_accept_lengths_are_the_references(
     drafter = LogitSpecDrafter(
         trace["max_ngram_size"], trace["num_pred_tokens"], trace["draft_tree_capacity"]
     )
-    result = generate(
+    result = decode(
         default_model, trace["prompt_ids"], drafter, max_new_tokens=limit, eos_token_ids=[EOS]
     )
 

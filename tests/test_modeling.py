@@ -26,7 +26,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from model.logitspec import DraftTree, InputError, LlamaKVForCausalLM, load
+from model.logitspec import DraftTree, InputError, LlamaKVForCausalLM, generate, load
 from model.logitspec.acceptance import TreeTensors
 from model.logitspec.kernels import KERNELS, Kernels
 from model.logitspec.loading import load_weights
@@ -212,12 +212,118 @@ def test_the_cache_is_reused_while_it_is_large_enough(tiny: LlamaKVForCausalLM) 
     assert tiny.cache_for(first.capacity + 1).capacity > first.capacity
 
 
-def test_a_sliding_window_bounds_the_positions(tmp_path: Path) -> None:
-    config = MistralConfig(**TINY, sliding_window=30)
-    model = load(save_tiny(tmp_path / "m", config, MistralForCausalLM), dtype=torch.float32)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_greedy_output_equals_that_of_transformers(name: str, tmp_path: Path) -> None:
+    config, cls = VARIANTS[name]
+    path = save_tiny(tmp_path / name, config, cls)
+    reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
+    ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7]])
+    wanted = reference.generate(ids, max_new_tokens=60, do_sample=False, pad_token_id=0)
+    model = load(path, dtype=torch.float64)
+    for method in ("vanilla", "logitspec"):
+        found = generate(model, ids, method, max_new_tokens=60)
+        assert found.tokens == wanted[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize(
+    ("config", "cls"),
+    [
+        (MistralConfig(**TINY, sliding_window=30), MistralForCausalLM),
+        (
+            Qwen2Config(**TINY, sliding_window=30, use_sliding_window=True, max_window_layers=1),
+            Qwen2ForCausalLM,
+        ),
+        (
+            Qwen3Config(
+                **TINY, head_dim=16, sliding_window=30, use_sliding_window=True, max_window_layers=1
+            ),
+            Qwen3ForCausalLM,
+        ),
+    ],
+    ids=["mistral", "qwen2", "qwen3"],
+)
+def test_a_sliding_window_bounds_the_positions(config: Any, cls: Any, tmp_path: Path) -> None:
+    path = save_tiny(tmp_path / "m", config, cls)
+    model = load(path, dtype=torch.float64)
     assert model.max_positions == 30
     with pytest.raises(InputError, match="position 39 is past the model's 30 positions"):
         prefilled(model, list(range(40)))
+    ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7]])
+    with pytest.raises(InputError, match=r"model's 30 positions \(its sliding window"):
+        generate(model, ids, "pld", max_new_tokens=24)
+    reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
+    wanted = reference.generate(ids, max_new_tokens=23, do_sample=False, pad_token_id=0)
+    found = generate(model, ids, "pld", max_new_tokens=23)
+    assert found.tokens == wanted[0, ids.shape[1] :].tolist()
+
+
+def test_a_window_that_is_switched_off_bounds_nothing(tmp_path: Path) -> None:
+    config = Qwen2Config(**TINY, sliding_window=30, use_sliding_window=False)
+    model = load(save_tiny(tmp_path / "m", config, Qwen2ForCausalLM), dtype=torch.float32)
+    assert model.max_positions == TINY["max_position_embeddings"]
+
+
+def test_the_checkpoints_eos_ids_are_all_of_them(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path / "m", LlamaConfig(**TINY))
+    assert load(path, dtype=torch.float32).eos_token_ids == {2}
+    (tmp_path / "m" / "generation_config.json").write_text('{"eos_token_id": [2, 40, 41]}')
+    model = load(path, dtype=torch.float64)
+    assert model.eos_token_ids == {2, 40, 41}
+    plain = generate(model, [5, 6, 7], "vanilla", max_new_tokens=60, eos_token_ids=())
+    (tmp_path / "m" / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [2, plain.tokens[9]]})
+    )
+    model = load(path, dtype=torch.float64)
+    found = generate(model, [5, 6, 7], "logitspec", max_new_tokens=60)
+    first = plain.tokens.index(plain.tokens[9])
+    assert found.tokens == plain.tokens[: first + 1]
+
+
+def llama_cpp_rows(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Query or key rows in llama.cpp's order: a head's two halves interleaved."""
+    rows = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return rows.swapaxes(1, 2).reshape(weight.shape)
+
+
+def test_a_gguf_file_is_a_checkpoint(tmp_path: Path, tiny_path: str) -> None:
+    import gguf
+
+    weights = load_file(Path(tiny_path) / "model.safetensors")
+    file = tmp_path / "tiny.F32.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(TINY["max_position_embeddings"])
+    writer.add_embedding_length(TINY["hidden_size"])
+    writer.add_block_count(TINY["num_hidden_layers"])
+    writer.add_feed_forward_length(TINY["intermediate_size"])
+    writer.add_head_count(TINY["num_attention_heads"])
+    writer.add_head_count_kv(TINY["num_key_value_heads"])
+    writer.add_rope_dimension_count(8)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(TINY["vocab_size"])
+    writer.add_eos_token_id(2)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, TINY["num_hidden_layers"])
+    for name, weight in weights.items():
+        if "q_proj" in name:
+            weight = llama_cpp_rows(weight, TINY["num_attention_heads"])
+        elif "k_proj" in name:
+            weight = llama_cpp_rows(weight, TINY["num_key_value_heads"])
+        writer.add_tensor(names.get_name(name, (".weight",)) + ".weight", weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    whole = load(tiny_path, dtype=torch.float32)
+    model = load(str(file), dtype=torch.float32)
+    ids = [3, 4, 5, 6]
+    torch.testing.assert_close(prefilled(model, ids)[1], prefilled(whole, ids)[1])
+    assert model.eos_token_ids == {2}
+    with pytest.raises(InputError, match=r"no GGUF file .*other\.gguf"):
+        load(str(tmp_path / "other.gguf"))
+    with pytest.raises(InputError, match="no model directory"):
+        load(str(tmp_path / "no" / "other.gguf"))
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(InputError, match="cannot read the config of the model"):
+        load(str(file))
 
 
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 from transformers import LlamaConfig
 
 from evaluation.prompts import PromptFormat, answer_text, fastchat_template
-from evaluation.targets import fingerprint, model_name, resolve_device, resolve_dtype
+from evaluation.targets import fingerprint, model_name
 from model.logitspec import InputError
+from model.logitspec.devices import resolve_device, resolve_dtype
 
 from .conftest import TINY
 

@@ -21,7 +21,6 @@ from evaluation.recordings import (
     Recording,
     load_question,
     load_recording,
-    load_step_costs,
     question_file,
     save_question,
 )
@@ -29,6 +28,7 @@ from evaluation.replay import configurations, parse_grid
 from evaluation.replay import main as replay
 from evaluation.replaying import Configuration, RecordedRows, replay_turn
 from evaluation.run import main as run
+from evaluation.step_costs import KINDS, likest, load_step_costs
 from evaluation.targets import eos_token_ids, load_tokenizer
 from model.logitspec import (
     DraftTree,
@@ -37,7 +37,7 @@ from model.logitspec import (
     LogitSpecDrafter,
     PromptLookupDrafter,
     VanillaDrafter,
-    generate,
+    decode,
     load,
 )
 from model.logitspec.step_cost import StepCost
@@ -75,7 +75,7 @@ def live(
     found = []
     for recorded_question in recording.questions:
         for turn in recorded_question.turns:
-            result = generate(
+            result = decode(
                 model, turn.prompt.tolist(), drafter, max_new_tokens=turn.max_new_tokens,
                 eos_token_ids=eos,
             )  # fmt: skip
@@ -132,7 +132,7 @@ def test_with_the_rows_of_its_own_trees_an_estimate_is_near(
     twin.prepare(recording)
     for q in recording.questions:
         for turn in q.turns:
-            wanted = generate(
+            wanted = decode(
                 load(chat_path, dtype=torch.float32), turn.prompt.tolist(), drafter,
                 max_new_tokens=len(turn.output),
             ).accept_lengths  # fmt: skip
@@ -264,10 +264,12 @@ def test_the_step_costs_of_another_machine_make_the_speed(
 ) -> None:
     _, folder = recorded("--tree-rows", "0")
     own = load_step_costs(folder / "step-cost.json")
-    assert set(own) == {0, 16}
+    assert set(own) == {(0, False), (0, True), (16, False)}
     recording = load_recording(folder)
-    assert recording.step_cost(1, 0) == own[0]
-    assert recording.step_cost(1, 8) == own[16]  # not the one of steps that read no node's logits
+    assert recording.step_cost(1, 0) == own[0, False]
+    assert recording.step_cost(1, 8) == own[16, False]  # not one of steps that read no node's
+    assert likest(own, 0, rejected=True) is own[0, True]
+    assert likest(own, 8, rejected=True) is own[16, False]
     given = tmp_path / "costs.json"
     curve = {"contexts": [1, 1000], "nodes": [1, 128], "seconds": [[1.0, 128.0], [1.0, 128.0]]}
     given.write_text(json.dumps({"curves": [curve]}))
@@ -279,6 +281,13 @@ def test_the_step_costs_of_another_machine_make_the_speed(
     assert float(vanilla["tokens_per_second"]) == pytest.approx(1.0, rel=0.05)
     expected = float(logitspec["mat"]) / float(logitspec["mean_nodes"])
     assert float(logitspec["speedup"]) == pytest.approx(expected, rel=0.1)
+    cheap = curve | {"rejected": True, "seconds": [[0.5, 1.0], [0.5, 1.0]]}
+    given.write_text(json.dumps({"curves": [curve, cheap]}))
+    assert sweep(folder, *flags, methods="vanilla,logitspec") == 0
+    with out.open(newline="") as file:
+        again, faster = csv.DictReader(file)
+    assert float(again["tokens_per_second"]) == pytest.approx(2.0, rel=0.05)
+    assert float(faster["tokens_per_second"]) > 1.5 * float(logitspec["tokens_per_second"])
     dearer = curve | {"node_top_k": 8, "seconds": [[2.0, 256.0], [2.0, 256.0]]}
     given.write_text(json.dumps({"curves": [curve, dearer]}))
     speeds = []
@@ -305,10 +314,16 @@ def test_live_traces_are_compared_with(
     _, folder = recorded()
     argv = ["--model-path", chat_path, "--model-id", "x", "--bench-name", "mine", "--dtype"]
     argv += ["float32", "--device", "cpu", "--warmup", "0", "--answer-dir", str(tmp_path / "live")]
+    costs = tmp_path / "costs.json"
+    argv += ["--step-cost", str(costs)]
     assert run([*argv, "--max-new-tokens", "24", "--methods", "vanilla,logitspec"]) == 0
+    assert set(load_step_costs(costs)) == set(KINDS)
+    assert run([*argv, "--max-new-tokens", "24", "--methods", "baseline"]) == 2
+    assert "measures this project's own loop in one process" in capsys.readouterr().err
     traces = [str(tmp_path / "live" / f"x-{name}.jsonl") for name in ("vanilla", "logitspec")]
     capsys.readouterr()
-    assert sweep(folder, "--against", *traces, methods="logitspec") == 0
+    given = ["--step-cost", str(costs)]
+    assert sweep(folder, *given, "--against", *traces, methods="logitspec") == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if "4 of 4" in x)
     cells = [cell.strip() for cell in line.split("│")[1:-1]]
     assert cells[0] == "logitspec" and cells[1] == cells[2]
@@ -434,7 +449,7 @@ def test_what_it_costs_is_measured_again_only_when_it_is_measured_better(
     assert path.read_text() == before  # two rounds are not replaced by one
     path.unlink()
     assert recorded("--tree-rows", "0")[0] == 0
-    assert set(load_step_costs(path)) == {0, 16}
+    assert set(load_step_costs(path)) == set(KINDS)
     meta = folder / "recording.meta.json"
     sidecar = json.loads(meta.read_text())
     sidecar["environments"][0]["device_names"] = ["another"]
@@ -605,7 +620,7 @@ def test_ranks_by_hand() -> None:
     turn = made_up([1, 2, 3], [[1, 2, 3], [2, 9, 3], [3, 8, 8], [4, 8, 8]])
     cost = StepCost((1, 2), (1, 2), ((1.0, 1.0), (1.0, 1.0)))
     recording = Recording(
-        Path(), {"top_k": 3}, [], [RecordedQuestion(1, "qa", [turn])], {0: cost},
+        Path(), {"top_k": 3}, [], [RecordedQuestion(1, "qa", [turn])], {(0, False): cost},
         np.zeros((0, 1), np.int32),
     )  # fmt: skip
     assert analyses.ranks(recording, 1).counts.tolist() == [0, 1, 1, 0]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import calibration, fit_prior, row_probabilities, study
-from model.logitspec import LlamaKVForCausalLM, VanillaDrafter, generate
+from model.logitspec import LlamaKVForCausalLM, VanillaDrafter, decode
 from model.logitspec.drafters.calibrated import PRIOR
 
 from .conftest import question
@@ -20,10 +20,10 @@ PROMPT = [1, 5, 9, 5, 9, 7]
 
 @pytest.mark.parametrize("name", study.VARIANTS)
 def test_a_variant_changes_accept_lengths_at_most(tiny: LlamaKVForCausalLM, name: str) -> None:
-    wanted = generate(tiny, PROMPT, VanillaDrafter(), max_new_tokens=60).tokens
+    wanted = decode(tiny, PROMPT, VanillaDrafter(), max_new_tokens=60).tokens
     drafter = study.VARIANTS[name](12)
     for _ in range(2):
-        assert generate(tiny, PROMPT, drafter, max_new_tokens=60).tokens == wanted
+        assert decode(tiny, PROMPT, drafter, max_new_tokens=60).tokens == wanted
     assert len(drafter.path_probabilities) > 1
     assert all(0 < path <= 1 for path in drafter.path_probabilities)
 

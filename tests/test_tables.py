@@ -221,6 +221,31 @@ def test_several_benches_side_by_side(
     assert "bench_name is 'spec_bench' in the one, 'gsm8k' in the other" in capsys.readouterr().err
 
 
+def test_several_temperatures_side_by_side(
+    traces: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warm = tmp_path / "warm"
+    warm.mkdir()
+    more = [
+        write(warm, "b", "baseline", seconds=3.0, step=1, temperature=0.7, top_p=0.9),
+        write(warm, "l", "logitspec", seconds=1.0, step=2, temperature=0.7, top_p=0.9),
+    ]
+    paths = [*map(str, more), *map(str, traces)]
+    assert main([*paths, "--by-temperature", "--format", "markdown"]) == 2
+    assert "top_p is None in the one, 0.9 in the other" in capsys.readouterr().err
+    for path in more:
+        meta = path.with_suffix(".meta.json")
+        meta.write_text(meta.read_text().replace(', "top_p": 0.9', ""))
+    assert main([*paths, "--by-temperature", "--format", "markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| method | T=0.0 MAT | T=0.0 speedup | T=0.7 MAT | T=0.7 speedup |"
+    (logitspec,) = (line for line in lines if line.startswith("| logitspec"))
+    assert logitspec.split("|")[4].strip() == "2.00" and "3.00" in logitspec.split("|")[5]
+    assert main([*paths, "--by-temperature", "--by-bench"]) == 2
+    assert main([*paths, "--by-temperature", "--published"]) == 2
+    assert "no published figures by temperature" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -257,7 +282,7 @@ def test_bad_input(traces: list[Path], tmp_path: Path, capsys: pytest.CaptureFix
         ([*traces, broken], "broken.meta.json does not say how the trace was made"),
         ([*traces, "--output", traces[1]], "is one of the traces; choose another file"),
         ([*traces, "--output", "/dev/null/x"], "cannot write /dev/null/x"),
-        ([*traces, "--by-bench", "--base-path", traces[0]], "leave it out of --by-bench"),
+        ([*traces, "--by-bench", "--base-path", traces[0]], "leave it out of a table by benchmark"),
     ):
         assert main([str(word) for word in argv]) == 2
         error = capsys.readouterr().err

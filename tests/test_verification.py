@@ -17,7 +17,7 @@ from model.logitspec import (
     InputError,
     LlamaKVForCausalLM,
     LogitSpecDrafter,
-    generate,
+    decode,
     load,
 )
 from model.logitspec.decoding import prefill
@@ -79,13 +79,13 @@ def test_padded_drafts_are_accepted(static: LlamaKVForCausalLM) -> None:
     """Whole generations: chains of the model's own next tokens, and LogitSpec's trees."""
     prompt = [5, 6, 7, 8, 9, 10] * 5
     static.graphs = False
-    plain = generate(static, prompt, LogitSpecDrafter(), max_new_tokens=60)
+    plain = decode(static, prompt, LogitSpecDrafter(), max_new_tokens=60)
     static.graphs = True
-    padded = generate(static, prompt, LogitSpecDrafter(), max_new_tokens=60)
+    padded = decode(static, prompt, LogitSpecDrafter(), max_new_tokens=60)
     assert padded.tokens == plain.tokens
     assert padded.accept_lengths == plain.accept_lengths
     assert padded.next_next_ranks == plain.next_next_ranks
-    chained = generate(static, prompt, Oracle(plain.tokens, 4), max_new_tokens=60)
+    chained = decode(static, prompt, Oracle(plain.tokens, 4), max_new_tokens=60)
     assert chained.tokens == plain.tokens
     assert chained.accept_lengths == [5] * 12
 
@@ -93,7 +93,7 @@ def test_padded_drafts_are_accepted(static: LlamaKVForCausalLM) -> None:
 def test_a_step_kept_by_a_generation_serves_outside_of_inference_mode(
     static: LlamaKVForCausalLM,
 ) -> None:
-    generate(static, [5, 6, 7], LogitSpecDrafter(), max_new_tokens=5)
+    decode(static, [5, 6, 7], LogitSpecDrafter(), max_new_tokens=5)
     drafter = LogitSpecDrafter()
     cache = static.cache_for(1)
     tree = DraftTree(5, 1)
@@ -119,7 +119,7 @@ def test_steps_are_kept_with_the_cache(static: LlamaKVForCausalLM) -> None:
 
 
 def test_the_rotary_table_stays_where_graphs_read_it(static: LlamaKVForCausalLM) -> None:
-    generate(static, [5, 6, 7], LogitSpecDrafter(), max_new_tokens=5)
+    decode(static, [5, 6, 7], LogitSpecDrafter(), max_new_tokens=5)
     static.extend_rope(10 * static.max_positions, static.device)
     before = static._rope.data_ptr()
     assert static._rope.shape[0] == static.max_positions

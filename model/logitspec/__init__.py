@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .decoding import DecodingResult, generate
+    from .api import custom_generate, generate, wrap
+    from .decoding import DecodingResult, decode
     from .draft_tree import DraftTree
     from .drafters import (
         DRAFTERS,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .loading import load
     from .modeling_llama_kv import LlamaKVForCausalLM
     from .ngram_pool import NgramPool
+    from .sampling import Sampling
 
 _MODULES = {
     "CalibratedDrafter": "drafters",
@@ -40,12 +42,16 @@ _MODULES = {
     "NgramPool": "ngram_pool",
     "PromptLookupDrafter": "drafters",
     "RacerDrafter": "drafters",
+    "Sampling": "sampling",
     "SuffixDrafter": "drafters",
     "TokenRecyclingDrafter": "drafters",
     "VanillaDrafter": "drafters",
-    "generate": "decoding",
+    "custom_generate": "api",
+    "decode": "decoding",
+    "generate": "api",
     "load": "loading",
     "register": "drafters",
+    "wrap": "api",
 }
 
 __all__ = [
@@ -61,12 +67,16 @@ __all__ = [
     "NgramPool",
     "PromptLookupDrafter",
     "RacerDrafter",
+    "Sampling",
     "SuffixDrafter",
     "TokenRecyclingDrafter",
     "VanillaDrafter",
+    "custom_generate",
+    "decode",
     "generate",
     "load",
     "register",
+    "wrap",
 ]
 
 

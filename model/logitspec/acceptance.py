@@ -43,10 +43,15 @@ class Verdict:
     node_top_ids: list[list[int]]  # the best token ids after each node, in the tree's order
 
 
-def accept_greedy(
-    logits: torch.Tensor, tree: TreeTensors, top_k: int, node_top_k: int = 0
+def accept(
+    logits: torch.Tensor,
+    tree: TreeTensors,
+    top_k: int,
+    node_top_k: int = 0,
+    chosen: torch.Tensor | None = None,
 ) -> Verdict:
-    """The longest path on which every node is its parent's argmax (docs/method.md, 4).
+    """The longest path on which every node is what the target chose after its parent
+    (docs/method.md, 4).
 
     Among paths of that length the one whose last node was drafted first wins.
 
@@ -55,21 +60,27 @@ def accept_greedy(
         tree: the n nodes.
         top_k: how many of the best next token ids to report, at most the vocabulary's size.
         node_top_k: the same for every node, accepted or not.
+        chosen: [n], the target's token after each node (sampling.py); None: the best one.
     """
     n, vocab = logits.shape
     widths = min(top_k, vocab), min(node_top_k, vocab)
-    return read_answer(greedy_answer(logits, tree, *widths).tolist(), n, n, *widths)
+    return read_answer(find_answer(logits, tree, *widths, chosen).tolist(), n, n, *widths)
 
 
-def greedy_answer(
-    logits: torch.Tensor, tree: TreeTensors, top_k: int, node_top_k: int
+def find_answer(
+    logits: torch.Tensor,
+    tree: TreeTensors,
+    top_k: int,
+    node_top_k: int,
+    chosen: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What accept_greedy decides, still on the device: [n + 1 + top_k + n * node_top_k] int64.
+    """What accept() decides, still on the device: [n + 1 + top_k + n * node_top_k] int64.
 
     For each node whether it is accepted, the next root, its logits' best ids, every node's best.
     """
     n = len(logits)
-    chosen = logits.max(dim=-1).indices  # [n], of equal ones the first
+    if chosen is None:
+        chosen = logits.max(dim=-1).indices  # [n], of equal ones the first
     agreed = chosen[tree.parents] == tree.tokens  # [n]
     agreed[:1].fill_(True)  # not agreed[0] = True, which copies a value up and so waits
     reached = (agreed | ~tree.ancestors).all(dim=-1)  # [n]: every ancestor agreed
@@ -86,7 +97,7 @@ def greedy_answer(
 
 
 def read_answer(answer: list[int], padded: int, nodes: int, top_k: int, node_top_k: int) -> Verdict:
-    """The verdict that greedy_answer wrote down.
+    """The verdict that find_answer wrote down.
 
     Args:
         answer: its numbers.
@@ -112,7 +123,7 @@ def agreed_path(tree: DraftTree, chosen: Mapping[int, int]) -> tuple[list[int], 
 
     Args:
         tree: what is verified.
-        chosen: the target's best token after some nodes: the root, and what was asked for before.
+        chosen: the target's token after some nodes: the root, and what was asked for before.
 
     Returns:
         The path, and the nodes whose choices are to be found before it is final: those reached,

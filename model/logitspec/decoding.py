@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .acceptance import TreeTensors, Verdict, accept_greedy
+from .acceptance import TreeTensors, Verdict, accept
 from .draft_tree import DraftTree
 from .errors import InputError
 from .kv_cache import KVCache
 from .modeling_llama_kv import LlamaKVForCausalLM
+from .sampling import Chooser
 from .verification import node_bucket, verifier
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class DecodingResult:
 
 
 @torch.inference_mode()
-def generate(
+def decode(
     model: LlamaKVForCausalLM,
     prompt_ids: Sequence[int],
     drafter: Drafter,
@@ -68,8 +69,11 @@ def generate(
     max_new_tokens: int,
     eos_token_ids: Collection[int] = (),
     on_commit: Callable[[list[int]], None] | None = None,
+    on_step: Callable[[DraftTree, list[int]], None] | None = None,
+    stop: Callable[[list[int]], bool] | None = None,
+    chooser: Chooser | None = None,
 ) -> DecodingResult:
-    """Decode greedily with a drafter; the tokens are the target's own, whatever the drafter.
+    """Decode with a drafter; the tokens are the target's own, whatever the drafter.
 
     Args:
         model: the target, from `load`.
@@ -78,6 +82,11 @@ def generate(
         max_new_tokens: most tokens to generate; never exceeded.
         eos_token_ids: generation ends with the first of these, which is kept.
         on_commit: called after each step with the tokens it committed, for streaming.
+        on_step: the same with the tree that was verified and its committed nodes.
+        stop: asked after every token with all tokens so far; the first that it says yes to, which
+            is kept, ends the generation.
+        chooser: of the target's tokens, after all of the prompt but its last token; None: the best
+            ones.
 
     Raises:
         InputError: an empty prompt, no new tokens, more tokens than the model has positions, or a
@@ -87,10 +96,10 @@ def generate(
     drafter.prepare(model)
     result = DecodingResult(prompt_tokens=len(prompt_ids))
     cache = model.cache_for(len(prompt_ids) + max_new_tokens + node_bucket(drafter.capacity))
-    step = verifier(model, cache, drafter.top_k, drafter.node_top_k)
+    step = verifier(model, cache, drafter.top_k, drafter.node_top_k, chooser)
 
     clock = time.perf_counter()
-    verdict = prefill(model, prompt_ids, cache, drafter.top_k, drafter.prompt_top_k)
+    verdict = prefill(model, prompt_ids, cache, drafter.top_k, drafter.prompt_top_k, chooser)
     result.prefill_seconds = time.perf_counter() - clock
 
     clock = time.perf_counter()
@@ -111,11 +120,12 @@ def generate(
         verified = time.perf_counter()
         verdict = step.accept()
         accepted = time.perf_counter()
-        path = until_eos(tree, verdict.path, eos_token_ids)
+        path, ended = until_end(tree, verdict.path, result.tokens, eos_token_ids, stop)
         cache.keep(path)
         drafter.observe(tree, path, verdict.node_top_ids)
         committed = [tree.tokens[node] for node in path]
-        ended = committed[-1] in eos_token_ids
+        if chooser is not None:
+            chooser.commit(committed)
         result.tokens += committed
         result.accept_lengths.append(len(path))
         result.tree_sizes.append(len(tree))
@@ -132,6 +142,8 @@ def generate(
         result.step_seconds.append(end - start)
         if on_commit is not None:
             on_commit(committed)
+        if on_step is not None:
+            on_step(tree, path)
         finished = ended or len(result.tokens) >= max_new_tokens
     return result
 
@@ -142,6 +154,7 @@ def prefill(
     cache: KVCache,
     top_k: int,
     prompt_top_k: int = 0,
+    chooser: Chooser | None = None,
 ) -> Verdict:
     """Run the prompt through the model into the cache; its last logits choose the first root.
 
@@ -150,8 +163,12 @@ def prefill(
     x = read_in(model, prompt_ids, cache)
     cache.keep(range(len(prompt_ids)))
     logits = model.logits(x[-1:])
-    last = TreeTensors.upload(DraftTree(prompt_ids[-1], 1), logits.device)
-    verdict = accept_greedy(logits, last, top_k)
+    last = DraftTree(prompt_ids[-1], 1)
+    chosen = None
+    if chooser is not None:
+        chosen = chooser.choose(logits, last)
+        chooser.commit(last.tokens)
+    verdict = accept(logits, TreeTensors.upload(last, logits.device), top_k, chosen=chosen)
     if prompt_top_k:
         width = min(prompt_top_k, logits.shape[1])
         best = [model.logits(some).topk(width).indices for some in torch.split(x, PREFILL_LOGITS)]
@@ -193,12 +210,27 @@ def rank(token: int, top_ids: Sequence[int]) -> int:
     return top_ids.index(token) if token in top_ids else -1
 
 
-def until_eos(tree: DraftTree, path: list[int], eos_token_ids: Collection[int]) -> list[int]:
-    """The path up to and including its first EOS."""
+def until_end(
+    tree: DraftTree,
+    path: list[int],
+    before: Sequence[int],
+    eos_token_ids: Collection[int],
+    stop: Callable[[list[int]], bool] | None,
+) -> tuple[list[int], bool]:
+    """The path up to and including the first token that ends the generation, and whether one does.
+
+    Args:
+        before: the tokens generated before this path.
+    """
+    tokens = [*before] if stop is not None else []
     for count, node in enumerate(path, start=1):
         if tree.tokens[node] in eos_token_ids:
-            return path[:count]
-    return path
+            return path[:count], True
+        if stop is not None:
+            tokens.append(tree.tokens[node])
+            if stop(tokens):
+                return path[:count], True
+    return path, False
 
 
 def check_capacity(tree: DraftTree, drafter: Drafter) -> DraftTree:
@@ -220,5 +252,6 @@ def check_lengths(prompt_tokens: int, max_new_tokens: int, max_positions: int) -
     if prompt_tokens + max_new_tokens > max_positions:
         raise InputError(
             f"the prompt's {prompt_tokens} tokens and max_new_tokens {max_new_tokens} exceed "
-            f"the model's {max_positions} positions; shorten one of them"
+            f"the model's {max_positions} positions (its sliding window, where it has one); "
+            "shorten one of them"
         )

@@ -114,6 +114,14 @@ class DraftTree:
             return self
         return DraftTree.of(self.tokens[:nodes], self.parents[:nodes], self.capacity)
 
+    def path_tokens(self, node: int) -> list[int]:
+        """The tokens from the root down to a node, both included."""
+        tokens = [self.tokens[node]]
+        while node:
+            node = self.parents[node]
+            tokens.append(self.tokens[node])
+        return tokens[::-1]
+
     def ancestor_mask(self) -> npt.NDArray[np.bool_]:
         """[n, n] bool: entry (i, j) is true when node j is node i or one of its ancestors."""
         mask = np.eye(len(self.tokens), dtype=np.bool_)

@@ -6,22 +6,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+import transformers
+from transformers import AutoConfig, GenerationConfig
 
+from .devices import resolve_device, resolve_dtype
 from .errors import InputError, brief
 from .kernels import Kernels, choose_kernels
 from .modeling_llama_kv import ARCHITECTURES, LlamaKVForCausalLM
 from .verification import use_graphs
 
-DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
-
 HARMLESS_TENSORS = ("rotary_emb.inv_freq", "lm_head.weight")  # recomputed; tied where unexpected
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+
+
+def checkpoint(path: str) -> tuple[str, dict[str, str]]:
+    """What transformers' from_pretrained wants for a path: a directory or hub id, and options.
+
+    Args:
+        path: a directory, a hub id, or a file NAME.gguf in one of both.
+
+    Raises:
+        InputError: there is no such directory or file.
+    """
+    place, gguf = path, {}
+    if path.endswith(".gguf"):
+        place, _, name = path.rpartition("/")
+        place, gguf = place or ".", {"gguf_file": name}
+    local = Path(place)
+    names_a_path = (
+        place.startswith((".", "/", "~")) or place.count("/") != 1 or local.parent.is_dir()
+    )
+    if names_a_path and not (path and local.is_dir()):
+        raise InputError(f"no model directory {place!r}; give a checkpoint directory or a hub id")
+    if local.is_dir() and gguf and not Path(path).is_file():
+        raise InputError(f"no GGUF file {path}; give one, a checkpoint directory or a hub id")
+    return place, gguf
 
 
 def load_config(path: str) -> Any:
@@ -30,25 +49,35 @@ def load_config(path: str) -> Any:
     Raises:
         InputError: there is no such checkpoint, or it is none of ARCHITECTURES and ROPE_TYPES.
     """
-    local = Path(path)
-    names_a_path = path.startswith((".", "/", "~")) or path.count("/") != 1 or local.parent.is_dir()
-    if names_a_path and not (path and local.is_dir()):
-        raise InputError(f"no model directory {path!r}; give a checkpoint directory or a hub id")
-    if local.is_dir() and not (local / "config.json").is_file():
+    place, gguf = checkpoint(path)
+    if Path(place).is_dir() and not gguf and not (Path(place) / "config.json").is_file():
         raise InputError(f"{path} holds no config.json; give a checkpoint directory or a hub id")
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(place, **gguf)
     except Exception as error:  # whatever a broken file makes of it
         raise InputError(f"cannot read the config of the model {path}: {brief(error)}") from error
+    return check_config(config, path)
+
+
+def check_config(config: Any, name: str) -> Any:
+    """The configuration, if the patched model can run it.
+
+    Args:
+        config: of transformers.
+        name: of the model, for the message.
+
+    Raises:
+        InputError: it is none of ARCHITECTURES and ROPE_TYPES.
+    """
     if config.model_type not in ARCHITECTURES:
         raise InputError(
-            f"the model {path} is of the architecture {config.model_type!r}; "
+            f"the model {name} is of the architecture {config.model_type!r}; "
             f"supported are {', '.join(ARCHITECTURES)}"
         )
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope not in ROPE_TYPES:
         raise InputError(
-            f"the model {path} has rope_type {rope!r}; supported are {', '.join(ROPE_TYPES)}"
+            f"the model {name} has rope_type {rope!r}; supported are {', '.join(ROPE_TYPES)}"
         )
     return config
 
@@ -59,8 +88,12 @@ def load_weights(cls: Any, path: str, **options: Any) -> Any:
     Raises:
         InputError: the weights cannot be read, do not fill the model, or do not fit it.
     """
+    place, gguf = checkpoint(path)
+    if gguf and hasattr(transformers, "GgufConfig"):
+        # Newer releases of transformers can keep the blocks packed: ask them not to.
+        options = {"quantization_config": transformers.GgufConfig(dequantize=True)} | options
     try:
-        model, info = cls.from_pretrained(path, output_loading_info=True, **options)
+        model, info = cls.from_pretrained(place, output_loading_info=True, **gguf, **options)
     except Exception as error:  # whatever a broken file, or too small a device, makes of it
         raise InputError(f"cannot load the weights of {path}: {brief(error)}") from error
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
@@ -78,11 +111,36 @@ def load_weights(cls: Any, path: str, **options: Any) -> Any:
     return model
 
 
+def checkpoint_eos(path: str, config: Any) -> set[int]:
+    """Every id that ends a generation: of the checkpoint's generation config, or else its config.
+
+    Raises:
+        InputError: there is a generation config, and it cannot be read.
+    """
+    place, gguf = checkpoint(path)
+    if gguf:
+        return eos_of(None, config)
+    try:
+        return eos_of(GenerationConfig.from_pretrained(place), config)
+    except OSError:  # a checkpoint need not have one
+        return eos_of(None, config)
+    except Exception as error:  # whatever a broken file makes of it
+        raise InputError(f"bad generation_config.json in {path}: {brief(error)}") from error
+
+
+def eos_of(generation_config: Any, config: Any) -> set[int]:
+    """The eos_token_id, one or several, of a generation config; without one, of a config."""
+    configured = getattr(generation_config or config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return {int(i) for i in ids if i is not None}
+
+
 def load(
     path: str,
     *,
-    dtype: torch.dtype,
-    device_map: str | dict[str, Any] = "cpu",
+    dtype: str | torch.dtype = "auto",
+    device: str = "cpu",
+    device_map: str | dict[str, Any] | None = None,
     cpu_kernels: str = "auto",
     cuda_graphs: str = "auto",
     keep_weights: bool = False,
@@ -91,10 +149,12 @@ def load(
     """Load a checkpoint of the Llama family for draft-tree decoding.
 
     Args:
-        path: a local directory or a hub id.
-        dtype: of weights, activations and cache.
-        device_map: a device, or anything transformers' from_pretrained takes ("auto" spreads the
-            layers over all devices; each layer's cache lies where the layer runs).
+        path: a local directory, a hub id, or a GGUF file, which is dequantized.
+        dtype: of weights, activations and cache, or its name; auto: bfloat16 where the device has
+            it natively, else float32 on a CPU and float16 on a GPU.
+        device: cpu, cuda or cuda:N; auto: cuda where there is one.
+        device_map: instead of a device anything that transformers' from_pretrained takes ("auto"
+            spreads the layers over all devices; each layer's cache lies where the layer runs).
         cpu_kernels: what a model on the CPU runs on, see kernels.py.
         cuda_graphs: whether steps are captured, see verification.use_graphs.
         keep_weights: hold the weights as they are in the checkpoint, too, where the CPU kernels
@@ -103,19 +163,46 @@ def load(
 
     Raises:
         InputError: no such checkpoint, not of an architecture covered, or without all weights; or
-            kernels that do not run here.
+            kernels that do not run here, or no such device or dtype.
     """
-    config = load_config(path)
+    if device_map is None:
+        device_map = resolve_device(device)
     place = str(device_map.get("") if isinstance(device_map, dict) else device_map)
+    if isinstance(dtype, str):
+        dtype = resolve_dtype(dtype, place)
+    config = load_config(path)
     kernels = choose_kernels(config, dtype, place, cpu_kernels)
     model: LlamaKVForCausalLM = load_weights(
         LlamaKVForCausalLM, path, config=config, dtype=dtype, device_map=device_map, **options
     )
-    model.eval()
+    model.eos_token_ids = checkpoint_eos(path, config)
     model.requires_grad_(False)
+    return finish(model, kernels, cpu_kernels, cuda_graphs, keep_weights=keep_weights)
+
+
+def finish(
+    model: LlamaKVForCausalLM,
+    kernels: Kernels,
+    cpu_kernels: str,
+    cuda_graphs: str,
+    *,
+    keep_weights: bool,
+) -> LlamaKVForCausalLM:
+    """The model with its weights laid out for these kernels, ready to decode.
+
+    Args:
+        model: with its weights.
+        kernels: from choose_kernels.
+        cpu_kernels: what they were chosen by; auto: plain ones do where matrices are not plain.
+        cuda_graphs: as load(), and keep_weights.
+
+    Raises:
+        InputError: kernels or graphs that were asked for do not run here.
+    """
+    model.eval()
     model.fuse()
     if kernels.name != "plain" and not model.fused:
-        why = f"not all matrices of {path} are plain linears"
+        why = "not all matrices of the model are plain linears"
         if cpu_kernels != "auto":
             raise InputError(f"the {kernels.name} CPU kernels do not run here: {why}; give plain")
         kernels = Kernels("plain", {**kernels.passed_over, kernels.name: why})

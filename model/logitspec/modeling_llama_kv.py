@@ -192,6 +192,7 @@ class LlamaKVForCausalLM(PreTrainedModel):
         super().__init__(config)
         self.model = LlamaKVModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.eos_token_ids: set[int] = set()  # the checkpoint's
         self.graphs = False  # whether steps are captured as CUDA graphs: verification.py
         self._cache: KVCache | None = None
         self.head = Linear(self, "lm_head")

@@ -132,9 +132,14 @@ class Meter:
     Args:
         model: the target, loaded; its cache is used.
         top_k: as in step_cost, and node_top_k.
+        rejected: measure trees of which no draft is accepted, whose verification may cost less
+            (verification.NativeVerifier); otherwise one is.
     """
 
-    def __init__(self, model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> None:
+    def __init__(
+        self, model: LlamaKVForCausalLM, top_k: int, node_top_k: int, *, rejected: bool = False
+    ) -> None:
+        self._rejected = rejected
         room = model.max_positions - NODES[-1]
         self._model = model
         self._widths = top_k, node_top_k
@@ -146,10 +151,14 @@ class Meter:
         """Measure so many rounds of the sizes up to FEW, and of the larger ones."""
         for context in self._contexts:
             cache = filled_cache(self._model, context, room=NODES[-1])
-            right = continuation(self._model, cache)
+            root, child = continuation(self._model, cache)
+            if self._rejected:
+                child = 0 if child else 1
             for rounds, wanted in ((few, True), (many, False)):
                 steps = {
-                    n: partial(verify, self._model, wide_tree(n, right), cache, *self._widths)
+                    n: partial(
+                        verify, self._model, wide_tree(n, (root, child)), cache, *self._widths
+                    )
                     for n in self._nodes
                     if (n <= FEW) is wanted
                 }
@@ -191,8 +200,8 @@ def wide_tree(nodes: int, right: tuple[int, int] = (5, 5)) -> DraftTree:
 
     Args:
         nodes: of the tree.
-        right: the root and its first child. A child that is accepted, as every other one of a live
-            run's steps has, makes the verifier compute more than one that is not.
+        right: the root and its first child. A child that is accepted makes the verifier compute
+            more than one that is not.
     """
     tree = DraftTree(right[0], nodes)
     if nodes > 1:

@@ -16,9 +16,9 @@ import torch
 from .acceptance import (
     TreeTensors,
     Verdict,
-    accept_greedy,
+    accept,
     agreed_path,
-    greedy_answer,
+    find_answer,
     read_answer,
 )
 from .draft_tree import DraftTree
@@ -26,6 +26,7 @@ from .errors import InputError, brief
 from .kv_cache import KVCache, SlotWindow
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .native.layers import best_tokens
+from .sampling import Chooser
 
 NODES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)  # tree sizes of the graphs; then multiples of 64
 LEAST_SEEN = 256  # shortest context of the graphs
@@ -45,7 +46,11 @@ class Verifier(Protocol):
 
 
 def verifier(
-    model: LlamaKVForCausalLM, cache: KVCache, top_k: int, node_top_k: int = 0
+    model: LlamaKVForCausalLM,
+    cache: KVCache,
+    top_k: int,
+    node_top_k: int = 0,
+    chooser: Chooser | None = None,
 ) -> Verifier:
     """The verifier of a model over a cache; graphs are kept with the cache and used again.
 
@@ -54,14 +59,18 @@ def verifier(
         cache: where it writes; never committed to.
         top_k: best token ids to report of the logits that choose the next root.
         node_top_k: the same of every node.
+        chooser: of the target's tokens; None: the best ones.
     """
     if not model.graphs:
         kind = EagerVerifier if model.native is None else NativeVerifier
-        return kind(model, cache, top_k, node_top_k)
-    key = (top_k, node_top_k)
+        return kind(model, cache, top_k, node_top_k, chooser)
+    key = (top_k, node_top_k, chooser is not None)
     if key not in cache.graphs:
-        cache.graphs[key] = GraphVerifier(model, cache, top_k, node_top_k)
-    known: Verifier = cache.graphs[key]
+        cache.graphs[key] = GraphVerifier(
+            model, cache, top_k, node_top_k, chooses=chooser is not None
+        )
+    known: GraphVerifier = cache.graphs[key]
+    known.chooser = chooser
     return known
 
 
@@ -79,13 +88,20 @@ class EagerVerifier:
     """Every operator is called as it comes."""
 
     def __init__(
-        self, model: LlamaKVForCausalLM, cache: KVCache, top_k: int, node_top_k: int
+        self,
+        model: LlamaKVForCausalLM,
+        cache: KVCache,
+        top_k: int,
+        node_top_k: int,
+        chooser: Chooser | None = None,
     ) -> None:
         self._model = model
         self._cache = cache
         self._widths = (top_k, node_top_k)
+        self._chooser = chooser
 
     def build(self, tree: DraftTree) -> None:
+        self._tree = tree
         self._tensors = TreeTensors.upload(tree, self._model.device)
         self._last_position = self._cache.length + max(tree.depths)
 
@@ -100,7 +116,10 @@ class EagerVerifier:
         )
 
     def accept(self) -> Verdict:
-        return accept_greedy(self._logits, self._tensors, *self._widths)
+        chosen = None
+        if self._chooser is not None:
+            chosen = self._chooser.choose(self._logits, self._tree)
+        return accept(self._logits, self._tensors, *self._widths, chosen)
 
 
 class NativeVerifier(EagerVerifier):
@@ -131,14 +150,32 @@ class NativeVerifier(EagerVerifier):
         self._top_k, self._node_top_k = (min(width, vocab) for width in self._widths)
         self._logits: dict[int, torch.Tensor] = {}  # [vocab], of the nodes that need it
         self._best: dict[int, list[int]] = {}  # best tokens after these nodes, best first
+        self._chosen: dict[int, int] = {}  # the target's token after nodes
         rows = range(len(self._tree)) if self._node_top_k else [0]
         while rows:
             logits = self._model.logits(x if len(rows) == len(x) else x[list(rows)])
             best = best_tokens(logits, max(1, self._node_top_k)).tolist()
             self._logits.update(zip(rows, logits.unbind(), strict=True))
             self._best.update(zip(rows, best, strict=True))
-            chosen = {node: tokens[0] for node, tokens in self._best.items()}
-            self._path, rows = agreed_path(self._tree, chosen)
+            rows = self._walk()
+
+    def _walk(self) -> list[int]:
+        """Go down as far as logits are there: the nodes whose logits are to be found next."""
+        if self._chooser is None:
+            self._chosen = {node: tokens[0] for node, tokens in self._best.items()}
+            self._path, missing = agreed_path(self._tree, self._chosen)
+            return missing
+        # Choosing costs more than finding the best token: only where the path has come to.
+        tree, reached = self._tree, [] if 0 in self._chosen else [0]
+        while True:
+            for node in reached:
+                token = self._chooser.choose(self._logits[node][None], tree, [node])
+                self._chosen[node] = int(token)
+            self._path, missing = agreed_path(tree, self._chosen)
+            ready = [node for node in missing if node in self._logits]
+            reached = [n for n in ready if self._chosen.get(tree.parents[n]) == tree.tokens[n]]
+            if not reached:
+                return [node for node in missing if node not in self._logits]
 
     def accept(self) -> Verdict:
         last = self._path[-1]
@@ -146,7 +183,7 @@ class NativeVerifier(EagerVerifier):
         if self._top_k:
             (top_ids,) = best_tokens(self._logits[last][None], self._top_k).tolist()
         all_best = [self._best[node] for node in range(len(self._tree))] if self._node_top_k else []
-        return Verdict(self._path, self._best[last][0], top_ids, all_best)
+        return Verdict(self._path, self._chosen[last], top_ids, all_best)
 
 
 class GraphVerifier:
@@ -155,12 +192,22 @@ class GraphVerifier:
     A padded node carries the token -1, which nothing agrees with, sees itself and what is
     committed, and writes behind the tree. Graphs are captured when first needed and share memory.
 
+    Where a chooser takes the place of the best tokens, the graph ends at the logits.
+
     On a CPU the same function runs without a graph.
     """
 
     def __init__(
-        self, model: LlamaKVForCausalLM, cache: KVCache, top_k: int, node_top_k: int
+        self,
+        model: LlamaKVForCausalLM,
+        cache: KVCache,
+        top_k: int,
+        node_top_k: int,
+        *,
+        chooses: bool = False,
     ) -> None:
+        self.chooser: Chooser | None = None  # of the generation
+        self._chooses = chooses
         self._model = model
         self._cache = cache
         vocab = model.config.vocab_size
@@ -182,7 +229,8 @@ class GraphVerifier:
         with on_device(self._model.device):
             step = self._steps.get(key)
             if step is None:
-                step = StaticStep(self._model, self._cache, nodes, seen, self._widths)
+                widths = None if self._chooses else self._widths
+                step = StaticStep(self._model, self._cache, nodes, seen, widths)
                 step.load(tree, self._cache.length)  # capturing runs what is loaded
                 if self._captured is not None:
                     step.capture(*self._captured)
@@ -197,6 +245,11 @@ class GraphVerifier:
 
     def accept(self) -> Verdict:
         with on_device(self._model.device):
+            if self.chooser is not None:
+                logits = self._step.logits[: len(self._tree)]
+                tensors = TreeTensors.upload(self._tree, logits.device)
+                chosen = self.chooser.choose(logits, self._tree)
+                return accept(logits, tensors, *self._widths, chosen)
             answer = self._step.answer()
         return read_answer(answer, self._step.nodes, len(self._tree), *self._widths)
 
@@ -207,6 +260,7 @@ class StaticStep:
     Args:
         nodes: tree nodes, padding included.
         seen: slots of the cache that attention reads, committed or not.
+        widths: of find_answer; None: the step ends at the logits.
     """
 
     def __init__(
@@ -215,7 +269,7 @@ class StaticStep:
         cache: KVCache,
         nodes: int,
         seen: int,
-        widths: tuple[int, int],
+        widths: tuple[int, int] | None,
     ) -> None:
         device = model.device
         self.nodes = nodes
@@ -260,8 +314,10 @@ class StaticStep:
         x = model.model.embed_tokens(tokens.clamp(min=0))
         rotation = model.rotation(depths + length)
         x = model.run_layers(x, rotation, model.additive_mask(visible, 0), self._window)
-        tensors = TreeTensors(tokens, parents, depths, ancestors)
-        return greedy_answer(model.logits(x), tensors, *self._widths)
+        logits = model.logits(x)
+        if self._widths is None:
+            return logits
+        return find_answer(logits, TreeTensors(tokens, parents, depths, ancestors), *self._widths)
 
     @torch.inference_mode(False)
     def capture(self, pool: Any, stream: Any) -> None:
@@ -279,27 +335,35 @@ class StaticStep:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=stream):
                 self._answer = self._compute()
+            untouched = torch.full_like(self._answer, -1 if self._widths else torch.nan)
             with torch.inference_mode():
-                self._answer.fill_(-1)
+                self._answer.copy_(untouched)
             graph.replay()
-            if bool((self._answer < 0).all()):
+            if torch.allclose(self._answer, untouched, equal_nan=True):
                 raise RuntimeError("the captured graph does nothing")
         except RuntimeError as error:
             raise InputError(
                 f"a step of {self.nodes} nodes cannot be captured as a CUDA graph "
                 f"({brief(error)}); turn CUDA graphs off"
             ) from error
-        self._answer_on_host = torch.empty(
-            self._answer.shape, dtype=self._answer.dtype, pin_memory=True
-        )
+        if self._widths is not None:
+            self._answer_on_host = torch.empty(
+                self._answer.shape, dtype=self._answer.dtype, pin_memory=True
+            )
         self._graph = graph
 
     def run(self) -> None:
         if self._graph is None:
-            self._answer_on_host = self._compute()
+            self._answer = self._answer_on_host = self._compute()
             return
         self._graph.replay()
-        self._answer_on_host.copy_(self._answer, non_blocking=True)
+        if self._widths is not None:
+            self._answer_on_host.copy_(self._answer, non_blocking=True)
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """[nodes, vocab] of the last run, on the device; where a step ends there."""
+        return self._answer
 
     def answer(self) -> list[int]:
         if self._graph is not None:

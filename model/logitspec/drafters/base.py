@@ -29,7 +29,7 @@ class Measurable(Protocol):
 class Drafter(ABC):
     """A way to propose a draft tree. One instance serves one generation at a time.
 
-    decoding.generate() calls `reset` once with the prompt, then alternates `draft` and `observe`.
+    decoding.decode() calls `reset` once with the prompt, then alternates `draft` and `observe`.
     A drafter sees tokens only: no tensor layout, no mask, no cache; but for `prepare`, where it may
     measure the target.
 
@@ -45,7 +45,7 @@ class Drafter(ABC):
     prompt_top_k: int = 0  # the same of every prompt token's logits, for reset()
 
     def prepare(self, model: Measurable) -> None:  # noqa: B027 - most methods need nothing
-        """Find out about the target what the method has to know; generate() calls it first.
+        """Find out about the target what the method has to know; decode() calls it first.
 
         Nothing is to be done for a model that was prepared last.
 

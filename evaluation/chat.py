@@ -1,0 +1,189 @@
+"""A loaded model to talk to, one request at a time: what demo.py and serve.py have in common."""
+
+from __future__ import annotations
+
+import argparse
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from model.logitspec import DecodingResult, Drafter, DraftTree, Sampling, decode
+from model.logitspec.decoding import check_lengths
+from model.logitspec.errors import InputError, brief
+
+from .arguments import Parser, at_least
+from .engines import Models
+from .methods import find_method
+from .replaying import drafter_method
+from .targets import Target
+
+
+class Text:
+    """Text of tokens as they come, without what may yet change or belongs to a stop string.
+
+    Args:
+        tokenizer: of the tokens.
+        stop: strings before the first of which the text ends.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stop = [string for string in stop if string]
+        self._ids: list[int] = []
+        self._given = 0  # characters
+        self.stopped = False
+
+    def _decoded(self) -> str:
+        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+
+    def push(self, token: int) -> bool:
+        """Take in a token; whether a stop string is there now."""
+        self._ids.append(token)
+        text = self._decoded() if self._stop else ""
+        self.stopped = self.stopped or any(string in text for string in self._stop)
+        return self.stopped
+
+    def take(self, *, last: bool = False) -> str:
+        """What is new of the text and certain; of the `last` tokens all."""
+        text = self._decoded()
+        ends = [at for string in self._stop if (at := text.find(string)) >= 0]
+        if ends:
+            text = text[: min(ends)]
+        elif not last:
+            text = text.rstrip("\ufffd")  # half a character
+            longest = max(map(len, self._stop), default=1) - 1
+            for held in range(min(longest, len(text)), 0, -1):
+                if any(string.startswith(text[-held:]) for string in self._stop):
+                    text = text[:-held]
+                    break
+        new = text[self._given :]
+        self._given = max(self._given, len(text))
+        return new
+
+
+@dataclass
+class Job:
+    """A prompt to be answered.
+
+    Attributes:
+        prompt_ids: of it.
+        max_new_tokens: most tokens of the answer.
+        sampling: how they are chosen.
+        stop: strings that end it.
+        on_text: called with new text.
+        on_step: called with each verified tree and its committed nodes.
+        on_end: called with the result, or the error that ended it.
+        cancelled: set by whoever no longer wants the answer.
+    """
+
+    prompt_ids: list[int]
+    max_new_tokens: int
+    sampling: Sampling
+    stop: Sequence[str] = ()
+    on_text: Callable[[str], None] = lambda text: None
+    on_step: Callable[[DraftTree, list[int]], None] | None = None
+    on_end: Callable[[DecodingResult | Exception], None] = lambda result: None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    finish_reason: str = "length"  # or stop
+
+
+class Chat:
+    """A target with a drafter, and a thread that answers what is queued.
+
+    Args:
+        args: the flags of add_chat_flags and add_machine_flags.
+        waiting: most jobs in the queue.
+
+    Raises:
+        InputError: something that the flags name is not there.
+    """
+
+    def __init__(self, args: argparse.Namespace, waiting: int = 1) -> None:
+        self.target = Target.resolve(args)
+        self.method = args.method
+        method = drafter_method(args.method)
+        self.drafter: Drafter = method.drafter(**find_method(args.method).settings(vars(args)))
+        self.model = Models(self.target, shared=False).kv
+        self.drafter.prepare(self.model)
+        self._jobs: queue.Queue[Job | None] = queue.Queue(waiting)
+        self._thread = threading.Thread(target=self._work, daemon=True, name="decoding")
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job.
+
+        Raises:
+            InputError: its prompt and answer do not fit the model.
+            queue.Full: too many are waiting.
+        """
+        check_lengths(len(job.prompt_ids), job.max_new_tokens, self.target.max_positions)
+        self._jobs.put_nowait(job)
+
+    def close(self) -> None:
+        """End the thread behind the job that it is at."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if job.cancelled.is_set():
+                continue
+            try:
+                result = self.answer(job)
+            except Exception as error:  # whatever it is, the next job is not to wait for ever
+                job.on_end(error)
+            else:
+                job.on_end(result)
+
+    def answer(self, job: Job, drafter: Drafter | None = None) -> DecodingResult:
+        """Answer a job here and now, with another drafter than its own perhaps."""
+        text = Text(self.target.tokenizer, [*job.stop, *self.target.prompts.stop_strings])
+
+        def commit(tokens: list[int]) -> None:
+            if new := text.take():
+                job.on_text(new)
+
+        result = decode(
+            self.model,
+            job.prompt_ids,
+            drafter or self.drafter,
+            max_new_tokens=job.max_new_tokens,
+            eos_token_ids=self.target.eos_token_ids,
+            stop=lambda tokens: text.push(tokens[-1]) or job.cancelled.is_set(),
+            on_commit=commit,
+            on_step=job.on_step,
+            chooser=job.sampling.chooser(job.prompt_ids[:-1]),
+        )
+        if new := text.take(last=True):
+            job.on_text(new)
+        if text.stopped or result.tokens[-1] in self.target.eos_token_ids:
+            job.finish_reason = "stop"
+        return result
+
+    def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's answer.
+
+        Raises:
+            InputError: the template refuses these messages.
+        """
+        try:
+            return self.target.prompts.chat(messages)
+        except Exception as error:  # templates raise what they like, of roles they do not know
+            raise InputError(f"the chat template refuses the messages: {brief(error)}") from error
+
+
+def add_chat_flags(parser: Parser) -> None:
+    """The model, the method, and the length of answers."""
+    add = parser.add_argument
+    add(
+        "--model-path", required=True,
+        help="checkpoint: a local directory, a hub id or a GGUF file",
+    )  # fmt: skip
+    add(
+        "--method", default="calibrated@auto", metavar="NAME",
+        help="of evaluation.run, NAME@16 and FILE.py:CLASS included (default: calibrated@auto)",
+    )  # fmt: skip
+    add("--max-new-tokens", type=at_least(1), default=1024, help="most tokens of an answer")
+    add("--conv-template", metavar="NAME", help="as in the inference scripts")

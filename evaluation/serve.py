@@ -1,0 +1,464 @@
+"""An OpenAI-compatible server over one model: python -m evaluation.serve --help.
+
+/v1/chat/completions and /v1/completions, streamed (SSE) or not, and /v1/models. Requests wait in a
+bounded queue and are answered one at a time; usage says how many drafted tokens were accepted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import queue
+import secrets
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Literal
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from model.logitspec import DecodingResult, Sampling
+from model.logitspec.errors import InputError
+
+from .arguments import Parser, add_machine_flags, at_least, run_command
+from .chat import Chat, Job, add_chat_flags
+from .targets import model_name
+
+LARGEST_BODY = 4 << 20  # bytes of a request
+DEFAULT_TOKENS = 512  # of an answer, where the request does not say
+
+
+class Refused(Exception):
+    """A request that is answered with an HTTP error in OpenAI's form."""
+
+    def __init__(
+        self, message: str, status: int = 400, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
+class TextPart(BaseModel):
+    """A piece of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """A turn of a conversation."""
+
+    role: str
+    content: str | list[TextPart]
+
+    def plain(self) -> dict[str, str]:
+        """As a chat template wants it."""
+        if isinstance(self.content, str):
+            return {"role": self.role, "content": self.content}
+        return {"role": self.role, "content": "".join(part.text for part in self.content)}
+
+
+class StreamOptions(BaseModel):
+    """Of a streamed answer."""
+
+    include_usage: bool = False
+
+
+class Asked(BaseModel):
+    """What both kinds of request have."""
+
+    model_config = ConfigDict(extra="allow")  # UNSUPPORTED says which are refused
+
+    model: str
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @property
+    def most(self) -> int | None:
+        """Tokens of the answer."""
+        return self.max_tokens
+
+
+class ChatAsked(Asked):
+    """The body of /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+
+    @property
+    def most(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+
+class TextAsked(Asked):
+    """The body of /v1/completions."""
+
+    prompt: str | list[int]
+
+
+# Fields that change what is answered and cannot be done, with the values that ask for nothing.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "modalities": (None, ["text"]),
+    "n": (None, 1),
+    "prediction": (None,),
+    "presence_penalty": (None, 0),
+    "response_format": (None, {"type": "text"}),
+    "suffix": (None, ""),
+    "tool_choice": (None, "none"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+}
+
+
+class Answering:
+    """A job of the decoding thread, as the event loop sees it.
+
+    Args:
+        chat: that answers.
+        job: what is asked.
+
+    Raises:
+        Refused: it does not fit the model, or too many requests wait.
+    """
+
+    def __init__(self, chat: Chat, job: Job) -> None:
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[str | DecodingResult | Exception] = asyncio.Queue()
+
+        def tell(event: str | DecodingResult | Exception) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        job.on_text = job.on_end = tell
+        self.job = job
+        self._events = events
+        self.result: DecodingResult | None = None
+        try:
+            chat.submit(job)
+        except queue.Full as error:
+            raise Refused(
+                "too many requests are waiting; try again later", 429, code="queue_full"
+            ) from error
+        except InputError as error:
+            raise Refused(str(error), code="context_length_exceeded") from error
+
+    async def texts(self) -> AsyncIterator[str]:
+        """The answer's text as it comes; afterwards `result` is there.
+
+        Raises:
+            Refused: decoding failed.
+        """
+        while True:
+            event = await self._events.get()
+            if isinstance(event, Exception):
+                raise Refused(f"decoding failed: {event}", 500)
+            if isinstance(event, DecodingResult):
+                self.result = event
+                return
+            yield event
+
+
+class Server:
+    """The endpoints.
+
+    Args:
+        chat: answers.
+        name: of the model.
+        most_tokens: of an answer.
+    """
+
+    def __init__(self, chat: Chat, name: str, most_tokens: int) -> None:
+        self._chat = chat
+        self._name = name
+        self._most = most_tokens
+        self._made = int(time.time())
+
+    async def models(self) -> dict[str, Any]:
+        return {"object": "list", "data": [await self.model(self._name)]}
+
+    async def model(self, name: str) -> dict[str, Any]:
+        self._check_model(name)
+        return {"id": name, "object": "model", "created": self._made, "owned_by": "logitspec"}
+
+    async def chat(self, asked: ChatAsked, request: Request) -> Any:
+        try:
+            prompt = self._chat.prompt([message.plain() for message in asked.messages])
+        except InputError as error:
+            raise Refused(str(error), param="messages") from error
+        return await self._answer(asked, prompt, request, chat=True)
+
+    async def complete(self, asked: TextAsked, request: Request) -> Any:
+        prompt = asked.prompt
+        if isinstance(prompt, str):
+            prompt = list(self._chat.target.tokenizer(prompt).input_ids)
+        vocabulary = self._chat.model.config.vocab_size
+        if not prompt or not all(0 <= token < vocabulary for token in prompt):
+            raise Refused("the prompt is empty or holds what is no token id", param="prompt")
+        return await self._answer(asked, prompt, request, chat=False)
+
+    def _check_model(self, name: str) -> None:
+        if name != self._name:
+            raise Refused(
+                f"the model {name!r} does not exist; this server has {self._name!r}",
+                404, "model", "model_not_found",
+            )  # fmt: skip
+
+    def _job(self, asked: Asked, prompt: list[int]) -> Job:
+        self._check_model(asked.model)
+        extra = asked.model_extra or {}
+        for name in sorted(extra.keys() & UNSUPPORTED.keys()):
+            if extra[name] not in UNSUPPORTED[name]:
+                raise Refused(f"{name} is not supported; leave it out", param=name)
+        try:
+            sampling = Sampling(
+                asked.temperature,
+                asked.top_k if asked.temperature else 0,
+                asked.top_p if asked.temperature else 1.0,
+                asked.min_p if asked.temperature else 0.0,
+                asked.repetition_penalty,
+                secrets.randbelow(2**63) if asked.seed is None else asked.seed % 2**63,
+            )
+        except InputError as error:
+            raise Refused(str(error), param=str(error).partition(" ")[0]) from error
+        left = self._chat.target.max_positions - len(prompt)
+        most = asked.most
+        if most is not None and most > self._most:
+            raise Refused(
+                f"max_tokens is {most}, this server gives {self._most}", param="max_tokens"
+            )
+        if most is None:
+            most = max(1, min(DEFAULT_TOKENS, self._most, left))
+        stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
+        if len(stop) > 16 or not all(stop):
+            raise Refused("stop is more than 16 strings, or an empty one", param="stop")
+        return Job(prompt, most, sampling, stop)
+
+    async def _answer(
+        self, asked: Asked, prompt: list[int], request: Request, *, chat: bool
+    ) -> Any:
+        answering = Answering(self._chat, self._job(asked, prompt))
+        ident = ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12)
+        kind = ("chat.completion" if chat else "text_completion") + (
+            ".chunk" if chat and asked.stream else ""
+        )
+        common = {
+            "id": ident, "object": kind, "created": int(time.time()), "model": self._name,
+        }  # fmt: skip
+        if asked.stream:
+            usage = asked.stream_options is not None and asked.stream_options.include_usage
+            return StreamingResponse(
+                self._stream(answering, common, chat=chat, usage=usage),
+                media_type="text/event-stream",
+            )
+        reading = asyncio.ensure_future(joined(answering))
+        try:
+            while not reading.done():
+                await asyncio.wait([reading], timeout=0.5)
+                if await request.is_disconnected():
+                    raise Refused("the client is gone", 499)
+            text = reading.result()
+        finally:
+            answering.job.cancelled.set()
+            reading.cancel()
+        reason = answering.job.finish_reason
+        choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": None}
+        if chat:
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        else:
+            choice["text"] = text
+        return {**common, "choices": [choice], "usage": count(answering.result)}
+
+    async def _stream(
+        self, answering: Answering, common: dict[str, Any], *, chat: bool, usage: bool
+    ) -> AsyncIterator[str]:
+        def event(content: dict[str, Any]) -> str:
+            return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+        def chunk(text: str | None, reason: str | None = None) -> str:
+            choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": None}
+            if chat:
+                choice["delta"] = {} if text is None else {"content": text}
+            else:
+                choice["text"] = text or ""
+            return event({**common, "choices": [choice]} | ({"usage": None} if usage else {}))
+
+        try:
+            if chat:
+                delta = {"role": "assistant", "content": ""}
+                first = {"index": 0, "finish_reason": None, "logprobs": None, "delta": delta}
+                yield event({**common, "choices": [first]})
+            async for text in answering.texts():
+                yield chunk(text)
+            yield chunk(None, answering.job.finish_reason)
+            if usage:
+                yield event({**common, "choices": [], "usage": count(answering.result)})
+            yield "data: [DONE]\n\n"
+        except Refused as error:
+            yield event(body(error))
+        finally:  # the client may be gone
+            answering.job.cancelled.set()
+
+
+async def joined(answering: Answering) -> str:
+    return "".join([text async for text in answering.texts()])
+
+
+def count(result: DecodingResult | None) -> dict[str, Any]:
+    """OpenAI's usage, with what became of the drafts, and this project's own books."""
+    assert result is not None
+    new = len(result.tokens)
+    return {
+        "prompt_tokens": result.prompt_tokens,
+        "completion_tokens": new,
+        "total_tokens": result.prompt_tokens + new,
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": new - result.steps,
+            "rejected_prediction_tokens": sum(result.tree_sizes) - new,
+        },
+        "speculation": {
+            "steps": result.steps,
+            "mean_accepted_tokens": round(result.mean_accepted_tokens, 4),
+            "accept_lengths": result.accept_lengths,
+        },
+    }
+
+
+def body(error: Refused) -> dict[str, Any]:
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    return {
+        "error": {
+            "message": str(error), "type": kind, "param": error.param, "code": error.code,
+        }
+    }  # fmt: skip
+
+
+class LimitBody:
+    """ASGI middleware: refuses bodies over LARGEST_BODY, however they come."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        parts: list[bytes] = []
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return  # the client is gone
+            parts.append(message.get("body", b""))
+            more = message.get("more_body", False)
+            if sum(map(len, parts)) > LARGEST_BODY:
+                refused = Refused(f"the request is larger than {LARGEST_BODY} bytes", 413)
+                await JSONResponse(body(refused), 413)(scope, receive, send)
+                return
+        whole: Any = {"type": "http.request", "body": b"".join(parts), "more_body": False}
+
+        async def replay() -> Any:
+            nonlocal whole
+            if whole is None:
+                return await receive()
+            message, whole = whole, None
+            return message
+
+        await self._app(scope, replay, send)
+
+
+def make_app(chat: Chat, name: str, most_tokens: int) -> FastAPI:
+    """The application."""
+    server = Server(chat, name, most_tokens)
+    app = FastAPI(title="LogitSpec", docs_url=None, redoc_url=None)
+    app.add_middleware(LimitBody)
+    app.get("/v1/models")(server.models)
+    app.get("/v1/models/{name:path}")(server.model)
+    app.post("/v1/chat/completions", response_model=None)(server.chat)
+    app.post("/v1/completions", response_model=None)(server.complete)
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> JSONResponse:
+        headers = {"Retry-After": "1"} if error.status == 429 else None
+        return JSONResponse(body(error), error.status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        return JSONResponse(
+            body(Refused(f"{where or 'the body'}: {first['msg']}", param=where)), 400
+        )
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse(body(Refused(str(error.detail), error.status_code)), error.status_code)
+
+    return app
+
+
+def serve(args: argparse.Namespace) -> None:
+    """What main() does once the flags are parsed."""
+    with listen(args.host, args.port) as listening:
+        chat = Chat(args, waiting=args.queue)
+        name = args.model_name or model_name(args.model_path)
+        server = uvicorn.Server(
+            uvicorn.Config(make_app(chat, name, args.max_new_tokens), log_level="warning")
+        )
+        address = f"http://{args.host}:{listening.getsockname()[1]}/v1"
+        print(f"{name} with {args.method} at {address}, Ctrl-C ends it", flush=True)
+        server.run([listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(place[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port"
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser("python -m evaluation.serve", "Serve a model by OpenAI's API.")
+    add = parser.add_argument
+    add_chat_flags(parser)
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one")
+    add("--port", type=at_least(0, 65535), default=8000, help="to listen on; 0: any that is free")
+    add("--queue", type=at_least(1, 100_000), default=64, metavar="N", help="most requests waiting")
+    add("--model-name", metavar="NAME", help="what clients call it (default: the checkpoint's)")
+    add_machine_flags(parser)
+    args = parser.parse_args(argv)
+    return run_command(parser.prog, lambda: serve(args), "ended")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Files of step costs: what a step costs by its nodes, measured while other things are measured.
+
+{"rounds": R, "curves": [{"node_top_k": K, "rejected": B, and the fields of StepCost}]}: curves of
+steps that read K best tokens of every node, and of those that accept no draft (B) or some.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from model.logitspec import LlamaKVForCausalLM
+from model.logitspec.errors import InputError
+from model.logitspec.step_cost import Meter, StepCost
+
+from .traces import write_atomically
+
+METER_EVERY = 8  # questions between two measurements of the step costs: machines drift
+ROW_WIDTH = 16  # best tokens of every node that some steps read
+Kind = tuple[int, bool]  # best tokens read of every node; whether no draft is accepted
+KINDS: tuple[Kind, ...] = ((0, False), (0, True), (ROW_WIDTH, False))
+
+
+class StepCosts:
+    """Measures what a step costs a little now and then, and keeps the file of it up to date.
+
+    Args:
+        model: the target, loaded.
+        path: of the file; what an earlier run wrote stands until this one has measured as often.
+        top_k: best tokens that are read of the logits that choose the next root.
+    """
+
+    def __init__(self, model: LlamaKVForCausalLM, path: Path, top_k: int) -> None:
+        self._path = path
+        self._meters = {
+            (width, rejected): Meter(model, top_k, width, rejected=rejected)
+            for width, rejected in KINDS
+        }
+        self.stored = measured_rounds(path)
+        self._rounds = 0
+
+    def measure(self) -> None:
+        self._rounds += 1
+        for meter in self._meters.values():
+            meter.run(2, 1)
+        if self._rounds >= self.stored:
+            costs = {kind: meter.cost(0.5) for kind, meter in self._meters.items()}
+            save_step_costs(self._path, costs, self._rounds)
+            self.stored = self._rounds
+
+
+def likest(costs: Mapping[Kind, StepCost], node_top_k: int, *, rejected: bool) -> StepCost:
+    """Of some curves the one made most alike.
+
+    Whether every node's logits are read at all makes more of a difference than how many, and that
+    more than whether a draft was accepted.
+    """
+
+    def unlikeness(kind: Kind) -> tuple[bool, int, bool]:
+        return (
+            bool(kind[0]) is not bool(node_top_k),
+            abs(kind[0] - node_top_k),
+            kind[1] is not rejected,
+        )
+
+    return costs[min(costs, key=unlikeness)]
+
+
+def save_step_costs(path: Path, costs: Mapping[Kind, StepCost], rounds: int) -> None:
+    """Write curves, found in so many rounds of measuring."""
+    content = {
+        "rounds": rounds,
+        "curves": [
+            {"node_top_k": width, "rejected": rejected, **asdict(cost)}
+            for (width, rejected), cost in costs.items()
+        ],
+    }
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; make room, go on") from error
+
+
+def measured_rounds(path: Path) -> int:
+    """In how many rounds the curves of a file were measured; 0: there is no such file."""
+    if not path.is_file():
+        return 0
+    load_step_costs(path)
+    return int(json.loads(path.read_text(encoding="utf-8")).get("rounds", 1))
+
+
+def load_step_costs(path: Path) -> dict[Kind, StepCost]:
+    """The curves of a file like step-cost.json.
+
+    Raises:
+        InputError: no such file, or no curves in it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        curves = {}
+        for curve in content["curves"]:
+            cost = StepCost(
+                contexts=positive(curve["contexts"], 2),
+                nodes=positive(curve["nodes"]),
+                seconds=[positive(line, len(curve["nodes"])) for line in curve["seconds"]],
+                padded=bool(curve.get("padded", False)),
+            )
+            rising = all(sorted(set(x)) == list(x) for x in (cost.contexts, cost.nodes))
+            whole = all(isinstance(n, int) for n in cost.nodes)
+            if not (rising and whole) or len(cost.seconds) != 2 or cost.nodes[0] != 1:
+                raise ValueError(
+                    "two rising contexts, rising whole nodes from 1, a line for each context"
+                )
+            curves[int(curve.get("node_top_k", 0)), bool(curve.get("rejected"))] = cost
+        if not curves:
+            raise ValueError("none")
+        return curves
+    except OSError as error:
+        raise InputError(f"cannot read the step costs {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} holds no step costs ({error}); docs/replay.md says what such a file holds"
+        ) from error
+
+
+def positive(values: Any, count: int | None = None) -> Sequence[Any]:
+    """A list of positive numbers; ValueError otherwise."""
+    if not isinstance(values, list) or len(values) != (len(values) if count is None else count):
+        raise ValueError(f"{values!r} is no list of {count or 'some'} numbers")
+    for value in values:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
+            raise ValueError(f"{value!r} is no positive number")
+    return values

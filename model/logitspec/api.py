@@ -1,0 +1,329 @@
+"""For use outside of the benchmark: generate(), and the same for models of transformers."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerateDecoderOnlyOutput,
+    MaxLengthCriteria,
+)
+
+from .decoding import DecodingResult, decode
+from .draft_tree import DraftTree
+from .drafters import DRAFTERS, Drafter
+from .errors import InputError
+from .kernels import choose_kernels
+from .loading import check_config, eos_of, finish
+from .modeling_llama_kv import LlamaKVForCausalLM
+from .sampling import Chooser, Sampling
+
+
+def generate(
+    model: LlamaKVForCausalLM,
+    input_ids: Sequence[int] | torch.Tensor,
+    method: str | Drafter = "calibrated",
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    eos_token_ids: Collection[int] | None = None,
+    logits_processor: LogitsProcessorList | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
+    streamer: Any = None,
+    on_commit: Callable[[list[int]], None] | None = None,
+    on_step: Callable[[DraftTree, list[int]], None] | None = None,
+) -> DecodingResult:
+    """Generate after a prompt; the tokens are the target's own, only the forwards are fewer.
+
+    Args:
+        model: the target, from load() or wrap().
+        input_ids: of the prompt, n of them or a tensor [n] or [1, n].
+        method: a name in DRAFTERS, or a drafter, which keeps from one call to the next what its
+            method keeps.
+        max_new_tokens: most tokens to generate; never exceeded.
+        temperature: of sampling; 0: the best token, always. The other filters are Sampling's.
+        seed: of sampling; None: a new one, each time.
+        eos_token_ids: the first of these ends the generation and is kept; None: the checkpoint's.
+        logits_processor: transformers' or yours, called before temperature and filters with the
+            ids up to a token and its logits: functions of these two alone.
+        stopping_criteria: transformers' or yours, asked after every token, without scores.
+        streamer: a transformers streamer, given the prompt and then the tokens of each step.
+        on_commit: called after each step with the tokens it committed.
+        on_step: the same with the tree that was verified and its committed nodes.
+
+    Returns:
+        The tokens and the books: accept lengths, tree sizes, seconds per phase.
+
+    Raises:
+        InputError: what is asked for makes no sense, or is not there.
+    """
+    prompt = one_prompt(input_ids)
+    sampling = Sampling(
+        temperature, top_k, top_p, min_p, repetition_penalty,
+        secrets.randbelow(2**63) if seed is None else seed,
+    )  # fmt: skip
+    processors = LogitsProcessorList([*(logits_processor or ()), *sampling.processors()])
+    drafter = find_drafter(method)
+    if streamer is not None:
+        streamer.put(torch.tensor([prompt]))
+    return run(
+        model,
+        prompt,
+        drafter,
+        processors=processors,
+        seed=sampling.seed if temperature > 0 else None,
+        max_new_tokens=max_new_tokens,
+        eos_token_ids=model.eos_token_ids if eos_token_ids is None else eos_token_ids,
+        stopping_criteria=stopping_criteria,
+        streamer=streamer,
+        on_commit=on_commit,
+        on_step=on_step,
+    )
+
+
+def run(
+    model: LlamaKVForCausalLM,
+    prompt: list[int],
+    drafter: Drafter,
+    *,
+    processors: LogitsProcessorList,
+    seed: int | None,
+    max_new_tokens: int,
+    eos_token_ids: Collection[int],
+    stopping_criteria: StoppingCriteriaList | None,
+    streamer: Any,
+    on_commit: Callable[[list[int]], None] | None = None,
+    on_step: Callable[[DraftTree, list[int]], None] | None = None,
+) -> DecodingResult:
+    """decode() with transformers' helpers; `seed` None: no noise. A streamer has the prompt."""
+    check_processors(processors)
+    chooser = None
+    if processors or seed is not None:
+        chooser = Chooser(processors, seed, prompt[:-1])
+
+    def stop(tokens: list[int]) -> bool:
+        ids = torch.tensor([prompt + tokens], device=model.device)
+        return bool(cast(StoppingCriteriaList, stopping_criteria)(ids, None).all())
+
+    def commit(tokens: list[int]) -> None:
+        if streamer is not None:
+            streamer.put(torch.tensor(tokens))
+        if on_commit is not None:
+            on_commit(tokens)
+
+    result = decode(
+        model,
+        prompt,
+        drafter,
+        max_new_tokens=max_new_tokens,
+        eos_token_ids=eos_token_ids,
+        on_commit=commit,
+        on_step=on_step,
+        stop=stop if stopping_criteria else None,
+        chooser=chooser,
+    )
+    if streamer is not None:
+        streamer.end()
+    return result
+
+
+def one_prompt(input_ids: Sequence[int] | torch.Tensor) -> list[int]:
+    """The ids of a single prompt.
+
+    Raises:
+        InputError: there are several, or they are no ids.
+    """
+    if isinstance(input_ids, torch.Tensor):
+        if input_ids.dim() == 2 and len(input_ids) == 1:
+            input_ids = input_ids[0]
+        if input_ids.dim() != 1 or input_ids.is_floating_point():
+            raise InputError(
+                f"input_ids is {input_ids.dtype} {list(input_ids.shape)}; give the token ids of "
+                "one prompt, [n] or [1, n]: a draft tree fills the batch"
+            )
+        input_ids = input_ids.tolist()
+    if not all(isinstance(token, int) for token in input_ids):
+        raise InputError("input_ids holds what is no token id; give the token ids of one prompt")
+    return list(input_ids)
+
+
+def find_drafter(method: str | Drafter) -> Drafter:
+    """The drafter itself, or a new one of this name.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if isinstance(method, Drafter):
+        return method
+    if method not in DRAFTERS:
+        raise InputError(f"no method {method!r}; there are {', '.join(DRAFTERS)}")
+    return DRAFTERS[method]()
+
+
+# Processors that keep something from one call to the next, or run a model of their own: they are
+# called once for every node, not once for every token.
+STATEFUL = (
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor",  # guidance_scale
+    "SynthIDTextWatermarkLogitsProcessor",
+    "WhisperTimeStampLogitsProcessor",
+    "WhisperNoSpeechDetection",
+)
+
+
+def check_processors(processors: LogitsProcessorList) -> None:
+    """Raise InputError for those that are not functions of ids and logits alone."""
+    for processor in processors:
+        if type(processor).__name__ in STATEFUL:
+            raise InputError(
+                f"the logits processor {type(processor).__name__} keeps a state from token to "
+                "token, and a draft tree asks for many at once; leave it out"
+            )
+
+
+wrapped: WeakKeyDictionary[nn.Module, LlamaKVForCausalLM] = WeakKeyDictionary()
+
+
+def wrap(model: Any, *, cpu_kernels: str = "auto", cuda_graphs: str = "auto") -> LlamaKVForCausalLM:
+    """A transformers model as this package runs it, over the same weights; remembered with it.
+
+    On a CPU the native and packed kernels hold a second copy of the weights, laid out for them;
+    with `plain` there is none.
+
+    Args:
+        model: a causal language model of transformers, of an architecture covered.
+        cpu_kernels: as load(), and cuda_graphs. They count in the first call for a model.
+
+    Raises:
+        InputError: it is none that is covered, or the kernels do not run here.
+    """
+    if isinstance(model, LlamaKVForCausalLM):
+        return model
+    if model not in wrapped:
+        wrapped[model] = twin(model, cpu_kernels, cuda_graphs)
+    return wrapped[model]
+
+
+def twin(model: Any, cpu_kernels: str, cuda_graphs: str) -> LlamaKVForCausalLM:
+    config = check_config(model.config, type(model).__name__)
+    with init_empty_weights():
+        ours = LlamaKVForCausalLM(config)
+    for name, module in list(ours.named_modules()):
+        if isinstance(module, nn.Linear | nn.Embedding):
+            parent, _, leaf = name.rpartition(".")
+            setattr(ours.get_submodule(parent), leaf, model.get_submodule(name))
+        elif "weight" in module._parameters:  # a norm
+            module.weight = model.get_submodule(name).weight
+    ours.eos_token_ids = eos_of(getattr(model, "generation_config", None), config)
+    kernels = choose_kernels(config, ours.dtype, str(ours.device), cpu_kernels)
+    return finish(ours, kernels, cpu_kernels, cuda_graphs, keep_weights=True)
+
+
+def custom_generate(
+    model: Any,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: Any,
+    synced_gpus: bool = False,
+    streamer: Any = None,
+    method: str | Drafter = "calibrated",
+    **model_kwargs: Any,
+) -> Any:
+    """For `model.generate(ids, custom_generate=logitspec.custom_generate, method=...)`.
+
+    The generation config, logits processors, stopping criteria and streamer of the call hold. The
+    noise of sampling comes of torch's seed, so torch.manual_seed() makes it repeatable; the samples
+    are others than transformers' own for it, of the same distribution.
+
+    Returns:
+        [1, n] token ids, prompt included; with return_dict_in_generate an object that holds them as
+        `sequences` and the DecodingResult as `decoding`.
+
+    Raises:
+        InputError: an option that this cannot do, by its name.
+    """
+    # transformers 4.56 to 5.23 do not hand these two on to a callable: its frame has them.
+    call = sys._getframe(1).f_locals
+    streamer = call.get("streamer") if streamer is None else streamer
+    refuse_options(generation_config, call.get("assistant_model"), synced_gpus, model_kwargs)
+    prompt = one_prompt(input_ids)
+    target = wrap(model)
+    eos = generation_config.eos_token_id
+    result = run(
+        target,
+        prompt,
+        find_drafter(method),
+        processors=logits_processor,
+        seed=int(torch.randint(2**63 - 1, ())) if generation_config.do_sample else None,
+        max_new_tokens=generation_config.max_length - len(prompt),
+        eos_token_ids=() if eos is None else {eos} if isinstance(eos, int) else set(eos),
+        stopping_criteria=StoppingCriteriaList(
+            criterion for criterion in stopping_criteria if not isinstance(criterion, KNOWN_ENDS)
+        ),
+        streamer=streamer,
+    )
+    sequences = torch.tensor([prompt + result.tokens], device=input_ids.device)
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    output = GenerateDecoderOnlyOutput(sequences=sequences)
+    output.decoding = result
+    return output
+
+
+KNOWN_ENDS = (MaxLengthCriteria, EosTokenCriteria)  # which decode() sees to itself
+
+
+def refuse_options(
+    config: Any, assistant_model: Any, synced_gpus: bool, model_kwargs: Mapping[str, Any]
+) -> None:
+    """Raise InputError for what a call of transformers' generate() asks for and this cannot do."""
+    mask = model_kwargs.get("attention_mask")
+    past = model_kwargs.get("past_key_values")
+    asked = {
+        "assistant_model": assistant_model is not None,
+        "synced_gpus": synced_gpus,
+        "an attention_mask with zeros": mask is not None and not bool(mask.all()),
+        "inputs_embeds": model_kwargs.get("inputs_embeds") is not None,
+        "past_key_values": past is not None and past.get_seq_length() > 0,
+        "num_beams": (config.num_beams or 1) > 1,
+        "num_return_sequences": (config.num_return_sequences or 1) > 1,
+        "use_cache=False": config.use_cache is False,
+        **{name: bool(getattr(config, name, None)) for name in REFUSED},
+    }
+    names = [name for name, wanted in asked.items() if wanted]
+    if names:
+        raise InputError(
+            f"custom_generate cannot do {', '.join(names)}; leave it out, or generate without "
+            "custom_generate"
+        )
+
+
+# Options of transformers' GenerationConfig that are other ways to decode, or want more than tokens.
+REFUSED = (
+    "cache_implementation",
+    "constraints",
+    "dola_layers",
+    "force_words_ids",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+    "penalty_alpha",
+    "prompt_lookup_num_tokens",
+    "speculation_type",
+    "use_mtp",
+)

@@ -1,0 +1,215 @@
+"""What the target itself says after a node: its logits, processed as transformers does, and noise.
+
+The noise is Gumbel's, added to the processed logits, so that the largest sum is a sample of their
+softmax. It is a function of the seed, the position of the token that is chosen, and the token: runs
+with one seed choose alike wherever their logits are alike, whatever trees they verify. A draft is
+accepted if it is what was chosen, so the output is the target's own at any temperature.
+
+Source: Gumbel-max, e.g. Maddison, Tarlow, Minka, A* Sampling, arXiv 1411.0030; the generator is
+splitmix64 (Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process
+
+from .draft_tree import DraftTree
+from .errors import InputError
+
+# Processors that look at no context: one call serves rows of different lengths.
+ROWWISE = tuple(
+    getattr(logits_process, name)
+    for name in (
+        "EpsilonLogitsWarper",
+        "EtaLogitsWarper",
+        "InfNanRemoveLogitsProcessor",
+        "LogitNormalization",
+        "MinPLogitsWarper",
+        "SuppressTokensLogitsProcessor",
+        "TemperatureLogitsWarper",
+        "TopHLogitsWarper",
+        "TopKLogitsWarper",
+        "TopPLogitsWarper",
+        "TypicalLogitsWarper",
+    )
+    if hasattr(logits_process, name)  # TopH is younger than the transformers that we begin at
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen from the target's logits.
+
+    Attributes:
+        temperature: of the softmax; 0 takes the best token.
+        top_k: only the best so many tokens; 0: all.
+        top_p: only the best tokens that make up this much probability, in (0, 1].
+        min_p: only tokens with at least this share of the best one's probability, in [0, 1].
+        repetition_penalty: what logits of tokens in the context are divided by (multiplied, where
+            negative), over 0; 1 changes nothing.
+        seed: of the noise, 0 to 2^63 - 1.
+
+    Raises:
+        InputError: a number outside its range, or a filter of samples at temperature 0.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, fits, wanted in (
+            ("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "0 or more"),
+            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
+            (
+                "repetition_penalty",
+                math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
+                "more than 0",
+            ),
+            ("seed", 0 <= self.seed < 2**63, "0 or more, and less than 2^63"),
+        ):
+            if not fits:
+                raise InputError(f"{name} is {getattr(self, name)}; give {wanted}")
+        if self.temperature == 0 and (self.top_k or self.top_p < 1 or self.min_p):
+            raise InputError(
+                "top_k, top_p and min_p choose among samples, and temperature 0 takes none; "
+                "give a temperature above 0 or leave them out"
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of transformers' GenerationConfig that say the same."""
+        found: dict[str, Any] = {"do_sample": self.temperature > 0}
+        if self.temperature > 0:
+            found |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+            found |= {"min_p": self.min_p} if self.min_p else {}
+        return found | {"repetition_penalty": self.repetition_penalty}
+
+    def processors(self) -> LogitsProcessorList:
+        """transformers' processors, in the order in which its generate() calls them."""
+        found = LogitsProcessorList()
+        if self.repetition_penalty != 1:
+            penalty = self.repetition_penalty
+            found.append(logits_process.RepetitionPenaltyLogitsProcessor(penalty))
+        if self.temperature > 0:
+            if self.temperature != 1:
+                found.append(logits_process.TemperatureLogitsWarper(self.temperature))
+            if self.top_k:
+                found.append(logits_process.TopKLogitsWarper(self.top_k))
+            if self.top_p < 1:
+                found.append(logits_process.TopPLogitsWarper(self.top_p))
+            if self.min_p:
+                found.append(logits_process.MinPLogitsWarper(self.min_p))
+        return found
+
+    def chooser(self, prompt_ids: Sequence[int]) -> Chooser | None:
+        """What chooses for a generation after this prompt; None: the best token, and nothing else.
+
+        Args:
+            prompt_ids: token ids, but for the last, which is the root of the first tree.
+        """
+        processors = self.processors()
+        if not processors and not self.temperature:
+            return None
+        return Chooser(processors, self.seed if self.temperature else None, prompt_ids)
+
+
+class Chooser:
+    """Chooses the target's own token after nodes of a tree; one generation long.
+
+    Args:
+        processors: of transformers, called with the ids up to a node and its logits in float32.
+        seed: of the noise; None: no noise, the best token after processing.
+        ids: the token ids before the first tree's root.
+    """
+
+    def __init__(
+        self, processors: LogitsProcessorList, seed: int | None, ids: Iterable[int]
+    ) -> None:
+        self._processors = processors
+        self._stream = None if seed is None else mixed(seed)
+        self._ids = list(ids)
+        self._rowwise = all(isinstance(processor, ROWWISE) for processor in processors)
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        """Go on behind these tokens."""
+        self._ids += tokens
+
+    def choose(
+        self, logits: torch.Tensor, tree: DraftTree, nodes: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """The token after each of these nodes: [m] int64, where the logits are.
+
+        Args:
+            logits: [m, vocab], the target's after these nodes.
+            tree: that they are nodes of; its root comes after the committed ids.
+            nodes: of it; None: all of them.
+        """
+        if nodes is None:
+            nodes = range(len(tree))
+        depths = [tree.depths[node] for node in nodes]
+        scores = logits.to(torch.float32, copy=True)  # a processor may write into it
+        if self._rowwise:
+            ids = torch.zeros(len(nodes), 1, dtype=torch.int64, device=scores.device)
+            scores = self._processors(ids, scores)
+        else:
+            context = torch.tensor(self._ids, dtype=torch.int64, device=scores.device)
+            for depth in set(depths):  # rows of one length at a time
+                rows = [row for row, its in enumerate(depths) if its == depth]
+                paths = torch.tensor([tree.path_tokens(nodes[row]) for row in rows])
+                ids = torch.cat((context.expand(len(rows), -1), paths.to(scores.device)), dim=1)
+                scores[rows] = self._processors(ids, scores[rows])
+        if self._stream is not None:
+            positions = [len(self._ids) + depth + 1 for depth in depths]
+            scores = scores + gumbel(self._stream, positions, scores.shape[1], scores.device)
+        return scores.max(dim=-1).indices
+
+
+MASK = 2**64 - 1
+STRIDE = 0x9E3779B97F4A7C15
+FIRST, SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def mixed(number: int) -> int:
+    """splitmix64's output for a state of 64 bits."""
+    number = (number + STRIDE) & MASK
+    number = (number ^ number >> 30) * FIRST & MASK
+    number = (number ^ number >> 27) * SECOND & MASK
+    return number ^ number >> 31
+
+
+def signed(number: int) -> int:
+    """The same 64 bits as a signed number, as torch has them."""
+    return number - 2**64 if number >= 2**63 else number
+
+
+def gumbel(stream: int, positions: Sequence[int], count: int, device: torch.device) -> torch.Tensor:
+    """Gumbel noise [m, count], float64: a row for each position, the same on every device.
+
+    Args:
+        stream: 64 bits that tell runs apart.
+        positions: of a row each, in whatever stream of numbers.
+        count: columns; the first are the same whatever the count.
+        device: where to make it.
+    """
+    states = [signed(mixed(stream ^ mixed(position))) for position in positions]
+    x = torch.arange(1, count + 1, device=device) * signed(STRIDE)
+    x = torch.tensor(states, device=device)[:, None] + x
+    # >> keeps the sign: the mask takes what it shifts in away
+    x = (x ^ ((x >> 30) & 2**34 - 1)) * signed(FIRST)
+    x = (x ^ ((x >> 27) & 2**37 - 1)) * signed(SECOND)
+    x = x ^ ((x >> 31) & 2**33 - 1)
+    uniform = (((x >> 11) & 2**53 - 1).double() + 0.5) * 2.0**-53  # in (0, 1), both ends out
+    return uniform.log_().neg_().log_().neg_()

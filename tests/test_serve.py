@@ -1,0 +1,306 @@
+"""The server, asked by OpenAI's own client and by others that do not keep to the rules."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from evaluation.chat import Chat, Job, Text
+from evaluation.serve import LARGEST_BODY, main, make_app
+from model.logitspec import Sampling, VanillaDrafter, decode
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_chat(path: str, **changed: Any) -> Chat:
+    args = {
+        "model_path": path, "device": "cpu", "dtype": "float32", "num_gpus_per_model": 1,
+        "cpu_kernels": "auto", "cuda_graphs": "auto", "conv_template": None,
+        "method": "logitspec@8",
+    }  # fmt: skip
+    return Chat(argparse.Namespace(**args | changed), waiting=2)
+
+
+@pytest.fixture(scope="module")
+def chat(chat_path: str) -> Iterator[Chat]:
+    chat = make_chat(chat_path)
+    yield chat
+    chat.close()
+
+
+@pytest.fixture(scope="module")
+def address(chat: Chat) -> Iterator[str]:
+    port = free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(make_app(chat, "tiny", 400), "127.0.0.1", port, log_level="error")
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+
+
+HELLO: list[Any] = [{"role": "user", "content": "Hello?"}]
+
+
+def expected(chat: Chat, ids: list[int], tokens: int) -> tuple[str, list[int]]:
+    result = decode(
+        chat.model, ids, VanillaDrafter(), max_new_tokens=tokens,
+        eos_token_ids=chat.target.eos_token_ids,
+    )  # fmt: skip
+    return chat.target.tokenizer.decode(result.tokens, skip_special_tokens=True), result.tokens
+
+
+def test_a_chat_is_the_targets_own_answer(client: openai.OpenAI, chat: Chat) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, *HELLO]
+    ids = chat.prompt(messages)
+    text, tokens = expected(chat, ids, 20)
+    answer = client.chat.completions.create(
+        model="tiny", messages=messages, max_tokens=20, temperature=0
+    )
+    assert answer.choices[0].message.content == text
+    assert answer.choices[0].finish_reason in ("length", "stop")
+    usage = answer.usage
+    assert usage is not None and usage.completion_tokens_details is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (len(ids), len(tokens))
+    details = usage.completion_tokens_details
+    speculation = usage.model_extra["speculation"]  # type: ignore[index]
+    assert details.accepted_prediction_tokens == len(tokens) - speculation["steps"]
+    assert sum(speculation["accept_lengths"]) == len(tokens)
+    assert speculation["mean_accepted_tokens"] == pytest.approx(
+        len(tokens) / speculation["steps"], abs=1e-4
+    )
+
+
+def test_a_stream_is_the_same_in_pieces(client: openai.OpenAI, chat: Chat) -> None:
+    text, tokens = expected(chat, chat.prompt(HELLO), 30)
+    stream = client.chat.completions.create(
+        model="tiny", messages=HELLO, max_completion_tokens=30, temperature=0, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    pieces = [c.choices[0].delta.content or "" for c in chunks if c.choices]
+    assert "".join(pieces) == text and sum(map(bool, pieces)) > 2
+    assert chunks[-2].choices[0].finish_reason in ("length", "stop")
+    assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == len(tokens)
+
+
+def test_a_completion_takes_text_or_ids(client: openai.OpenAI, chat: Chat) -> None:
+    ids = chat.target.tokenizer("Once upon a time").input_ids
+    text, _ = expected(chat, ids, 12)
+    for prompt in ("Once upon a time", ids):
+        answer = client.completions.create(
+            model="tiny", prompt=prompt, max_tokens=12, temperature=0
+        )
+        assert answer.choices[0].text == text
+    pieces = client.completions.create(
+        model="tiny", prompt=ids, max_tokens=12, temperature=0, stream=True
+    )
+    assert "".join(piece.choices[0].text for piece in pieces) == text
+
+
+def test_a_stop_string_ends_the_text_before_it(client: openai.OpenAI, chat: Chat) -> None:
+    text, _ = expected(chat, chat.prompt(HELLO), 30)
+    stop = text[len(text) // 2 : len(text) // 2 + 4]
+    for stream in (False, True):
+        answer: Any = client.chat.completions.create(
+            model="tiny", messages=HELLO, max_tokens=30, temperature=0, stop=["\0never", stop],
+            stream=stream,
+        )  # fmt: skip
+        if stream:
+            chunks = list(answer)
+            got = "".join(c.choices[0].delta.content or "" for c in chunks)
+            reason = chunks[-1].choices[0].finish_reason
+        else:
+            got, reason = answer.choices[0].message.content, answer.choices[0].finish_reason
+        assert (got, reason) == (text[: text.index(stop)], "stop")
+
+
+def test_seeds_decide(client: openai.OpenAI) -> None:
+    def ask(seed: int | None) -> str:
+        answer = client.chat.completions.create(
+            model="tiny", messages=HELLO, max_tokens=12, temperature=1.5, top_p=0.9, seed=seed
+        )
+        return answer.choices[0].message.content or ""
+
+    assert ask(1) == ask(1)
+    assert len({ask(None) for _ in range(4)}) > 1
+
+
+def test_the_model_is_named(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="does not exist; this server has 'tiny'"):
+        client.chat.completions.create(model="gpt-4", messages=HELLO)
+
+
+CHAT = "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "complaint", "param"),
+    [
+        (CHAT, b"{", "", None),
+        (CHAT, b"\xff\xfe", "", None),
+        (CHAT, b"[]", "", None),
+        (CHAT, {"messages": HELLO}, "model: Field required", "model"),
+        (CHAT, {"model": "tiny"}, "messages: Field required", "messages"),
+        (CHAT, {"messages": []}, "messages:", "messages"),
+        (CHAT, {"messages": [{"role": "user"}]}, "messages.0.content", None),
+        (CHAT, {"messages": HELLO, "temperature": -1}, "temperature is -1.0", "temperature"),
+        (CHAT, {"messages": HELLO, "temperature": "hot"}, "temperature:", "temperature"),
+        (CHAT, {"messages": HELLO, "top_p": 0}, "top_p is 0.0; give more than 0", "top_p"),
+        (CHAT, {"messages": HELLO, "top_p": 1.5}, "top_p is 1.5", "top_p"),
+        (CHAT, {"messages": HELLO, "max_tokens": 0}, "max_tokens:", "max_tokens"),
+        (CHAT, {"messages": HELLO, "max_tokens": 401}, "this server gives 400", "max_tokens"),
+        (CHAT, {"messages": HELLO, "n": 2}, "n is not supported", "n"),
+        (CHAT, {"messages": HELLO, "logprobs": True}, "logprobs is not supported", "logprobs"),
+        (CHAT, {"messages": HELLO, "tools": [{}]}, "tools is not supported", "tools"),
+        (CHAT, {"messages": HELLO, "presence_penalty": 1}, "presence_penalty is not", None),
+        (CHAT, {"messages": HELLO, "stop": [""]}, "stop is more than 16", "stop"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "Hi " * 600}]},
+            "exceed the model's",
+            None,
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            "messages.0.content",
+            None,
+        ),
+        ("/v1/completions", {"prompt": []}, "the prompt is empty", "prompt"),
+        ("/v1/completions", {"prompt": [10**9]}, "what is no token id", "prompt"),
+        ("/v1/completions", {"prompt": "x", "echo": True}, "echo is not supported", "echo"),
+    ],
+)
+def test_malformed_requests_are_refused_in_openais_form(
+    address: str, path: str, content: Any, complaint: str, param: str | None
+) -> None:
+    if isinstance(content, dict):
+        with_model = {"model": "tiny"} | content if "model: Field" not in complaint else content
+        content = json.dumps(with_model).encode()
+    answer = httpx.post(address + path, content=content, headers=JSON)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error" and complaint in error["message"]
+    if param is not None:
+        assert error["param"] == param
+
+
+def test_other_paths_methods_and_sizes_are_refused(address: str) -> None:
+    assert httpx.get(address + "/v1/nothing").status_code == 404
+    assert "error" in httpx.get(address + "/v1/nothing").json()
+    assert httpx.get(address + CHAT).status_code == 405
+    answer = httpx.post(address + CHAT, content=b" " * (LARGEST_BODY + 1), headers=JSON)
+    assert answer.status_code == 413 and "larger than" in answer.json()["error"]["message"]
+
+
+def test_a_full_queue_is_429_and_the_gone_are_not_waited_for(address: str, chat: Chat) -> None:
+    body = {"model": "tiny", "messages": HELLO, "max_tokens": 300, "temperature": 0}
+    going = threading.Event()
+    hold = Job(chat.prompt(HELLO), 4, Sampling(), on_step=lambda *_: going.wait(30) and None)
+    chat.submit(hold)  # the thread waits in it
+    statuses: list[int] = []
+
+    def ask() -> None:
+        statuses.append(httpx.post(address + CHAT, json=body, timeout=60).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    deadline = time.time() + 20
+    while statuses.count(429) < 4 and time.time() < deadline:
+        time.sleep(0.02)
+    with pytest.raises(httpx.ReadTimeout):  # one whose client goes while it waits is refused too
+        httpx.post(address + CHAT, json=body | {"stream": True}, timeout=0.001)
+    going.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [200, 200, 429, 429, 429, 429]
+    assert httpx.post(address + CHAT, json=body | {"max_tokens": 3}).status_code == 200
+
+
+def test_a_client_that_goes_ends_its_answer(address: str, chat: Chat) -> None:
+    body = {
+        "model": "tiny", "messages": HELLO, "max_tokens": 400, "temperature": 2.0, "stream": True,
+    }  # fmt: skip
+    with httpx.stream("POST", address + CHAT, json=body) as answer:
+        next(answer.iter_text())
+    start = time.time()
+    quick = httpx.post(address + CHAT, json=body | {"max_tokens": 1, "stream": False}, timeout=30)
+    assert quick.status_code == 200 and time.time() - start < 20
+
+
+def test_an_error_while_decoding_is_a_500_and_not_the_end(
+    address: str, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"model": "tiny", "messages": HELLO, "max_tokens": 3}
+    with monkeypatch.context() as patch:
+        patch.setattr(chat.drafter, "draft", lambda *_: 1 / 0)
+        answer = httpx.post(address + CHAT, json=body)
+    assert answer.status_code == 500
+    assert "decoding failed" in answer.json()["error"]["message"]
+    assert httpx.post(address + CHAT, json=body).status_code == 200
+
+
+class Characters:
+    """A tokenizer whose tokens are bytes."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return bytes(ids).decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("stop", [[], ["STOP"], ["x", "STOP"]])
+def test_text_holds_back_what_may_change(stop: list[str]) -> None:
+    text = Text(Characters(), stop)
+    given = ""
+    for byte in "äS€STO STOP more".encode():
+        ended = text.push(byte)
+        new = text.take()
+        assert "\ufffd" not in new
+        given += new
+        if ended:
+            break
+    given += text.take(last=True)
+    assert given == ("äS€STO " if stop else "äS€STO STOP more")
+    assert text.stopped is bool(stop)
+
+
+def test_flags_are_checked(chat_path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model-path", "nowhere"]) == 2
+    assert "no model directory 'nowhere'" in capsys.readouterr().err
+    assert main(["--model-path", chat_path, "--method", "baseline"]) == 2
+    assert "transformers' own loop" in capsys.readouterr().err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        argv = ["--model-path", chat_path, "--method", "pld", "--port", port, "--device", "cpu"]
+        assert main(argv) == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
