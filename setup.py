@@ -38,6 +38,7 @@ setup(
             "hypothesis>=6.100",
             "mypy>=1.13",
             "openai>=1.50",
+            "playwright>=1.45",
             "pytest>=8.2",
             "pytest-timeout>=2.3",
             "ruff>=0.8",

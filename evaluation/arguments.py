@@ -181,6 +181,13 @@ def add_sampling_flags(parser: Parser) -> None:
     )
 
 
+def add_listening_flags(parser: Parser) -> None:
+    """Where a server listens."""
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one")
+    add("--port", type=at_least(0, 65535), default=8000, help="to listen on; 0: any that is free")
+
+
 def add_machine_flags(parser: Parser) -> None:
     """What the model runs on."""
     add = parser.add_argument

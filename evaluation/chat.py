@@ -1,16 +1,18 @@
-"""A loaded model to talk to, one request at a time: what demo.py and serve.py have in common."""
+"""A loaded model to talk to, one request at a time, in a thread of its own."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from model.logitspec import DecodingResult, Drafter, DraftTree, Sampling, decode
-from model.logitspec.decoding import check_lengths
+from model.logitspec import DecodingResult, Drafter, Sampling, decode
+from model.logitspec.decoding import Step, check_lengths
 from model.logitspec.errors import InputError, brief
 
 from .arguments import Parser, at_least
@@ -18,6 +20,8 @@ from .engines import Models
 from .methods import find_method
 from .replaying import drafter_method
 from .targets import Target
+
+log = logging.getLogger(__name__)
 
 
 class Text:
@@ -73,8 +77,10 @@ class Job:
         sampling: how they are chosen.
         stop: strings that end it.
         on_text: called with new text.
-        on_step: called with each verified tree and its committed nodes.
+        on_step: called with each verified tree and the new text of each committed node, which is
+            empty where a character is not whole yet.
         on_end: called with the result, or the error that ended it.
+        drafter: instead of the chat's own.
         cancelled: set by whoever no longer wants the answer.
     """
 
@@ -83,8 +89,9 @@ class Job:
     sampling: Sampling
     stop: Sequence[str] = ()
     on_text: Callable[[str], None] = lambda text: None
-    on_step: Callable[[DraftTree, list[int]], None] | None = None
+    on_step: Callable[[Step, list[str]], None] | None = None
     on_end: Callable[[DecodingResult | Exception], None] = lambda result: None
+    drafter: Drafter | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     finish_reason: str = "length"  # or stop
 
@@ -107,7 +114,11 @@ class Chat:
         self.drafter: Drafter = method.drafter(**find_method(args.method).settings(vars(args)))
         self.model = Models(self.target, shared=False).kv
         self.drafter.prepare(self.model)
-        self._jobs: queue.Queue[Job | None] = queue.Queue(waiting)
+        self._waiting = waiting
+        self._jobs: deque[Job] = deque()
+        self._running: Job | None = None
+        self._changed = threading.Condition()
+        self._closed = False
         self._thread = threading.Thread(target=self._work, daemon=True, name="decoding")
         self._thread.start()
 
@@ -119,41 +130,80 @@ class Chat:
             queue.Full: too many are waiting.
         """
         check_lengths(len(job.prompt_ids), job.max_new_tokens, self.target.max_positions)
-        self._jobs.put_nowait(job)
+        with self._changed:
+            self._jobs = deque(waiting for waiting in self._jobs if not waiting.cancelled.is_set())
+            if self.full or self._closed:
+                raise queue.Full
+            self._jobs.append(job)
+            self._changed.notify()
+
+    @property
+    def full(self) -> bool:
+        """Whether as many jobs wait as may."""
+        with self._changed:
+            return sum(not job.cancelled.is_set() for job in self._jobs) >= self._waiting
 
     def close(self) -> None:
-        """End the thread behind the job that it is at."""
-        self._jobs.put(None)
+        """Give up all jobs and end the thread."""
+        with self._changed:
+            self._closed = True
+            for job in [*self._jobs, *([self._running] if self._running else [])]:
+                job.cancelled.set()
+            self._changed.notify()
         self._thread.join()
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while True:
+            with self._changed:
+                self._running = None
+                while not self._jobs and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                job = self._running = self._jobs.popleft()
             if job.cancelled.is_set():
                 continue
+            outcome: DecodingResult | Exception
             try:
-                result = self.answer(job)
+                outcome = self.answer(job)
             except Exception as error:  # whatever it is, the next job is not to wait for ever
-                job.on_end(error)
-            else:
-                job.on_end(result)
+                log.exception("decoding failed")
+                outcome = error
+            try:
+                job.on_end(outcome)
+            except Exception:
+                log.exception("nobody could be told of an answer")
 
-    def answer(self, job: Job, drafter: Drafter | None = None) -> DecodingResult:
-        """Answer a job here and now, with another drafter than its own perhaps."""
+    def answer(self, job: Job) -> DecodingResult:
+        """Answer a job here and now."""
         text = Text(self.target.tokenizer, [*job.stop, *self.target.prompts.stop_strings])
+        pieces: list[str] = []  # of the step's committed tokens, but for an EOS
+
+        def stop(tokens: list[int]) -> bool:
+            stopped = text.push(tokens[-1])
+            pieces.append(text.take())
+            return stopped or job.cancelled.is_set()
 
         def commit(tokens: list[int]) -> None:
-            if new := text.take():
+            if new := "".join(pieces):
                 job.on_text(new)
+            if job.on_step is None:
+                pieces.clear()
+
+        def step(done: Step) -> None:
+            assert job.on_step is not None
+            job.on_step(done, pieces + [""] * (len(done.path) - len(pieces)))
+            pieces.clear()
 
         result = decode(
             self.model,
             job.prompt_ids,
-            drafter or self.drafter,
+            job.drafter or self.drafter,
             max_new_tokens=job.max_new_tokens,
             eos_token_ids=self.target.eos_token_ids,
-            stop=lambda tokens: text.push(tokens[-1]) or job.cancelled.is_set(),
+            stop=stop,
             on_commit=commit,
-            on_step=job.on_step,
+            on_step=None if job.on_step is None else step,
             chooser=job.sampling.chooser(job.prompt_ids[:-1]),
         )
         if new := text.take(last=True):

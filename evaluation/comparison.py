@@ -139,6 +139,15 @@ class Comparison:
             said.append(
                 "The traces were not all made on one machine with one version of everything."
             )
+        if self.settings.get("temperature"):
+            seeds = {t.settings.get("seed") for t in self.traces if t.settings}
+            if len(seeds) > 1:
+                said.append("The traces are samples of several seeds, and so of different texts.")
+            elif any(t.method in ("baseline", "hf_pld") for t in self.traces):
+                said.append(
+                    "At a temperature transformers' methods sample other texts than the others, of "
+                    "the same distribution."
+                )
         times = {trace.label: [r["tstamp"] for r in trace.records if "tstamp" in r]
                  for trace in self.traces}  # fmt: skip
         spans = [(min(stamps), max(stamps), label) for label, stamps in times.items() if stamps]

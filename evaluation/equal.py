@@ -166,8 +166,8 @@ def compare(path: Path, other: Path, model_path: str | None, device: str) -> boo
     Raises:
         InputError: a trace cannot be read, or they hold different questions.
     """
-    trace = Trace.read(path)
-    ours, theirs = turns(trace), turns(Trace.read(other))
+    trace, other_trace = Trace.read(path), Trace.read(other)
+    ours, theirs = turns(trace), turns(other_trace)
     if ours.keys() != theirs.keys():
         odd = sorted(ours.keys() ^ theirs.keys())[0]
         raise InputError(
@@ -184,6 +184,9 @@ def compare(path: Path, other: Path, model_path: str | None, device: str) -> boo
         logits = LogitGap(model_path, trace, device)
     for line in differences(ours, theirs, parted, logits):
         print(line)
+    seeds = [t.settings.get("seed") for t in (trace, other_trace) if t.settings]
+    if parted and trace.settings.get("temperature") and len(set(seeds)) > 1:
+        print(f"the traces are samples of the seeds {seeds[0]} and {seeds[1]}")
     lengths = {key: len(turn.ids) for key, turn in ours.items()}
     equal = len(ours) - len(parted)
     print(

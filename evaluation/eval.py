@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +25,9 @@ from .environment import describe_environment
 from .methods import Method, Options
 from .prompts import answer_text
 from .questions import Question, load_questions, question_path, sha256
-from .step_costs import METER_EVERY, StepCosts
+from .step_costs import METER_EVERY, StepCosts, measured_rounds, what_is_measured
 from .targets import Target, model_name
-from .traces import FILTERS, PHASES, Record, TraceWriter
+from .traces import FILTERS, PHASES, Record, TraceWriter, check_writable
 
 WARMUP_TOKENS = 64
 
@@ -204,6 +204,10 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         "kernels": target.kernels.name,
         "cuda_graphs": target.cuda_graphs,
     }
+    made = what_is_measured(shared, environment)
+    if args.step_cost is not None:
+        check_writable(args.step_cost)
+        measured_rounds(args.step_cost, made)
     writers: dict[str, TraceWriter] = {}
     for run in runs:
         if run.answer_file.resolve() == path.resolve():
@@ -236,7 +240,7 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         return answerers
 
     if todo:
-        with closing(answer_all(build_answerers, jobs, workers, args)) as answers:
+        with closing(answer_all(build_answerers, jobs, workers, args, made)) as answers:
             write_with_progress(answers, writers, todo)
 
 
@@ -314,6 +318,7 @@ def answer_all(
     jobs: list[Job],
     workers: int,
     args: argparse.Namespace,
+    made: Mapping[str, Any],
 ) -> Generator[Answer, None, None]:
     """Answer the questions as they are asked for: here, with a model loaded now, or in workers."""
     if workers > 1:
@@ -322,11 +327,14 @@ def answer_all(
         return answer_in_workers(
             build_answerers, jobs, workers, gpus_per_worker=args.num_gpus_per_model
         )
-    return answer_here(build_answerers(), jobs, args.step_cost)
+    return answer_here(build_answerers(), jobs, args.step_cost, made)
 
 
 def answer_here(
-    answerers: dict[str, Answerer], jobs: list[Job], step_cost: Path | None
+    answerers: dict[str, Answerer],
+    jobs: list[Job],
+    step_cost: Path | None,
+    made: Mapping[str, Any],
 ) -> Generator[Answer, None, None]:
     """Answer the questions with a model loaded here.
 
@@ -334,12 +342,13 @@ def answer_here(
         answerers: by model_id.
         jobs: to do.
         step_cost: a file for what a step costs, measured between questions; None: it is not.
+        made: what is measured in it.
     """
     costs = None
     engines = [answerer.engine for answerer in answerers.values()]
     ours = next((engine for engine in engines if isinstance(engine, KVEngine)), None)
     if step_cost is not None and ours is not None:
-        costs = StepCosts(ours.model, step_cost, top_k=64)
+        costs = StepCosts(ours.model, step_cost, 64, made)
     for at, (question, names) in enumerate(jobs):
         if costs is not None and at % METER_EVERY == 0:
             costs.measure()

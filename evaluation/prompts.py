@@ -91,6 +91,7 @@ class PromptFormat:
             raise InputError(
                 f"FastChat has no template {template!r}; it has {', '.join(sorted(conv_templates))}"
             )
+        self.name = name
         self.template = template
         self._tokenizer = tokenizer
         try:

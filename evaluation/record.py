@@ -52,7 +52,7 @@ from .recordings import (
     save_arrays,
     save_question,
 )
-from .step_costs import METER_EVERY, ROW_WIDTH, StepCosts
+from .step_costs import METER_EVERY, ROW_WIDTH, StepCosts, what_is_measured
 from .targets import Target
 from .traces import differing, write_atomically
 
@@ -205,7 +205,8 @@ def record(args: argparse.Namespace) -> None:
     rows = model.successors(args.vocabulary_rows, width) if args.vocabulary_rows else []
     save_arrays(folder / SUCCESSORS, {"rows": np.array(rows, dtype=np.int32).reshape(-1, width)})
     recorder = Recorder(target, model, args)
-    costs = StepCosts(model, folder / STEP_COST, args.top_k)
+    made = what_is_measured(settings, environment)
+    costs = StepCosts(model, folder / STEP_COST, args.top_k, made)
     start, tokens = time.perf_counter(), 0
     for at, question in enumerate(tqdm(todo, unit="question")):
         if at % METER_EVERY == 0:
@@ -220,7 +221,8 @@ def record(args: argparse.Namespace) -> None:
         save_question(folder, recorded)
         tokens += sum(len(turn.output) for turn in recorded.turns)
     if not costs.stored:  # as when all was recorded before, and the file was lost
-        costs.measure()
+        for _ in range(METER_EVERY):
+            costs.measure()
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(
         f"{tokens} tokens in {time.perf_counter() - start:.0f} s; {folder} holds "

@@ -39,6 +39,7 @@ from .plots import require_matplotlib
 from .recordings import Recording, load_recording
 from .replaying import VANILLA, Configuration, Summary, check_drafter, drafter_method, replay
 from .speed import list_tasks
+from .traces import check_writable
 
 MOST_CONFIGURATIONS = 10_000
 
@@ -180,7 +181,8 @@ def run(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
     grid = parse_grid(args.grid)
     wanted = configurations(args.methods, grid)
-    check_writable(args.csv)
+    if args.csv is not None:
+        check_writable(args.csv)
     if args.plot is not None:
         require_matplotlib()
     recording = load_recording(args.recording, args.question_stride, args.step_cost)
@@ -258,17 +260,6 @@ def csv_row(base: Summary, summary: Summary) -> dict[str, Any]:
         "tokens_per_second": float(np.mean(summary.speeds)),
         "speedup": summary.speedup_over(base),
     }
-
-
-def check_writable(path: Path | None) -> None:
-    """Raise InputError if a file cannot be written, before anything is computed for it."""
-    if path is None:
-        return
-    try:
-        with path.open("a", encoding="utf-8"):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

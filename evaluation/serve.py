@@ -14,7 +14,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Literal
 
 import uvicorn
@@ -25,14 +25,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from model.logitspec import DecodingResult, Sampling
-from model.logitspec.errors import InputError
+from model.logitspec.errors import InputError, brief
 
-from .arguments import Parser, add_machine_flags, at_least, run_command
+from .arguments import Parser, add_listening_flags, add_machine_flags, at_least, run_command
 from .chat import Chat, Job, add_chat_flags
 from .targets import model_name
 
 LARGEST_BODY = 4 << 20  # bytes of a request
 DEFAULT_TOKENS = 512  # of an answer, where the request does not say
+MOST_CHARACTERS = 64  # of a prompt, for each position of the model; tokens have 3 or 4
+BUSY = "too many requests are waiting; try again later"
+FILTERS = ("top_k", "top_p", "min_p", "repetition_penalty")
 
 
 class Refused(Exception):
@@ -55,11 +58,20 @@ class TextPart(BaseModel):
 class Message(BaseModel):
     """A turn of a conversation."""
 
+    model_config = ConfigDict(extra="allow")  # an answer given back has empty ones
+
     role: str
     content: str | list[TextPart]
 
     def plain(self) -> dict[str, str]:
-        """As a chat template wants it."""
+        """As a chat template wants it.
+
+        Raises:
+            Refused: it holds more than text.
+        """
+        for name, value in (self.model_extra or {}).items():
+            if value and name != "name":
+                raise Refused(f"{name} of a message is not supported", param="messages")
         if isinstance(self.content, str):
             return {"role": self.role, "content": self.content}
         return {"role": self.role, "content": "".join(part.text for part in self.content)}
@@ -78,14 +90,14 @@ class Asked(BaseModel):
 
     model: str
     max_tokens: int | None = Field(None, ge=1)
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: float | None = None  # null is as good as nothing: OpenAI's
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     @property
@@ -111,8 +123,9 @@ class TextAsked(Asked):
     prompt: str | list[int]
 
 
-# Fields that change what is answered and cannot be done, with the values that ask for nothing.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+# Other fields: what they may be to ask for nothing, or None where they change no answer. What is
+# not here is refused.
+HARMLESS: dict[str, tuple[Any, ...] | None] = {
     "audio": (None,),
     "best_of": (None, 1),
     "echo": (None, False),
@@ -121,15 +134,25 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "logit_bias": (None, {}),
     "logprobs": (None, False),
+    "metadata": None,
     "modalities": (None, ["text"]),
     "n": (None, 1),
+    "parallel_tool_calls": None,
     "prediction": (None,),
     "presence_penalty": (None, 0),
+    "prompt_cache_key": None,
+    "prompt_cache_retention": None,
+    "reasoning_effort": (None,),
     "response_format": (None, {"type": "text"}),
+    "safety_identifier": None,
+    "service_tier": None,
+    "store": None,
     "suffix": (None, ""),
     "tool_choice": (None, "none"),
     "tools": (None, []),
     "top_logprobs": (None, 0),
+    "user": None,
+    "verbosity": (None,),
 }
 
 
@@ -149,8 +172,7 @@ class Answering:
         events: asyncio.Queue[str | DecodingResult | Exception] = asyncio.Queue()
 
         def tell(event: str | DecodingResult | Exception) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(events.put_nowait, event)
+            loop.call_soon_threadsafe(events.put_nowait, event)
 
         job.on_text = job.on_end = tell
         self.job = job
@@ -159,9 +181,7 @@ class Answering:
         try:
             chat.submit(job)
         except queue.Full as error:
-            raise Refused(
-                "too many requests are waiting; try again later", 429, code="queue_full"
-            ) from error
+            raise Refused(BUSY, 429, code="queue_full") from error
         except InputError as error:
             raise Refused(str(error), code="context_length_exceeded") from error
 
@@ -174,7 +194,7 @@ class Answering:
         while True:
             event = await self._events.get()
             if isinstance(event, Exception):
-                raise Refused(f"decoding failed: {event}", 500)
+                raise Refused(f"decoding failed: {brief(event)}", 500)
             if isinstance(event, DecodingResult):
                 self.result = event
                 return
@@ -204,20 +224,23 @@ class Server:
         return {"id": name, "object": "model", "created": self._made, "owned_by": "logitspec"}
 
     async def chat(self, asked: ChatAsked, request: Request) -> Any:
-        try:
-            prompt = self._chat.prompt([message.plain() for message in asked.messages])
-        except InputError as error:
-            raise Refused(str(error), param="messages") from error
-        return await self._answer(asked, prompt, request, chat=True)
+        messages = [message.plain() for message in asked.messages]
+        return await self._answer(
+            asked, request, "messages", sum(len(m["content"]) for m in messages),
+            lambda: self._chat.prompt(messages), chat=True,
+        )  # fmt: skip
 
     async def complete(self, asked: TextAsked, request: Request) -> Any:
-        prompt = asked.prompt
-        if isinstance(prompt, str):
-            prompt = list(self._chat.target.tokenizer(prompt).input_ids)
-        vocabulary = self._chat.model.config.vocab_size
-        if not prompt or not all(0 <= token < vocabulary for token in prompt):
-            raise Refused("the prompt is empty or holds what is no token id", param="prompt")
-        return await self._answer(asked, prompt, request, chat=False)
+        def tokens() -> list[int]:
+            prompt = asked.prompt
+            if isinstance(prompt, str):
+                prompt = list(self._chat.target.tokenizer(prompt).input_ids)
+            vocabulary = self._chat.model.config.vocab_size
+            if not prompt or not all(0 <= token < vocabulary for token in prompt):
+                raise InputError("the prompt is empty or holds what is no token id")
+            return prompt
+
+        return await self._answer(asked, request, "prompt", len(asked.prompt), tokens, chat=False)
 
     def _check_model(self, name: str) -> None:
         if name != self._name:
@@ -226,40 +249,66 @@ class Server:
                 404, "model", "model_not_found",
             )  # fmt: skip
 
-    def _job(self, asked: Asked, prompt: list[int]) -> Job:
+    def _sampling(self, asked: Asked) -> Sampling:
+        """How tokens are to be chosen, after the checks that need no prompt."""
         self._check_model(asked.model)
-        extra = asked.model_extra or {}
-        for name in sorted(extra.keys() & UNSUPPORTED.keys()):
-            if extra[name] not in UNSUPPORTED[name]:
+        for name, value in sorted((asked.model_extra or {}).items()):
+            nothing = HARMLESS.get(name, ())
+            if nothing is not None and value not in nothing:
                 raise Refused(f"{name} is not supported; leave it out", param=name)
-        try:
-            sampling = Sampling(
-                asked.temperature,
-                asked.top_k if asked.temperature else 0,
-                asked.top_p if asked.temperature else 1.0,
-                asked.min_p if asked.temperature else 0.0,
-                asked.repetition_penalty,
-                secrets.randbelow(2**63) if asked.seed is None else asked.seed % 2**63,
+        if asked.most is not None and asked.most > self._most:
+            raise Refused(
+                f"max_tokens is {asked.most}, this server gives {self._most}", param="max_tokens"
             )
+        if len(stops(asked)) > 16 or not all(stops(asked)):
+            raise Refused("stop is more than 16 strings, or an empty one", param="stop")
+        given = {name: getattr(asked, name) for name in FILTERS}
+        filters = {name: value for name, value in given.items() if value is not None}
+        temperature = 1.0 if asked.temperature is None else asked.temperature
+        seed = secrets.randbelow(2**63) if asked.seed is None else asked.seed % 2**63
+        try:
+            Sampling(temperature=1.0, **filters)
+            if temperature == 0:  # as with OpenAI the filters are then without effect
+                filters = {k: v for k, v in filters.items() if k == "repetition_penalty"}
+            return Sampling(temperature, seed=seed, **filters)
         except InputError as error:
             raise Refused(str(error), param=str(error).partition(" ")[0]) from error
-        left = self._chat.target.max_positions - len(prompt)
-        most = asked.most
-        if most is not None and most > self._most:
-            raise Refused(
-                f"max_tokens is {most}, this server gives {self._most}", param="max_tokens"
-            )
-        if most is None:
-            most = max(1, min(DEFAULT_TOKENS, self._most, left))
-        stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
-        if len(stop) > 16 or not all(stop):
-            raise Refused("stop is more than 16 strings, or an empty one", param="stop")
-        return Job(prompt, most, sampling, stop)
 
     async def _answer(
-        self, asked: Asked, prompt: list[int], request: Request, *, chat: bool
+        self,
+        asked: Asked,
+        request: Request,
+        param: str,
+        size: int,
+        tokens: Callable[[], list[int]],
+        *,
+        chat: bool,
     ) -> Any:
-        answering = Answering(self._chat, self._job(asked, prompt))
+        """Answer a request.
+
+        Args:
+            asked: its body.
+            request: itself.
+            param: the field that holds the prompt.
+            size: of the prompt, in characters or tokens.
+            tokens: makes token ids of it; not called on the event loop.
+            chat: which of the two kinds it is.
+        """
+        sampling = self._sampling(asked)
+        positions = self._chat.target.max_positions
+        if size > MOST_CHARACTERS * positions:
+            raise Refused(
+                f"a prompt of {size} characters is too long for {positions} positions",
+                param=param, code="context_length_exceeded",
+            )  # fmt: skip
+        if self._chat.full:
+            raise Refused(BUSY, 429, code="queue_full")
+        try:
+            prompt = await asyncio.to_thread(tokens)
+        except InputError as error:
+            raise Refused(str(error), param=param) from error
+        most = asked.most or max(1, min(DEFAULT_TOKENS, self._most, positions - len(prompt)))
+        answering = Answering(self._chat, Job(prompt, most, sampling, stops(asked)))
         ident = ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12)
         kind = ("chat.completion" if chat else "text_completion") + (
             ".chunk" if chat and asked.stream else ""
@@ -326,6 +375,10 @@ async def joined(answering: Answering) -> str:
     return "".join([text async for text in answering.texts()])
 
 
+def stops(asked: Asked) -> list[str]:
+    return [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
+
+
 def count(result: DecodingResult | None) -> dict[str, Any]:
     """OpenAI's usage, with what became of the drafts, and this project's own books."""
     assert result is not None
@@ -366,14 +419,15 @@ class LimitBody:
             await self._app(scope, receive, send)
             return
         parts: list[bytes] = []
-        more = True
+        size, more = 0, True
         while more:
             message = await receive()
             if message["type"] != "http.request":
                 return  # the client is gone
             parts.append(message.get("body", b""))
+            size += len(parts[-1])
             more = message.get("more_body", False)
-            if sum(map(len, parts)) > LARGEST_BODY:
+            if size > LARGEST_BODY:
                 refused = Refused(f"the request is larger than {LARGEST_BODY} bytes", 413)
                 await JSONResponse(body(refused), 413)(scope, receive, send)
                 return
@@ -398,6 +452,12 @@ def make_app(chat: Chat, name: str, most_tokens: int) -> FastAPI:
     app.get("/v1/models/{name:path}")(server.model)
     app.post("/v1/chat/completions", response_model=None)(server.chat)
     app.post("/v1/completions", response_model=None)(server.complete)
+    add_error_handlers(app)
+    return app
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer errors in OpenAI's form."""
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> JSONResponse:
@@ -416,7 +476,9 @@ def make_app(chat: Chat, name: str, most_tokens: int) -> FastAPI:
     async def other(_: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse(body(Refused(str(error.detail), error.status_code)), error.status_code)
 
-    return app
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(body(Refused(f"the server failed: {brief(error)}", 500)), 500)
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -424,12 +486,31 @@ def serve(args: argparse.Namespace) -> None:
     with listen(args.host, args.port) as listening:
         chat = Chat(args, waiting=args.queue)
         name = args.model_name or model_name(args.model_path)
-        server = uvicorn.Server(
-            uvicorn.Config(make_app(chat, name, args.max_new_tokens), log_level="warning")
-        )
-        address = f"http://{args.host}:{listening.getsockname()[1]}/v1"
-        print(f"{name} with {args.method} at {address}, Ctrl-C ends it", flush=True)
-        server.run([listening])
+        app = make_app(chat, name, args.max_new_tokens)
+        run_app(app, chat, listening, args, f"{name} with {args.method} at {{}}/v1")
+
+
+def run_app(
+    app: FastAPI, chat: Chat, listening: socket.socket, args: argparse.Namespace, hello: str
+) -> None:
+    """Serve an application until Ctrl-C.
+
+    Args:
+        app: the application.
+        chat: that it asks; closed in the end.
+        listening: the socket.
+        args: with the host.
+        hello: what to say first; {} is the address.
+    """
+    # Answers under way are given up at Ctrl-C.
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    address = f"http://{host}:{listening.getsockname()[1]}"
+    print(f"{hello.format(address)}, Ctrl-C ends it", flush=True)
+    try:
+        uvicorn.Server(config).run([listening])
+    finally:
+        chat.close()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -441,9 +522,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(place[:2], family=family, backlog=2048)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise InputError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port"
+            f"cannot listen on {host}:{port}: {brief(error)}; choose another --host or --port"
         ) from error
 
 
@@ -451,8 +532,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m evaluation.serve", "Serve a model by OpenAI's API.")
     add = parser.add_argument
     add_chat_flags(parser)
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one")
-    add("--port", type=at_least(0, 65535), default=8000, help="to listen on; 0: any that is free")
+    add_listening_flags(parser)
     add("--queue", type=at_least(1, 100_000), default=64, metavar="N", help="most requests waiting")
     add("--model-name", metavar="NAME", help="what clients call it (default: the checkpoint's)")
     add_machine_flags(parser)

@@ -1,7 +1,8 @@
 """Files of step costs: what a step costs by its nodes, measured while other things are measured.
 
-{"rounds": R, "curves": [{"node_top_k": K, "rejected": B, and the fields of StepCost}]}: curves of
-steps that read K best tokens of every node, and of those that accept no draft (B) or some.
+{"made": {…}, "rounds": R, "curves": [{"node_top_k": K, "rejected": B, and StepCost's fields}]}: of
+what they are (what_is_measured), and curves of steps that read K best tokens of every node, and of
+those that accept no draft (B) or some.
 """
 
 from __future__ import annotations
@@ -32,15 +33,19 @@ class StepCosts:
         model: the target, loaded.
         path: of the file; what an earlier run wrote stands until this one has measured as often.
         top_k: best tokens that are read of the logits that choose the next root.
+        made: of what model, on what: what_is_measured().
     """
 
-    def __init__(self, model: LlamaKVForCausalLM, path: Path, top_k: int) -> None:
+    def __init__(
+        self, model: LlamaKVForCausalLM, path: Path, top_k: int, made: Mapping[str, Any]
+    ) -> None:
         self._path = path
+        self._made = made
         self._meters = {
             (width, rejected): Meter(model, top_k, width, rejected=rejected)
             for width, rejected in KINDS
         }
-        self.stored = measured_rounds(path)
+        self.stored = measured_rounds(path, made)
         self._rounds = 0
 
     def measure(self) -> None:
@@ -49,7 +54,7 @@ class StepCosts:
             meter.run(2, 1)
         if self._rounds >= self.stored:
             costs = {kind: meter.cost(0.5) for kind, meter in self._meters.items()}
-            save_step_costs(self._path, costs, self._rounds)
+            save_step_costs(self._path, costs, self._rounds, self._made)
             self.stored = self._rounds
 
 
@@ -70,9 +75,20 @@ def likest(costs: Mapping[Kind, StepCost], node_top_k: int, *, rejected: bool) -
     return costs[min(costs, key=unlikeness)]
 
 
-def save_step_costs(path: Path, costs: Mapping[Kind, StepCost], rounds: int) -> None:
+def what_is_measured(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of step costs is of, from what a trace's sidecar holds."""
+    of_model = {key: settings[key] for key in ("model", "model_fingerprint", "dtype")}
+    return of_model | {
+        key: environment[key] for key in ("device_names", "threads", "kernels", "cuda_graphs")
+    }
+
+
+def save_step_costs(
+    path: Path, costs: Mapping[Kind, StepCost], rounds: int, made: Mapping[str, Any]
+) -> None:
     """Write curves, found in so many rounds of measuring."""
     content = {
+        "made": made,
         "rounds": rounds,
         "curves": [
             {"node_top_k": width, "rejected": rejected, **asdict(cost)}
@@ -85,12 +101,29 @@ def save_step_costs(path: Path, costs: Mapping[Kind, StepCost], rounds: int) -> 
         raise InputError(f"cannot write {path}: {error.strerror}; make room, go on") from error
 
 
-def measured_rounds(path: Path) -> int:
-    """In how many rounds the curves of a file were measured; 0: there is no such file."""
+def measured_rounds(path: Path, made: Mapping[str, Any]) -> int:
+    """In how many rounds the curves of a file were measured; 0: there is no such file.
+
+    Raises:
+        InputError: it holds no step costs, or those of something else.
+    """
     if not path.is_file():
         return 0
     load_step_costs(path)
-    return int(json.loads(path.read_text(encoding="utf-8")).get("rounds", 1))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    before, rounds = content.get("made"), content.get("rounds")
+    if not isinstance(rounds, int) or not isinstance(before, dict):
+        raise InputError(
+            f"{path} does not say how its step costs were made; choose another, or delete it"
+        )
+    changed = [key for key, value in made.items() if before.get(key) != value]
+    if changed:
+        key = changed[0]
+        raise InputError(
+            f"{path} holds step costs with {key} {before.get(key)!r}, now it is {made[key]!r}; "
+            "choose another file"
+        )
+    return rounds
 
 
 def load_step_costs(path: Path) -> dict[Kind, StepCost]:

@@ -127,7 +127,7 @@ def fingerprint(path: str, config: Any) -> str:
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     digest.update(str(getattr(config, "_commit_hash", None)).encode())
     files = [*Path(path).glob("*.safetensors"), *Path(path).glob("*.bin")]
-    if path.endswith(".gguf"):
+    if Path(path).is_file():  # a GGUF file
         files = [Path(path)]
     for file in sorted(files):
         size = file.stat().st_size

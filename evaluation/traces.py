@@ -228,3 +228,15 @@ def write_atomically(path: Path, content: Record) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError if a file cannot be written, before anything is computed for it."""
+    there = path.exists()
+    try:
+        with path.open("a", encoding="utf-8"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error

@@ -17,6 +17,7 @@ from transformers import (
     StopStringCriteria,
     TextIteratorStreamer,
 )
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from model.logitspec import (
@@ -29,6 +30,7 @@ from model.logitspec import (
     generate,
     wrap,
 )
+from model.logitspec.decoding import Step
 
 ROOT = Path(__file__).parents[1]
 PROMPT = [5, 6, 7, 8, 5, 6, 7]
@@ -60,8 +62,9 @@ def test_examples_of_the_page_run(monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, "docs/api.md", "exec"), names)
-    assert names["first"].tokens and names["trees"] and names["steps"]
+    assert names["first"].tokens and names["seen"] and names["steps"]
     assert names["first"].tokens != names["result"].tokens
+    assert len(names["first"].tokens) == len(names["again"].tokens)
 
 
 def test_generate_is_the_loop_with_the_checkpoints_eos(tiny: LlamaKVForCausalLM) -> None:
@@ -79,16 +82,17 @@ def test_generate_is_the_loop_with_the_checkpoints_eos(tiny: LlamaKVForCausalLM)
 def test_streamers_and_callbacks_are_told_every_step(tiny: LlamaKVForCausalLM) -> None:
     streamer = Noting()
     committed: list[list[int]] = []
-    steps: list[tuple[Any, list[int]]] = []
+    steps: list[Step] = []
     result = generate(
         tiny, PROMPT, "logitspec", max_new_tokens=30, eos_token_ids=(), streamer=streamer,
-        on_commit=committed.append, on_step=lambda tree, path: steps.append((tree, path)),
+        on_commit=committed.append, on_step=steps.append,
     )  # fmt: skip
     assert streamer.ended and streamer.puts[0] == PROMPT
     assert streamer.puts[1:] == committed
     assert [t for tokens in committed for t in tokens] == result.tokens
-    assert [len(tree) for tree, _ in steps] == result.tree_sizes
-    assert [[tree.tokens[node] for node in path] for tree, path in steps] == committed
+    assert [len(step.tree) for step in steps] == result.tree_sizes
+    assert [len(step.origins) for step in steps] == result.tree_sizes
+    assert [[s.tree.tokens[node] for node in s.path] for s in steps] == committed
 
 
 def test_seeds(tiny: LlamaKVForCausalLM) -> None:
@@ -126,6 +130,8 @@ def test_what_generate_cannot_do_is_refused(tiny: LlamaKVForCausalLM) -> None:
         (lambda: generate(tiny, torch.zeros(1, 5)), r"float32 \[5\]"),
         (lambda: generate(tiny, ["a"]), "holds what is no token id"),  # type: ignore[list-item]
         (lambda: generate(tiny, []), "the prompt is empty"),
+        (lambda: generate(tiny, [5, 97]), "ids outside the vocabulary of 97 tokens"),
+        (lambda: generate(tiny, [-1]), "ids outside the vocabulary"),
         (lambda: generate(tiny, PROMPT, "pld", max_new_tokens=0), "max_new_tokens is 0"),
         (lambda: generate(tiny, PROMPT, "pld", max_new_tokens=9999), "exceed the model's 512"),
         (lambda: generate(tiny, PROMPT, temperature=-1), "temperature is -1"),
@@ -216,6 +222,57 @@ def test_streamer_criteria_and_processors_of_the_call_hold(theirs: Any) -> None:
     assert [t for put in streamer.puts for t in put] == found[0].tolist()
 
 
+def test_an_own_end_holds(theirs: Any) -> None:
+    ids = torch.tensor([PROMPT])
+    plain = theirs.generate(ids, max_new_tokens=40, do_sample=False, eos_token_id=None)
+    token = int(plain[0, len(PROMPT) + 9])
+    for criterion in (MaxLengthCriteria(20), EosTokenCriteria([token])):
+        options: dict[str, Any] = {
+            "max_new_tokens": 40, "do_sample": False, "pad_token_id": 0,
+            "stopping_criteria": StoppingCriteriaList([criterion]),
+        }  # fmt: skip
+        wanted = theirs.generate(ids, **options)
+        found = theirs.generate(ids, custom_generate=custom_generate, method="logitspec", **options)
+        assert torch.equal(found, wanted) and found.shape[1] < len(PROMPT) + 40
+
+
+def test_a_constraint_is_asked_of_what_is_reached_only(theirs: Any) -> None:
+    ids = torch.tensor([PROMPT])
+    asked: list[list[int]] = []
+
+    def allowed(batch: int, context: torch.Tensor) -> list[int]:
+        assert batch == 0
+        asked.append(context.tolist())
+        return list(range(3, 40)) if int(context[-1]) % 2 else list(range(40, 97))
+
+    options: dict[str, Any] = {
+        "max_new_tokens": 30, "do_sample": False, "prefix_allowed_tokens_fn": allowed,
+    }  # fmt: skip
+    wanted = theirs.generate(ids, **options)
+    asked.clear()
+    found = theirs.generate(ids, custom_generate=custom_generate, method="logitspec", **options)
+    assert torch.equal(found, wanted)
+    whole = found[0].tolist()
+    assert all(context == whole[: len(context)] for context in asked)
+
+
+def test_weights_that_change_after_wrapping_count(tiny_path: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_path, dtype=torch.float32)
+    ids = torch.tensor([PROMPT])
+    options: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False}
+    first = wrap(model, cpu_kernels="packed")
+    before = model.generate(ids, custom_generate=custom_generate, method="pld", **options)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(-1.0)
+    after = model.generate(ids, custom_generate=custom_generate, method="pld", **options)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, model.generate(ids, **options))
+    assert wrap(model) is not first
+    model.to(torch.float64)
+    found = model.generate(ids, custom_generate=custom_generate, method="pld", **options)
+    assert torch.equal(found, model.generate(ids, **options))
+
+
 def test_text_streams_through_a_thread(chat_path: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(chat_path)
     model = AutoModelForCausalLM.from_pretrained(chat_path, dtype=torch.float32)
@@ -238,6 +295,9 @@ def test_text_streams_through_a_thread(chat_path: str) -> None:
         ({"output_hidden_states": True, "return_dict_in_generate": True}, "output_hidden_states"),
         ({"use_cache": False}, "use_cache=False"),
         ({"cache_implementation": "static"}, "cache_implementation"),
+        ({"synced_gpus": True}, "synced_gpus"),
+        ({"assistant_early_exit": 2}, "assistant_early_exit"),
+        ({"position_ids": torch.arange(1, 8)[None]}, "position_ids"),
         ({"guidance_scale": 2.0}, "UnbatchedClassifierFreeGuidance"),
         ({"attention_mask": torch.tensor([[0, 1, 1, 1, 1, 1, 1]])}, "an attention_mask with zeros"),
         ({"method": "nothing"}, "no method 'nothing'"),

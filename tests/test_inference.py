@@ -266,7 +266,7 @@ def test_several_workers_give_the_same_answers(chat_path: str, make_bench: Make)
         (["--max-new-tokens", "500"], "question 1: the prompt's"),
         (["--dtype", "float8"], "dtype 'float8' is not known"),
         (["--device", "tpu"], "device 'tpu' is not known"),
-        (["--temperature", "-0.7"], "temperature is -0.7; give 0 or more"),
+        (["--temperature", "-0.7"], "temperature is -0.7; give 0, which is greedy"),
         (["--conv-template", "nonsense"], "FastChat has no template 'nonsense'"),
         (["--answer-file", "/dev/null/a.jsonl"], "cannot write the answer file"),
         (["--num-gpus-total", "3", "--num-gpus-per-model", "2"], "is no multiple of"),

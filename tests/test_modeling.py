@@ -285,11 +285,11 @@ def llama_cpp_rows(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return rows.swapaxes(1, 2).reshape(weight.shape)
 
 
-def test_a_gguf_file_is_a_checkpoint(tmp_path: Path, tiny_path: str) -> None:
+def write_gguf(file: Path, path: str, *, scaling: bool = False) -> None:
+    """The tiny Llama as llama.cpp's tools would write it."""
     import gguf
 
-    weights = load_file(Path(tiny_path) / "model.safetensors")
-    file = tmp_path / "tiny.F32.gguf"
+    weights = load_file(Path(path) / "model.safetensors")
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_context_length(TINY["max_position_embeddings"])
     writer.add_embedding_length(TINY["hidden_size"])
@@ -300,27 +300,39 @@ def test_a_gguf_file_is_a_checkpoint(tmp_path: Path, tiny_path: str) -> None:
     writer.add_rope_dimension_count(8)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(TINY["vocab_size"])
-    writer.add_eos_token_id(2)
+    writer.add_eos_token_id(44)
+    if scaling:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(2.0)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, TINY["num_hidden_layers"])
     for name, weight in weights.items():
         if "q_proj" in name:
             weight = llama_cpp_rows(weight, TINY["num_attention_heads"])
         elif "k_proj" in name:
             weight = llama_cpp_rows(weight, TINY["num_key_value_heads"])
-        writer.add_tensor(names.get_name(name, (".weight",)) + ".weight", weight.numpy())
+        writer.add_tensor(names.get_name(name, (".weight",)), weight.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def test_a_gguf_file_is_a_checkpoint(tmp_path: Path, tiny_path: str) -> None:
+    file = tmp_path / "tiny.F32.gguf"
+    write_gguf(file, tiny_path)
     whole = load(tiny_path, dtype=torch.float32)
     model = load(str(file), dtype=torch.float32)
     ids = [3, 4, 5, 6]
     torch.testing.assert_close(prefilled(model, ids)[1], prefilled(whole, ids)[1])
-    assert model.eos_token_ids == {2}
+    assert model.eos_token_ids == {44}
     with pytest.raises(InputError, match=r"no GGUF file .*other\.gguf"):
         load(str(tmp_path / "other.gguf"))
     with pytest.raises(InputError, match="no model directory"):
         load(str(tmp_path / "no" / "other.gguf"))
+    scaled = tmp_path / "scaled.gguf"
+    write_gguf(scaled, tiny_path, scaling=True)
+    with pytest.raises(InputError, match="scales its rotary embeddings"):
+        load(str(scaled))
     file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(InputError, match="cannot read the config of the model"):
         load(str(file))

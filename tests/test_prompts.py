@@ -110,7 +110,7 @@ def test_dtypes_by_name() -> None:
 def test_auto_dtype_follows_the_processor(
     flags: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evaluation.targets.cpu_info", lambda *keys: flags)
+    monkeypatch.setattr("model.logitspec.devices.cpu_info", lambda *keys: flags)
     assert resolve_dtype("auto", "cpu") == dtype
 
 

@@ -80,8 +80,8 @@ def test_the_generator_is_splitmix64() -> None:
     for row, position in zip(noise, (3, 2**40), strict=True):
         start = mixed(stream ^ mixed(position))
         for token in range(5):
-            bits = mixed((start + token * 0x9E3779B97F4A7C15) % 2**64) >> 11
-            expected = -np.log(-np.log((bits + 0.5) * 2.0**-53))
+            bits = mixed((start + token * 0x9E3779B97F4A7C15) % 2**64) >> 12
+            expected = -np.log(-np.log((bits + 0.5) * 2.0**-52))
             assert float(row[token]) == pytest.approx(expected, abs=1e-12)
 
 
@@ -304,7 +304,8 @@ def test_acceptance_goes_by_what_was_chosen() -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"temperature": -0.1}, "temperature is -0.1; give 0 or more"),
+        ({"temperature": -0.1}, "temperature is -0.1; give 0, which is greedy, or 0.0001"),
+        ({"temperature": 1e-9}, "temperature is 1e-09"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"temperature": 1, "top_p": 0.0}, "top_p is 0.0; give more than 0 and at most 1"),
@@ -352,4 +353,4 @@ def test_runs_at_a_temperature(
     assert run([*argv, *methods, "--model-id", "z", "--top-p", "1.5"]) == 2
     assert "top_p is 1.5; give more than 0 and at most 1" in capsys.readouterr().err
     assert run([*argv, *methods, "--model-id", "z", "--temperature", "-1"]) == 2
-    assert "temperature is -1.0; give 0 or more" in capsys.readouterr().err
+    assert "temperature is -1.0; give 0, which" in capsys.readouterr().err

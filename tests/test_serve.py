@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import queue
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +24,8 @@ import uvicorn
 from evaluation.chat import Chat, Job, Text
 from evaluation.serve import LARGEST_BODY, main, make_app
 from model.logitspec import Sampling, VanillaDrafter, decode
+
+ROOT = Path(__file__).parents[1]
 
 
 def free_port() -> int:
@@ -182,6 +190,17 @@ JSON = {"content-type": "application/json"}
         (CHAT, {"messages": HELLO, "tools": [{}]}, "tools is not supported", "tools"),
         (CHAT, {"messages": HELLO, "presence_penalty": 1}, "presence_penalty is not", None),
         (CHAT, {"messages": HELLO, "stop": [""]}, "stop is more than 16", "stop"),
+        (CHAT, {"messages": HELLO, "use_beam_search": True}, "use_beam_search is not", None),
+        (CHAT, {"messages": HELLO, "temprature": 1}, "temprature is not supported", "temprature"),
+        (CHAT, {"messages": HELLO, "temperature": 0, "top_p": 5}, "top_p is 5.0", "top_p"),
+        (CHAT, {"messages": HELLO, "stream_options": 3}, "stream_options:", "stream_options"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]},
+            "tool_calls of a message",
+            "messages",
+        ),
+        (CHAT, {"messages": [{"role": "user", "content": "x" * 10**6}]}, "is too long for", None),
         (
             CHAT,
             {"messages": [{"role": "user", "content": "Hi " * 600}]},
@@ -221,40 +240,86 @@ def test_other_paths_methods_and_sizes_are_refused(address: str) -> None:
     assert answer.status_code == 413 and "larger than" in answer.json()["error"]["message"]
 
 
-def test_a_full_queue_is_429_and_the_gone_are_not_waited_for(address: str, chat: Chat) -> None:
-    body = {"model": "tiny", "messages": HELLO, "max_tokens": 300, "temperature": 0}
-    going = threading.Event()
-    hold = Job(chat.prompt(HELLO), 4, Sampling(), on_step=lambda *_: going.wait(30) and None)
-    chat.submit(hold)  # the thread waits in it
+def test_null_is_as_good_as_nothing(address: str) -> None:
+    given_back = {"role": "assistant", "content": "a", "refusal": None}
+    body = {"model": "tiny", "messages": [*HELLO, given_back, *HELLO]}
+    names = ("temperature", "top_p", "stream", "stop", "seed", "n", "tools", "user")
+    nothing = dict.fromkeys(names)
+    answer = httpx.post(address + CHAT, json=body | nothing | {"max_tokens": 2, "top_logprobs": 0})
+    assert answer.status_code == 200
+
+
+class Held:
+    """A job that the decoding thread waits in."""
+
+    def __init__(self, chat: Chat) -> None:
+        self.going, self.begun = threading.Event(), threading.Event()
+        chat.submit(Job(chat.prompt(HELLO), 4, Sampling(), on_step=self.wait))
+        assert self.begun.wait(30)
+
+    def wait(self, *_: Any) -> None:
+        self.begun.set()
+        self.going.wait(60)
+
+
+def test_a_full_queue_is_429_and_who_is_gone_does_not_count(address: str, chat: Chat) -> None:
+    body = {"model": "tiny", "messages": HELLO, "max_tokens": 30, "temperature": 0}
+    held = Held(chat)
     statuses: list[int] = []
 
     def ask() -> None:
         statuses.append(httpx.post(address + CHAT, json=body, timeout=60).status_code)
 
-    threads = [threading.Thread(target=ask) for _ in range(6)]
+    def gone() -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(address + CHAT, json=body, timeout=httpx.Timeout(60, read=0.3))
+
+    leaving = [threading.Thread(target=gone) for _ in range(2)]  # as many as may wait
+    for thread in leaving:
+        thread.start()
+    while not chat.full:
+        time.sleep(0.01)
+    assert httpx.post(address + CHAT, json=body).status_code == 429
+    for thread in leaving:
+        thread.join()
+    deadline = time.time() + 20
+    while chat.full and time.time() < deadline:
+        time.sleep(0.02)  # the server notices
+    threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
         thread.start()
-    deadline = time.time() + 20
-    while statuses.count(429) < 4 and time.time() < deadline:
-        time.sleep(0.02)
-    with pytest.raises(httpx.ReadTimeout):  # one whose client goes while it waits is refused too
-        httpx.post(address + CHAT, json=body | {"stream": True}, timeout=0.001)
-    going.set()
+    while not chat.full:
+        time.sleep(0.01)
+    refused = httpx.post(address + CHAT, json=body)
+    assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
+    held.going.set()
     for thread in threads:
         thread.join()
-    assert sorted(statuses) == [200, 200, 429, 429, 429, 429]
-    assert httpx.post(address + CHAT, json=body | {"max_tokens": 3}).status_code == 200
+    assert statuses == [200, 200]
 
 
-def test_a_client_that_goes_ends_its_answer(address: str, chat: Chat) -> None:
-    body = {
-        "model": "tiny", "messages": HELLO, "max_tokens": 400, "temperature": 2.0, "stream": True,
-    }  # fmt: skip
-    with httpx.stream("POST", address + CHAT, json=body) as answer:
-        next(answer.iter_text())
-    start = time.time()
-    quick = httpx.post(address + CHAT, json=body | {"max_tokens": 1, "stream": False}, timeout=30)
-    assert quick.status_code == 200 and time.time() - start < 20
+def test_an_answer_is_given_up_when_its_client_goes(
+    address: str, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"model": "tiny", "messages": HELLO, "max_tokens": 400, "stream": True, "seed": 1}
+    done: list[int] = []
+    answer = Chat.answer
+
+    def noting(self: Chat, job: Job) -> Any:
+        drafted = self.drafter.draft
+        with monkeypatch.context() as patch:  # slow enough for the client to go first
+            patch.setattr(self.drafter, "draft", lambda *a: time.sleep(0.05) or drafted(*a))
+            result = answer(self, job)
+        done.append(len(result.tokens))
+        return result
+
+    monkeypatch.setattr(Chat, "answer", noting)
+    with httpx.stream("POST", address + CHAT, json=body) as streamed:
+        next(streamed.iter_text())
+    deadline = time.time() + 30
+    while not done and time.time() < deadline:
+        time.sleep(0.02)
+    assert done and done[0] < 200
 
 
 def test_an_error_while_decoding_is_a_500_and_not_the_end(
@@ -292,9 +357,59 @@ def test_text_holds_back_what_may_change(stop: list[str]) -> None:
     assert text.stopped is bool(stop)
 
 
+def test_closing_gives_up_what_is_queued(chat_path: str) -> None:
+    chat = make_chat(chat_path, method="vanilla")
+    held = Held(chat)
+    ended: list[Any] = []
+    waiting = Job(chat.prompt(HELLO), 4, Sampling(), on_end=ended.append)
+    chat.submit(waiting)
+    closing = threading.Thread(target=chat.close)
+    closing.start()
+    while not waiting.cancelled.is_set():
+        time.sleep(0.01)
+    held.going.set()
+    closing.join(30)
+    assert not closing.is_alive() and not ended
+    with pytest.raises(queue.Full):
+        chat.submit(waiting)
+
+
+def test_ctrl_c_ends_it_though_answers_are_under_way(default_model_path: str) -> None:
+    argv = ["--model-path", default_model_path, "--method", "vanilla", "--port", "0"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "evaluation.serve", *argv, "--device", "cpu"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert server.stdout is not None
+    said = server.stdout.readline()
+    address = re.search(r"http://\S+(?=/v1)", said)
+    assert address, said
+    body = {"model": "smollm2-135m-instruct", "prompt": "Once", "max_tokens": 1000, "stream": True}
+    deadline = time.time() + 60
+    while True:
+        try:
+            with httpx.stream("POST", address[0] + "/v1/completions", json=body) as streamed:
+                next(streamed.iter_text())
+                server.send_signal(signal.SIGINT)
+                start = time.time()
+                server.wait(30)
+            break
+        except httpx.ConnectError:
+            assert time.time() < deadline
+            time.sleep(0.1)
+        except httpx.RemoteProtocolError:
+            break
+    server.wait(30)
+    assert time.time() - start < 20
+    errors = server.stderr.read() if server.stderr else ""
+    assert "Traceback" not in errors and server.returncode == 130
+
+
 def test_flags_are_checked(chat_path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model-path", "nowhere"]) == 2
     assert "no model directory 'nowhere'" in capsys.readouterr().err
+    assert main(["--model-path", chat_path, "--host", "a..b"]) == 2
+    assert "cannot listen on a..b" in capsys.readouterr().err
     assert main(["--model-path", chat_path, "--method", "baseline"]) == 2
     assert "transformers' own loop" in capsys.readouterr().err
     with socket.socket() as taken:

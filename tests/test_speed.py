@@ -170,7 +170,7 @@ def test_differing_question_sets_are_refused(
         (["--file-path", "/nowhere/x.jsonl"], "cannot read the trace /nowhere/x.jsonl"),
         (["--json", "TRACE"], "is one of the traces; choose another file"),
         (["--json", "/nowhere/x.json"], "cannot write /nowhere/x.json"),
-        (["--tokenizer-path", "/nowhere/model"], "no tokenizer in /nowhere/model"),
+        (["--tokenizer-path", "/nowhere/model"], "no model directory '/nowhere/model'"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import secrets
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,8 +19,7 @@ from transformers.generation import (
     MaxLengthCriteria,
 )
 
-from .decoding import DecodingResult, decode
-from .draft_tree import DraftTree
+from .decoding import DecodingResult, Step, decode
 from .drafters import DRAFTERS, Drafter
 from .errors import InputError
 from .kernels import choose_kernels
@@ -45,7 +45,7 @@ def generate(
     stopping_criteria: StoppingCriteriaList | None = None,
     streamer: Any = None,
     on_commit: Callable[[list[int]], None] | None = None,
-    on_step: Callable[[DraftTree, list[int]], None] | None = None,
+    on_step: Callable[[Step], None] | None = None,
 ) -> DecodingResult:
     """Generate after a prompt; the tokens are the target's own, only the forwards are fewer.
 
@@ -63,7 +63,8 @@ def generate(
         stopping_criteria: transformers' or yours, asked after every token, without scores.
         streamer: a transformers streamer, given the prompt and then the tokens of each step.
         on_commit: called after each step with the tokens it committed.
-        on_step: the same with the tree that was verified and its committed nodes.
+        on_step: the same with the tree that was verified, its committed nodes and where each of its
+            nodes comes from.
 
     Returns:
         The tokens and the books: accept lengths, tree sizes, seconds per phase.
@@ -72,6 +73,9 @@ def generate(
         InputError: what is asked for makes no sense, or is not there.
     """
     prompt = one_prompt(input_ids)
+    vocabulary = model.config.vocab_size
+    if not all(0 <= token < vocabulary for token in prompt):
+        raise InputError(f"input_ids holds ids outside the vocabulary of {vocabulary} tokens")
     sampling = Sampling(
         temperature, top_k, top_p, min_p, repetition_penalty,
         secrets.randbelow(2**63) if seed is None else seed,
@@ -107,7 +111,7 @@ def run(
     stopping_criteria: StoppingCriteriaList | None,
     streamer: Any,
     on_commit: Callable[[list[int]], None] | None = None,
-    on_step: Callable[[DraftTree, list[int]], None] | None = None,
+    on_step: Callable[[Step], None] | None = None,
 ) -> DecodingResult:
     """decode() with transformers' helpers; `seed` None: no noise. A streamer has the prompt."""
     check_processors(processors)
@@ -194,14 +198,16 @@ def check_processors(processors: LogitsProcessorList) -> None:
             )
 
 
-wrapped: WeakKeyDictionary[nn.Module, LlamaKVForCausalLM] = WeakKeyDictionary()
+Signature = tuple[tuple[int, int, torch.dtype, torch.device], ...]
+wrapped: WeakKeyDictionary[nn.Module, tuple[LlamaKVForCausalLM, Signature]] = WeakKeyDictionary()
 
 
 def wrap(model: Any, *, cpu_kernels: str = "auto", cuda_graphs: str = "auto") -> LlamaKVForCausalLM:
     """A transformers model as this package runs it, over the same weights; remembered with it.
 
     On a CPU the native and packed kernels hold a second copy of the weights, laid out for them;
-    with `plain` there is none.
+    with `plain` there is none. When the weights have changed or moved, wrap() makes a new one: do
+    not go on with the old.
 
     Args:
         model: a causal language model of transformers, of an architecture covered.
@@ -212,21 +218,34 @@ def wrap(model: Any, *, cpu_kernels: str = "auto", cuda_graphs: str = "auto") ->
     """
     if isinstance(model, LlamaKVForCausalLM):
         return model
-    if model not in wrapped:
-        wrapped[model] = twin(model, cpu_kernels, cuda_graphs)
-    return wrapped[model]
+    known = wrapped.get(model)
+    if known is None or known[1] != signature(model):
+        ours = twin(model, cpu_kernels, cuda_graphs)
+        known = wrapped[model] = ours, signature(model)
+    return known[0]
+
+
+def signature(model: nn.Module) -> Signature:
+    """What changes when weights are written to, replaced or moved."""
+    return tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in model.parameters())
 
 
 def twin(model: Any, cpu_kernels: str, cuda_graphs: str) -> LlamaKVForCausalLM:
-    config = check_config(model.config, type(model).__name__)
+    name = type(model).__name__
+    config = copy.deepcopy(check_config(model.config, name))
+    config._attn_implementation = "eager"  # ours attends by itself
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError(
+            f"the {name} has weights that are offloaded to the CPU or a disk; load it where it fits"
+        )
     with init_empty_weights():
         ours = LlamaKVForCausalLM(config)
-    for name, module in list(ours.named_modules()):
+    for path, module in list(ours.named_modules()):
         if isinstance(module, nn.Linear | nn.Embedding):
-            parent, _, leaf = name.rpartition(".")
-            setattr(ours.get_submodule(parent), leaf, model.get_submodule(name))
+            parent, _, leaf = path.rpartition(".")
+            setattr(ours.get_submodule(parent), leaf, model.get_submodule(path))
         elif "weight" in module._parameters:  # a norm
-            module.weight = model.get_submodule(name).weight
+            module.weight = model.get_submodule(path).weight
     ours.eos_token_ids = eos_of(getattr(model, "generation_config", None), config)
     kernels = choose_kernels(config, ours.dtype, str(ours.device), cpu_kernels)
     return finish(ours, kernels, cpu_kernels, cuda_graphs, keep_weights=True)
@@ -256,13 +275,19 @@ def custom_generate(
     Raises:
         InputError: an option that this cannot do, by its name.
     """
-    # transformers 4.56 to 5.23 do not hand these two on to a callable: its frame has them.
-    call = sys._getframe(1).f_locals
+    # transformers up to 5.23 keep these from a callable: they are in the frame of its generate().
+    call = calling_frame()
     streamer = call.get("streamer") if streamer is None else streamer
-    refuse_options(generation_config, call.get("assistant_model"), synced_gpus, model_kwargs)
+    refuse_options(
+        generation_config,
+        call.get("assistant_model"),
+        synced_gpus or bool(call.get("synced_gpus")),
+        model_kwargs,
+    )
     prompt = one_prompt(input_ids)
     target = wrap(model)
     eos = generation_config.eos_token_id
+    eos_ids = set() if eos is None else {eos} if isinstance(eos, int) else {int(i) for i in eos}
     result = run(
         target,
         prompt,
@@ -270,9 +295,11 @@ def custom_generate(
         processors=logits_processor,
         seed=int(torch.randint(2**63 - 1, ())) if generation_config.do_sample else None,
         max_new_tokens=generation_config.max_length - len(prompt),
-        eos_token_ids=() if eos is None else {eos} if isinstance(eos, int) else set(eos),
+        eos_token_ids=eos_ids,
         stopping_criteria=StoppingCriteriaList(
-            criterion for criterion in stopping_criteria if not isinstance(criterion, KNOWN_ENDS)
+            criterion
+            for criterion in stopping_criteria
+            if not is_known_end(criterion, generation_config.max_length, eos_ids)
         ),
         streamer=streamer,
     )
@@ -284,7 +311,22 @@ def custom_generate(
     return output
 
 
-KNOWN_ENDS = (MaxLengthCriteria, EosTokenCriteria)  # which decode() sees to itself
+def calling_frame() -> dict[str, Any]:
+    """The local names of the transformers generate() that is running; empty where there is none."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        if frame.f_code.co_name == "generate" and module.startswith("transformers."):
+            return dict(frame.f_locals)
+        frame = frame.f_back  # type: ignore[assignment]
+    return {}
+
+
+def is_known_end(criterion: Any, max_length: int, eos_ids: Collection[int]) -> bool:
+    """Whether decode() sees to a criterion itself: transformers' own, of this length and EOS."""
+    if type(criterion) is MaxLengthCriteria:
+        return bool(criterion.max_length == max_length)
+    return type(criterion) is EosTokenCriteria and set(criterion.eos_token_id.tolist()) == eos_ids
 
 
 def refuse_options(
@@ -293,11 +335,14 @@ def refuse_options(
     """Raise InputError for what a call of transformers' generate() asks for and this cannot do."""
     mask = model_kwargs.get("attention_mask")
     past = model_kwargs.get("past_key_values")
+    positions = model_kwargs.get("position_ids")
     asked = {
         "assistant_model": assistant_model is not None,
         "synced_gpus": synced_gpus,
         "an attention_mask with zeros": mask is not None and not bool(mask.all()),
         "inputs_embeds": model_kwargs.get("inputs_embeds") is not None,
+        "position_ids": positions is not None
+        and positions[-1].tolist() != list(range(positions.shape[-1])),
         "past_key_values": past is not None and past.get_seq_length() > 0,
         "num_beams": (config.num_beams or 1) > 1,
         "num_return_sequences": (config.num_return_sequences or 1) > 1,
@@ -314,6 +359,7 @@ def refuse_options(
 
 # Options of transformers' GenerationConfig that are other ways to decode, or want more than tokens.
 REFUSED = (
+    "assistant_early_exit",
     "cache_implementation",
     "constraints",
     "dola_layers",

@@ -60,6 +60,15 @@ class DecodingResult:
         return len(self.tokens) / self.steps
 
 
+@dataclass(frozen=True)
+class Step:
+    """What became of a draft tree."""
+
+    tree: DraftTree
+    path: list[int]  # committed nodes, the root's index first
+    origins: list[str]  # where each node comes from, see Drafter.origins
+
+
 @torch.inference_mode()
 def decode(
     model: LlamaKVForCausalLM,
@@ -69,7 +78,7 @@ def decode(
     max_new_tokens: int,
     eos_token_ids: Collection[int] = (),
     on_commit: Callable[[list[int]], None] | None = None,
-    on_step: Callable[[DraftTree, list[int]], None] | None = None,
+    on_step: Callable[[Step], None] | None = None,
     stop: Callable[[list[int]], bool] | None = None,
     chooser: Chooser | None = None,
 ) -> DecodingResult:
@@ -82,7 +91,7 @@ def decode(
         max_new_tokens: most tokens to generate; never exceeded.
         eos_token_ids: generation ends with the first of these, which is kept.
         on_commit: called after each step with the tokens it committed, for streaming.
-        on_step: the same with the tree that was verified and its committed nodes.
+        on_step: the same with the tree that was verified.
         stop: asked after every token with all tokens so far; the first that it says yes to, which
             is kept, ends the generation.
         chooser: of the target's tokens, after all of the prompt but its last token; None: the best
@@ -111,9 +120,10 @@ def decode(
         remaining = max_new_tokens - len(result.tokens)
         start = time.perf_counter()
         last_top_ids = verdict.top_ids
-        tree = check_capacity(drafter.draft(verdict.next_root, last_top_ids), drafter)
-        tree = tree.without_deeper_than(remaining - 1)
+        drafted_tree = check_capacity(drafter.draft(verdict.next_root, last_top_ids), drafter)
+        tree = drafted_tree.without_deeper_than(remaining - 1)
         drafted = time.perf_counter()
+        origins = drafter.origins(drafted_tree) if on_step is not None else []
         step.build(tree)
         built = time.perf_counter()
         step.forward()
@@ -143,7 +153,8 @@ def decode(
         if on_commit is not None:
             on_commit(committed)
         if on_step is not None:
-            on_step(tree, path)
+            whole = zip(origins, drafted_tree.depths, strict=True)
+            on_step(Step(tree, path, [origin for origin, depth in whole if depth < remaining]))
         finished = ended or len(result.tokens) >= max_new_tokens
     return result
 

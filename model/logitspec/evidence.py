@@ -40,6 +40,10 @@ class Source:
         """What the source has to say of the tokens of a cell."""
         return self.grades[cell // self.stride % len(self.grades)]
 
+    def names(self, cell: int) -> bool:
+        """Whether the source names the tokens of a cell: the grades of others begin with "no"."""
+        return not self.grade(cell).startswith("no")
+
     def begin(self, prompt_ids: Sequence[int]) -> None:
         """Forget the last prompt but for what is kept, and take in another."""
 

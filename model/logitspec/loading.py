@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, GenerationConfig
+from transformers.utils import cached_file
 
 from .devices import resolve_device, resolve_dtype
 from .errors import InputError, brief
@@ -16,6 +17,7 @@ from .modeling_llama_kv import ARCHITECTURES, LlamaKVForCausalLM
 from .verification import use_graphs
 
 HARMLESS_TENSORS = ("rotary_emb.inv_freq", "lm_head.weight")  # recomputed; tied where unexpected
+SCALING = ".rope.scaling.type"  # key in a GGUF file, behind the architecture's name
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
@@ -31,7 +33,7 @@ def checkpoint(path: str) -> tuple[str, dict[str, str]]:
     place, gguf = path, {}
     if path.endswith(".gguf"):
         place, _, name = path.rpartition("/")
-        place, gguf = place or ".", {"gguf_file": name}
+        place, gguf = place or path[: path.startswith("/")] or ".", {"gguf_file": name}
     local = Path(place)
     names_a_path = (
         place.startswith((".", "/", "~")) or place.count("/") != 1 or local.parent.is_dir()
@@ -56,7 +58,27 @@ def load_config(path: str) -> Any:
         config = AutoConfig.from_pretrained(place, **gguf)
     except Exception as error:  # whatever a broken file makes of it
         raise InputError(f"cannot read the config of the model {path}: {brief(error)}") from error
+    if gguf:
+        check_gguf_rope(path, place, gguf["gguf_file"])
     return check_config(config, path)
+
+
+def check_gguf_rope(path: str, place: str, name: str) -> None:
+    """Raise InputError for rotary scaling in a GGUF file, which transformers does not read."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(cached_file(place, name))
+        kinds = [reader.fields[key].contents() for key in reader.fields if key.endswith(SCALING)]
+        scaled = any(kind != "none" for kind in kinds)
+        scaled = scaled or any(tensor.name.startswith("rope_freqs") for tensor in reader.tensors)
+    except Exception as error:  # whatever a broken file makes of it
+        raise InputError(f"cannot read {path}: {brief(error)}") from error
+    if scaled:
+        raise InputError(
+            f"{path} scales its rotary embeddings, which transformers does not read from GGUF "
+            "files; give the checkpoint as safetensors"
+        )
 
 
 def check_config(config: Any, name: str) -> Any:
@@ -169,7 +191,8 @@ def load(
         device_map = resolve_device(device)
     place = str(device_map.get("") if isinstance(device_map, dict) else device_map)
     if isinstance(dtype, str):
-        dtype = resolve_dtype(dtype, place)
+        on_gpu = place != "cpu" and torch.cuda.is_available()
+        dtype = resolve_dtype(dtype, place if on_gpu else "cpu")
     config = load_config(path)
     kernels = choose_kernels(config, dtype, place, cpu_kernels)
     model: LlamaKVForCausalLM = load_weights(

@@ -43,6 +43,9 @@ ROWWISE = tuple(
 )
 
 
+COLDEST = 1e-4  # temperature; logits divided by less than that are no longer float32 numbers
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen from the target's logits.
@@ -69,7 +72,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, fits, wanted in (
-            ("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "0 or more"),
+            (
+                "temperature",
+                self.temperature == 0 or COLDEST <= self.temperature < math.inf,
+                f"0, which is greedy, or {COLDEST} or more",
+            ),
             ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
@@ -101,17 +108,17 @@ class Sampling:
         """transformers' processors, in the order in which its generate() calls them."""
         found = LogitsProcessorList()
         if self.repetition_penalty != 1:
-            penalty = self.repetition_penalty
+            penalty = float(self.repetition_penalty)
             found.append(logits_process.RepetitionPenaltyLogitsProcessor(penalty))
         if self.temperature > 0:
             if self.temperature != 1:
-                found.append(logits_process.TemperatureLogitsWarper(self.temperature))
+                found.append(logits_process.TemperatureLogitsWarper(float(self.temperature)))
             if self.top_k:
                 found.append(logits_process.TopKLogitsWarper(self.top_k))
             if self.top_p < 1:
-                found.append(logits_process.TopPLogitsWarper(self.top_p))
+                found.append(logits_process.TopPLogitsWarper(float(self.top_p)))
             if self.min_p:
-                found.append(logits_process.MinPLogitsWarper(self.min_p))
+                found.append(logits_process.MinPLogitsWarper(float(self.min_p)))
         return found
 
     def chooser(self, prompt_ids: Sequence[int]) -> Chooser | None:
@@ -133,6 +140,10 @@ class Chooser:
         processors: of transformers, called with the ids up to a node and its logits in float32.
         seed: of the noise; None: no noise, the best token after processing.
         ids: the token ids before the first tree's root.
+
+    Attributes:
+        rowwise: no processor looks at the context, so that all nodes can be asked for at once;
+            otherwise ask for those that are reached, as a processor may refuse other contexts.
     """
 
     def __init__(
@@ -141,7 +152,7 @@ class Chooser:
         self._processors = processors
         self._stream = None if seed is None else mixed(seed)
         self._ids = list(ids)
-        self._rowwise = all(isinstance(processor, ROWWISE) for processor in processors)
+        self.rowwise = all(type(processor) in ROWWISE for processor in processors)
 
     def commit(self, tokens: Sequence[int]) -> None:
         """Go on behind these tokens."""
@@ -159,20 +170,18 @@ class Chooser:
         """
         if nodes is None:
             nodes = range(len(tree))
-        depths = [tree.depths[node] for node in nodes]
         scores = logits.to(torch.float32, copy=True)  # a processor may write into it
-        if self._rowwise:
+        if self.rowwise:
             ids = torch.zeros(len(nodes), 1, dtype=torch.int64, device=scores.device)
             scores = self._processors(ids, scores)
         else:
             context = torch.tensor(self._ids, dtype=torch.int64, device=scores.device)
-            for depth in set(depths):  # rows of one length at a time
-                rows = [row for row, its in enumerate(depths) if its == depth]
-                paths = torch.tensor([tree.path_tokens(nodes[row]) for row in rows])
-                ids = torch.cat((context.expand(len(rows), -1), paths.to(scores.device)), dim=1)
-                scores[rows] = self._processors(ids, scores[rows])
+            for row, node in enumerate(nodes):
+                path = torch.tensor(tree.path_tokens(node), device=scores.device)
+                ids = torch.cat((context, path))[None]
+                scores[row : row + 1] = self._processors(ids, scores[row : row + 1])
         if self._stream is not None:
-            positions = [len(self._ids) + depth + 1 for depth in depths]
+            positions = [len(self._ids) + tree.depths[node] + 1 for node in nodes]
             scores = scores + gumbel(self._stream, positions, scores.shape[1], scores.device)
         return scores.max(dim=-1).indices
 
@@ -211,5 +220,5 @@ def gumbel(stream: int, positions: Sequence[int], count: int, device: torch.devi
     x = (x ^ ((x >> 30) & 2**34 - 1)) * signed(FIRST)
     x = (x ^ ((x >> 27) & 2**37 - 1)) * signed(SECOND)
     x = x ^ ((x >> 31) & 2**33 - 1)
-    uniform = (((x >> 11) & 2**53 - 1).double() + 0.5) * 2.0**-53  # in (0, 1), both ends out
+    uniform = (((x >> 12) & 2**52 - 1).double() + 0.5) * 2.0**-52  # in (0, 1), both ends out
     return uniform.log_().neg_().log_().neg_()

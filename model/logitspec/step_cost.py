@@ -29,7 +29,7 @@ NODES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
 Key = TypeVar("Key")
 
 CONTEXTS = (128, 1024)  # committed tokens
-METHOD = 2  # of measuring: a new number makes what was stored count no more
+METHOD = 3  # of measuring: a new number makes what was stored count no more
 FEW = 16  # nodes; steps over no more are cheap, and where trees end is decided among them
 ROUNDS = (16, 3)  # measurements of each size, of few nodes and of many
 SOME_TOKENS = 64  # that every vocabulary has
@@ -126,8 +126,7 @@ def measure(model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> StepCost:
 class Meter:
     """Measures the step cost of a model, at once or a little now and then.
 
-    All numbers of nodes take turns; few nodes among themselves, for after a step over many the next
-    one is slower.
+    All numbers of nodes take turns, few nodes among themselves.
 
     Args:
         model: the target, loaded; its cache is used.
@@ -219,14 +218,19 @@ def continuation(model: LlamaKVForCausalLM, cache: KVCache) -> tuple[int, int]:
 def interleaved(
     variants: Mapping[Key, Callable[[], object]], rounds: int
 ) -> dict[Key, list[float]]:
-    """Seconds of each variant, `rounds` of them; one unmeasured round comes first."""
+    """Seconds of each variant, `rounds` of them.
+
+    Each runs twice in its turn, and the second time counts: a run after one of another kind finds
+    other things in the processor's caches, and takes up to a quarter longer.
+    """
     seconds: dict[Key, list[float]] = {key: [] for key in variants}
-    for _ in range(rounds + 1):
+    for _ in range(rounds):
         for key, variant in variants.items():
+            variant()
             start = time.perf_counter()
             variant()
             seconds[key].append(time.perf_counter() - start)
-    return {key: measured[1:] for key, measured in seconds.items()}
+    return seconds
 
 
 def device_name(device: torch.device) -> str:

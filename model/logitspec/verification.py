@@ -7,6 +7,7 @@ per bucket of tree size and context length; everywhere else they run as they are
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ from .acceptance import (
 from .draft_tree import DraftTree
 from .errors import InputError, brief
 from .kv_cache import KVCache, SlotWindow
-from .modeling_llama_kv import LlamaKVForCausalLM
+from .modeling_llama_kv import LlamaKVForCausalLM, execution_device
 from .native.layers import best_tokens
 from .sampling import Chooser
 
@@ -116,10 +117,9 @@ class EagerVerifier:
         )
 
     def accept(self) -> Verdict:
-        chosen = None
         if self._chooser is not None:
-            chosen = self._chooser.choose(self._logits, self._tree)
-        return accept(self._logits, self._tensors, *self._widths, chosen)
+            return accept_chosen(self._logits, self._tree, self._widths, self._chooser)
+        return accept(self._logits, self._tensors, *self._widths)
 
 
 class NativeVerifier(EagerVerifier):
@@ -165,17 +165,8 @@ class NativeVerifier(EagerVerifier):
             self._chosen = {node: tokens[0] for node, tokens in self._best.items()}
             self._path, missing = agreed_path(self._tree, self._chosen)
             return missing
-        # Choosing costs more than finding the best token: only where the path has come to.
-        tree, reached = self._tree, [] if 0 in self._chosen else [0]
-        while True:
-            for node in reached:
-                token = self._chooser.choose(self._logits[node][None], tree, [node])
-                self._chosen[node] = int(token)
-            self._path, missing = agreed_path(tree, self._chosen)
-            ready = [node for node in missing if node in self._logits]
-            reached = [n for n in ready if self._chosen.get(tree.parents[n]) == tree.tokens[n]]
-            if not reached:
-                return [node for node in missing if node not in self._logits]
+        self._path, missing = walk(self._chooser, self._tree, self._logits, self._chosen)
+        return missing
 
     def accept(self) -> Verdict:
         last = self._path[-1]
@@ -184,6 +175,59 @@ class NativeVerifier(EagerVerifier):
             (top_ids,) = best_tokens(self._logits[last][None], self._top_k).tolist()
         all_best = [self._best[node] for node in range(len(self._tree))] if self._node_top_k else []
         return Verdict(self._path, self._chosen[last], top_ids, all_best)
+
+
+def walk(
+    chooser: Chooser,
+    tree: DraftTree,
+    logits: Mapping[int, torch.Tensor],
+    chosen: dict[int, int],
+) -> tuple[list[int], list[int]]:
+    """Go down a tree, choosing after each node that is reached, as far as logits are there.
+
+    Args:
+        chooser: of the target's tokens.
+        tree: what is verified.
+        logits: [vocab] after some nodes, the root among them.
+        chosen: what was chosen before; goes on.
+
+    Returns:
+        The path, and the nodes whose logits are to be found before it is final.
+    """
+    reached = [] if 0 in chosen else [0]
+    while True:
+        for node in reached:
+            chosen[node] = int(chooser.choose(logits[node][None], tree, [node]))
+        path, missing = agreed_path(tree, chosen)
+        ready = [node for node in missing if node in logits]
+        reached = [node for node in ready if chosen.get(tree.parents[node]) == tree.tokens[node]]
+        if not reached:
+            return path, [node for node in missing if node not in logits]
+
+
+def accept_chosen(
+    logits: torch.Tensor, tree: DraftTree, widths: tuple[int, int], chooser: Chooser
+) -> Verdict:
+    """acceptance.accept() where a chooser takes the place of the best tokens.
+
+    Args:
+        logits: [n, vocab] after each node.
+        tree: the n nodes.
+        widths: how many best tokens to report, of the path's last node and of every node.
+        chooser: of the target's tokens.
+    """
+    if chooser.rowwise:
+        tensors = TreeTensors.upload(tree, logits.device)
+        return accept(logits, tensors, *widths, chooser.choose(logits, tree))
+    chosen: dict[int, int] = {}
+    path, _ = walk(chooser, tree, dict(enumerate(logits)), chosen)
+    top_k, node_top_k = (min(width, logits.shape[1]) for width in widths)
+    return Verdict(
+        path,
+        chosen[path[-1]],
+        logits[path[-1]].topk(top_k).indices.tolist() if top_k else [],
+        logits.topk(node_top_k).indices.tolist() if node_top_k else [],
+    )
 
 
 class GraphVerifier:
@@ -218,6 +262,7 @@ class GraphVerifier:
                 stream = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
                 self._captured = torch.cuda.graph_pool_handle(), stream
         self._steps: dict[tuple[int, int], StaticStep] = {}
+        self._logits: dict[int, torch.Tensor] = {}  # [nodes, vocab] by nodes, for all contexts
 
     def build(self, tree: DraftTree) -> None:
         nodes = node_bucket(len(tree))
@@ -229,8 +274,8 @@ class GraphVerifier:
         with on_device(self._model.device):
             step = self._steps.get(key)
             if step is None:
-                widths = None if self._chooses else self._widths
-                step = StaticStep(self._model, self._cache, nodes, seen, widths)
+                out = self._logits_of(nodes) if self._chooses else None
+                step = StaticStep(self._model, self._cache, nodes, seen, self._widths, out)
                 step.load(tree, self._cache.length)  # capturing runs what is loaded
                 if self._captured is not None:
                     step.capture(*self._captured)
@@ -238,6 +283,14 @@ class GraphVerifier:
             else:
                 step.load(tree, self._cache.length)
         self._step = step
+
+    def _logits_of(self, nodes: int) -> torch.Tensor:
+        if nodes not in self._logits:
+            shape = nodes, self._model.config.vocab_size
+            device = execution_device(self._model.lm_head)
+            with torch.inference_mode(False):
+                self._logits[nodes] = torch.zeros(shape, dtype=self._model.dtype, device=device)
+        return self._logits[nodes]
 
     def forward(self) -> None:
         with on_device(self._model.device):
@@ -247,9 +300,7 @@ class GraphVerifier:
         with on_device(self._model.device):
             if self.chooser is not None:
                 logits = self._step.logits[: len(self._tree)]
-                tensors = TreeTensors.upload(self._tree, logits.device)
-                chosen = self.chooser.choose(logits, self._tree)
-                return accept(logits, tensors, *self._widths, chosen)
+                return accept_chosen(logits, self._tree, self._widths, self.chooser)
             answer = self._step.answer()
         return read_answer(answer, self._step.nodes, len(self._tree), *self._widths)
 
@@ -260,7 +311,8 @@ class StaticStep:
     Args:
         nodes: tree nodes, padding included.
         seen: slots of the cache that attention reads, committed or not.
-        widths: of find_answer; None: the step ends at the logits.
+        widths: of find_answer.
+        out: [nodes, vocab]; the step writes its logits there and ends. None: it finds an answer.
     """
 
     def __init__(
@@ -269,7 +321,8 @@ class StaticStep:
         cache: KVCache,
         nodes: int,
         seen: int,
-        widths: tuple[int, int] | None,
+        widths: tuple[int, int],
+        out: torch.Tensor | None = None,
     ) -> None:
         device = model.device
         self.nodes = nodes
@@ -277,6 +330,7 @@ class StaticStep:
         self._window = SlotWindow(cache, seen)
         self._seen = seen
         self._widths = widths
+        self._out = out
         model.extend_rope(cache.capacity, device)
         self._rope = model._rope  # a graph reads it where it is now
         self._graph: Any = None
@@ -315,8 +369,8 @@ class StaticStep:
         rotation = model.rotation(depths + length)
         x = model.run_layers(x, rotation, model.additive_mask(visible, 0), self._window)
         logits = model.logits(x)
-        if self._widths is None:
-            return logits
+        if self._out is not None:
+            return self._out.copy_(logits)
         return find_answer(logits, TreeTensors(tokens, parents, depths, ancestors), *self._widths)
 
     @torch.inference_mode(False)
@@ -335,7 +389,7 @@ class StaticStep:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=stream):
                 self._answer = self._compute()
-            untouched = torch.full_like(self._answer, -1 if self._widths else torch.nan)
+            untouched = torch.full_like(self._answer, -1 if self._out is None else torch.nan)
             with torch.inference_mode():
                 self._answer.copy_(untouched)
             graph.replay()
@@ -346,7 +400,7 @@ class StaticStep:
                 f"a step of {self.nodes} nodes cannot be captured as a CUDA graph "
                 f"({brief(error)}); turn CUDA graphs off"
             ) from error
-        if self._widths is not None:
+        if self._out is None:
             self._answer_on_host = torch.empty(
                 self._answer.shape, dtype=self._answer.dtype, pin_memory=True
             )
@@ -357,7 +411,7 @@ class StaticStep:
             self._answer = self._answer_on_host = self._compute()
             return
         self._graph.replay()
-        if self._widths is not None:
+        if self._out is None:
             self._answer_on_host.copy_(self._answer, non_blocking=True)
 
     @property
@@ -386,9 +440,10 @@ def use_graphs(model: LlamaKVForCausalLM, wanted: str = "auto") -> None:
         raise InputError(f"CUDA graphs {wanted!r} are not known; give auto, on or off")
     devices = {str(device) for device in model.layer_devices}
     hooked = any(hasattr(layer, "_hf_hook") for layer in model.layers)
-    if wanted == "off" or (wanted == "auto" and (hooked or model.device.type != "cuda")):
+    spread = hooked or model.device.type != "cuda" or len(devices) > 1
+    if wanted == "off" or (wanted == "auto" and spread):
         return
-    if hooked or model.device.type != "cuda":
+    if spread:
         raise InputError(
             f"CUDA graphs need the whole model on one GPU, it is on {', '.join(sorted(devices))}; "
             "give auto or off"

@@ -26,6 +26,14 @@ class Measurable(Protocol):
         """The best tokens after each of the first token ids alone (successors.py)."""
 
 
+NEXT = "next token"
+RETRIEVED = "retrieved after the next token"
+GUESSED = "guess at the next next token"
+CONTINUED = "retrieved after a guess"
+COPIED = "copied logits"
+ORIGINS = (NEXT, RETRIEVED, GUESSED, CONTINUED, COPIED)
+
+
 class Drafter(ABC):
     """A way to propose a draft tree. One instance serves one generation at a time.
 
@@ -83,6 +91,11 @@ class Drafter(ABC):
             top_ids: after each node, accepted or not, the `node_top_k` best token ids, best first;
                 none where they are not known, as for some rejected nodes in a replay.
         """
+
+    def origins(self, tree: DraftTree) -> list[str]:
+        """Where the nodes of the tree that was drafted last come from, for people to see: a word of
+        ORIGINS for each, the root's first."""
+        return [NEXT, *[RETRIEVED] * (len(tree) - 1)]
 
     def forget(self) -> None:  # noqa: B027 - most methods keep nothing
         """Drop what reset() keeps across generations: after this the drafter is as good as new."""

@@ -30,7 +30,7 @@ from ..evidence import (
 )
 from ..native.compiler import Unavailable
 from ..native.drafting import Drafting
-from .base import Drafter, Measurable, register
+from .base import CONTINUED, COPIED, GUESSED, NEXT, RETRIEVED, Drafter, Measurable, register
 
 PRIOR = Path(__file__).with_name("calibrated_prior.json")  # benchmarks/fit_prior.py writes it
 PRUNING = 0.3  # of the least path probability of the last tree: less is not even considered
@@ -309,6 +309,17 @@ class CalibratedDrafter(Drafter):
         committed = [tokens[node] for node in path]
         self._ngrams.extend(committed)
         self._earlier.extend(committed)
+
+    def origins(self, tree: DraftTree) -> list[str]:
+        found = [NEXT]
+        for node in range(1, len(tree)):
+            cell, above = self.cells[node], found[tree.parents[node]]
+            if self._ngrams.names(cell) or self._earlier.names(cell):
+                after_guess = above in (GUESSED, CONTINUED, COPIED)
+                found.append(CONTINUED if after_guess else RETRIEVED)
+            else:
+                found.append(GUESSED if self._last.names(cell) else COPIED)
+        return found
 
     def explain(self, node: int) -> str:
         """What the probability of a node of the last tree is made of: one line per edge above it.

@@ -10,7 +10,7 @@ from ..budget import Capacity, resolve_capacity
 from ..draft_tree import DraftTree
 from ..ngram_pool import NgramPool
 from ..ranking import Ranking
-from .base import Drafter, Measurable, register
+from .base import CONTINUED, GUESSED, NEXT, RETRIEVED, Drafter, Measurable, register
 
 
 def branch_length(rank: int) -> int:
@@ -56,6 +56,7 @@ class LogitSpecDrafter(Drafter):
         self.pool = NgramPool(max_ngram_size, num_pred_tokens)
         self.top_k = self.capacity
         self.merge = merge
+        self._retrieved = 0  # nodes of the last tree's first branch
         auto = draft_tree_capacity == "auto"
         self.ranking = Ranking(self.capacity, branch_length(0), num_pred_tokens) if auto else None
 
@@ -75,6 +76,7 @@ class LogitSpecDrafter(Drafter):
         tree = DraftTree(root, self.capacity)
         context = [*self.pool.ids[-self.pool.max_ngram_size :], root]
         tree.add_branch(self.pool.lookup(context), merge=self.merge)
+        self._retrieved = len(tree) - 1
         if self.ranking is not None:
             self.ranking.note(tree, None)
         for rank, guess in enumerate(top_ids):
@@ -95,6 +97,11 @@ class LogitSpecDrafter(Drafter):
         if self.ranking is not None:
             self.ranking.learn(tree, path)
         self.pool.extend(tree.tokens[node] for node in path)
+
+    def origins(self, tree: DraftTree) -> list[str]:
+        guesses = [GUESSED if depth == 1 else CONTINUED for depth in tree.depths]
+        first = 1 + self._retrieved
+        return [NEXT, *[RETRIEVED] * (len(guesses[:first]) - 1), *guesses[first:]]
 
     def forget(self) -> None:
         if self.ranking is not None:

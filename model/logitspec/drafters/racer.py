@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from ..draft_tree import DraftTree
 from ..errors import InputError, require_positive
-from .base import Drafter, register
+from .base import COPIED, NEXT, RETRIEVED, Drafter, register
 
 
 @dataclass(eq=False)
@@ -140,6 +140,7 @@ class RacerDrafter(Drafter):
         self._breadth = breadth
         self._trie = NgramTrie(trie_depth, trie_nodes)
         self._successors: dict[int, Sequence[int]] = {}
+        self._retrieved = 1  # nodes of the last tree that are no copied logits
 
     def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
         self._trie = NgramTrie(self._trie.max_length, self._trie.max_nodes)
@@ -149,6 +150,7 @@ class RacerDrafter(Drafter):
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
         tree = DraftTree(root, self.capacity)
         self._add_retrieved(tree)
+        self._retrieved = len(tree)
         self._add_successors(tree)
         return tree
 
@@ -158,6 +160,10 @@ class RacerDrafter(Drafter):
         self._trie.extend([tree.tokens[node] for node in path])
         known = zip(tree.tokens, top_ids, strict=True)
         self._successors.update((token, row) for token, row in known if row)
+
+    def origins(self, tree: DraftTree) -> list[str]:
+        copied = [COPIED] * (len(tree) - self._retrieved)
+        return [NEXT, *[RETRIEVED] * (self._retrieved - 1), *copied]
 
     def _add_retrieved(self, tree: DraftTree) -> None:
         order = count()

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..draft_tree import DraftTree
 from ..errors import require_positive
-from .base import Drafter, register
+from .base import COPIED, NEXT, Drafter, register
 
 SUCCESSORS = 8  # columns of the adjacency matrix
 
@@ -86,6 +86,9 @@ class TokenRecyclingDrafter(Drafter):
     ) -> None:
         known = zip(tree.tokens, top_ids, strict=True)
         self._successors.update((token, row) for token, row in known if row)
+
+    def origins(self, tree: DraftTree) -> list[str]:
+        return [NEXT, *[COPIED] * (len(tree) - 1)]
 
     def forget(self) -> None:
         self._successors.clear()

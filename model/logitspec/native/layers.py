@@ -118,7 +118,8 @@ class NativeLayers:
             "q_norm": getattr(attention.q_norm, "weight", None),
             "k_norm": getattr(attention.k_norm, "weight", None),
         }
-        self._kept += [tensor for tensor in tensors.values() if tensor is not None]
+        # Not the parameters: what these point to may be replaced.
+        self._kept += [tensor.detach() for tensor in tensors.values() if tensor is not None]
         addresses = {name: t.data_ptr() for name, t in tensors.items() if t is not None}
         self._layers[self._model.layers] = Layer(**addresses)
         self._model.layers += 1

@@ -1,0 +1,127 @@
+"""The page of demo.py --web: a chat with every step's draft tree."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import queue
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse, StreamingResponse
+from pydantic import BaseModel, Field
+
+from model.logitspec import DecodingResult, Sampling, VanillaDrafter
+from model.logitspec.decoding import Step
+from model.logitspec.drafters.base import ORIGINS
+from model.logitspec.errors import InputError, brief
+
+from .chat import Chat, Job
+from .eval import sampling_of
+from .serve import BUSY, Message, Refused, add_error_handlers, listen, run_app
+
+PAGE = Path(__file__).with_name("demo_page.html")
+
+
+class Asked(BaseModel):
+    """What the page asks."""
+
+    messages: list[Message] = Field(min_length=1)
+    vanilla: bool = False  # by plain decoding
+
+
+class Page:
+    """The page and what it asks for.
+
+    Args:
+        chat: answers.
+        args: the flags.
+    """
+
+    def __init__(self, chat: Chat, args: argparse.Namespace) -> None:
+        self._chat = chat
+        self._args = args
+        self._sampling: Sampling = sampling_of(args)
+
+    async def page(self) -> HTMLResponse:
+        about = {
+            "model": self._chat.target.prompts.name, "method": self._args.method,
+            "origins": ORIGINS, "system": self._args.system,
+        }  # fmt: skip
+        html = PAGE.read_text(encoding="utf-8")
+        shown = json.dumps(about).replace("<", "\\u003c")
+        return HTMLResponse(html.replace("/*ABOUT*/", shown))
+
+    async def answer(self, asked: Asked) -> StreamingResponse:
+        messages = [message.plain() for message in asked.messages]
+        try:
+            prompt = await asyncio.to_thread(self._chat.prompt, messages)
+            left = self._chat.target.max_positions - len(prompt)
+            job = Job(prompt, max(1, min(self._args.max_new_tokens, left)), self._sampling)
+            events = self._events(job, vanilla=asked.vanilla)
+        except InputError as error:
+            raise Refused(str(error)) from error
+        except queue.Full as error:
+            raise Refused(BUSY, 429) from error
+        return StreamingResponse(self._lines(events, job), media_type="application/x-ndjson")
+
+    def _events(self, job: Job, *, vanilla: bool) -> asyncio.Queue[dict[str, Any]]:
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        decode = self._chat.target.tokenizer.decode
+
+        def tell(event: dict[str, Any]) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        def step(done: Step, pieces: list[str]) -> None:
+            tell(
+                {
+                    "tokens": [decode([token]) for token in done.tree.tokens],
+                    "parents": done.tree.parents,
+                    "origins": [ORIGINS.index(origin) for origin in done.origins],
+                    "path": done.path,
+                    "pieces": pieces,
+                }
+            )
+
+        def end(outcome: DecodingResult | Exception) -> None:
+            if isinstance(outcome, Exception):
+                tell({"error": brief(outcome)})
+            else:
+                tell({"end": job.finish_reason, "prefill": outcome.prefill_seconds})
+
+        job.on_step, job.on_end = step, end
+        job.on_text = lambda text: tell({"text": text})
+        job.drafter = VanillaDrafter() if vanilla else None
+        self._chat.submit(job)
+        return events
+
+    async def _lines(self, events: asyncio.Queue[dict[str, Any]], job: Job) -> AsyncIterator[str]:
+        try:
+            while True:
+                event = await events.get()
+                yield json.dumps(event) + "\n"
+                if "end" in event or "error" in event:
+                    return
+        finally:  # the page may be gone
+            job.cancelled.set()
+
+
+def make_app(chat: Chat, args: argparse.Namespace) -> FastAPI:
+    """The application."""
+    page = Page(chat, args)
+    app = FastAPI(title="LogitSpec", docs_url=None, redoc_url=None)
+    app.get("/")(page.page)
+    app.post("/answer", response_model=None)(page.answer)
+    add_error_handlers(app)
+    return app
+
+
+def serve_page(args: argparse.Namespace) -> None:
+    """Serve the page until Ctrl-C."""
+    with listen(args.host, args.port) as listening:
+        chat = Chat(args, waiting=8)
+        run_app(make_app(chat, args), chat, listening, args, "the page is at {}")

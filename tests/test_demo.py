@@ -1,0 +1,247 @@
+"""The demo: the terminal's and the page's, and where drafts come from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from evaluation.demo import main
+from evaluation.demo_web import make_app
+from model.logitspec import (
+    CalibratedDrafter,
+    LogitSpecDrafter,
+    RacerDrafter,
+    TokenRecyclingDrafter,
+    decode,
+)
+from model.logitspec.decoding import Step
+from model.logitspec.drafters.base import CONTINUED, COPIED, GUESSED, NEXT, ORIGINS, RETRIEVED
+
+from .test_serve import HELLO, free_port, make_chat
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_logitspecs_drafts_come_from_three_places() -> None:
+    drafter = LogitSpecDrafter(max_ngram_size=2, num_pred_tokens=3, draft_tree_capacity=9)
+    drafter.reset([1, 2, 3, 4, 5, 1, 2])
+    tree = drafter.draft(3, [3, 4, 9, 1])
+    #  3 -> 4 5 1 (retrieved) | guess 4, then 5 1 2 | guess 9 | ...
+    assert tree.tokens == [3, 4, 5, 1, 4, 5, 1, 2, 9]
+    assert drafter.origins(tree) == [
+        NEXT, *[RETRIEVED] * 3, GUESSED, *[CONTINUED] * 3, GUESSED,
+    ]  # fmt: skip
+
+
+def test_copied_logits_are_told_from_what_is_retrieved() -> None:
+    racer = RacerDrafter(draft_tree_capacity=8, breadth=2)
+    racer.reset([1, 2, 3, 1, 2], [[2, 7]] * 5)
+    tree = racer.draft(3, [])
+    origins = racer.origins(tree)
+    assert origins[0] == NEXT and origins[1] == RETRIEVED and origins[-1] == COPIED
+    assert len(origins) == len(tree)
+    recycling = TokenRecyclingDrafter()
+    recycling.reset([1, 2], [])
+    tree = recycling.draft(3, [])
+    recycling.observe(tree, [0], [[4, 5]] * len(tree))
+    tree = recycling.draft(3, [])
+    assert set(recycling.origins(tree)[1:]) == {COPIED}
+
+
+@pytest.mark.parametrize("core", ["native", "python"])
+def test_calibrateds_drafts_come_from_where_the_evidence_is(core: str) -> None:
+    drafter = CalibratedDrafter(
+        draft_tree_capacity=20, row_width=2, vocabulary_rows=0, drafting_core=core
+    )
+    drafter.reset([1, 2, 3, 1, 2, 3, 1, 2])
+    tree = drafter.draft(9, [9, 2, 11])
+    drafter.observe(tree, [0], [[30, 31], *[[]] * (len(tree) - 1)])
+    tree = drafter.draft(2, [2, 3, 1])
+    by_token = {
+        (tree.depths[node], tree.tokens[node]): origin
+        for node, origin in reversed(list(enumerate(drafter.origins(tree))))
+    }
+    assert by_token[0, 2] == NEXT
+    assert by_token[1, 3] == RETRIEVED  # it followed 1 2
+    assert by_token[1, 1] == GUESSED
+    assert by_token[2, 2] == CONTINUED  # after the guess 1, which no n-gram has after 9 2
+    drafter.reset([7, 8])
+    tree = drafter.draft(9, [9])
+    assert drafter.origins(tree)[1] in (COPIED, RETRIEVED)
+    assert 30 in tree.tokens
+
+
+def test_every_step_tells_where_its_nodes_come_from(tiny: Any) -> None:
+    steps: list[Step] = []
+    result = decode(
+        tiny, [5, 6, 7, 8, 5, 6, 7], LogitSpecDrafter(), max_new_tokens=33, on_step=steps.append
+    )
+    assert [len(step.origins) for step in steps] == result.tree_sizes
+    for step in steps:  # trees that were cut at the end, too
+        assert step.origins[0] == NEXT and set(step.origins[1:]) <= set(ORIGINS[1:])
+        for node, origin in enumerate(step.origins):
+            assert origin != GUESSED or step.tree.depths[node] == 1
+
+
+def demo(path: str, *flags: str) -> int:
+    argv = ["--model-path", path, "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "24"]
+    try:
+        return main([*argv, "--method", "logitspec@16", *flags])
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+
+
+@pytest.mark.parametrize("kind", ["svg", "html"])
+def test_prompts_are_answered_compared_and_exported(
+    chat_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    out = tmp_path / f"demo.{kind}"
+    flags = ["--prompt", "Who?", "--prompt", "Why?", "--compare", "--record", str(out)]
+    assert demo(chat_path, *flags) == 0
+    said = capsys.readouterr().out
+    assert said.count("MAT ") == 4 and said.count("vanilla: the same text") == 2
+    assert said.count("24 tokens in 24 steps of 1.0 nodes") == 2
+    content = out.read_text()
+    assert f"<{kind}" in content and "retrieved" in content and "Who?" in content
+
+
+def test_a_conversation_at_the_keyboard(
+    chat_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["/vanilla", "", "Hello?", "/vanilla", "/what", "/new", "word " * 600, "Hi?", "/quit"]
+    lines = iter(typed)
+    monkeypatch.setattr("rich.console.Console.input", lambda *_, **__: next(lines))
+    assert demo(chat_path, "--system", "Be brief.") == 0
+    said = capsys.readouterr().out
+    assert "nothing was asked yet" in said
+    assert said.count("MAT ") == 3 and "vanilla: the same text" in said
+    assert said.count("/vanilla: the last prompt again") == 2
+    assert "exceed the model's 512 positions" in " ".join(said.split())
+
+
+def test_bad_flags_of_the_demo(chat_path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, complaint in (
+        (["--record", "x.png"], "--record x.png is neither FILE.svg nor FILE.html"),
+        (["--record", "no/where/x.svg"], "cannot write no/where/x.svg"),
+        (["--temperature", "-1"], "temperature is -1.0"),
+        (["--method", "nothing"], "no method 'nothing'"),
+        (["--port", "x"], "is not a whole number"),
+    ):
+        assert demo(chat_path, *flags, "--prompt", "x") == 2
+        said = capsys.readouterr().err
+        assert complaint in said and "Traceback" not in said
+
+
+@pytest.fixture(scope="module")
+def page(chat_path: str) -> Iterator[str]:
+    args = Namespace(
+        method="logitspec@16", system=None, max_new_tokens=24, temperature=0.0, sampling_top_k=0,
+        top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, num_choices=1,
+    )  # fmt: skip
+    chat = make_chat(chat_path, method="logitspec@16")
+    port = free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(make_app(chat, args), "127.0.0.1", port, log_level="error")
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+    chat.close()
+
+
+def events(address: str, **body: Any) -> list[dict[str, Any]]:
+    answer = httpx.post(f"{address}/answer", json=body, timeout=60)
+    assert answer.status_code == 200
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+def test_the_page_is_told_every_step(page: str) -> None:
+    html = httpx.get(page)
+    assert html.status_code == 200 and '"method": "logitspec@16"' in html.text
+    told = events(page, messages=HELLO)
+    steps = [event for event in told if "tokens" in event]
+    text = "".join(event["text"] for event in told if "text" in event)
+    assert sum(len(step["path"]) for step in steps) == 24
+    assert "".join(piece for step in steps for piece in step["pieces"]) in text
+    assert told[-1]["end"] == "length"
+    for step in steps:
+        assert len(step["tokens"]) == len(step["parents"]) == len(step["origins"])
+    plain = events(page, messages=HELLO, vanilla=True)
+    assert all(len(event["tokens"]) == 1 for event in plain if "tokens" in event)
+    assert "".join(event["text"] for event in plain if "text" in event) == text
+
+
+def test_the_page_refuses_what_it_cannot_answer(page: str) -> None:
+    for body, complaint in (
+        ({"messages": []}, "messages"),
+        ({}, "messages: Field required"),
+        ({"messages": [{"role": "user", "content": "word " * 600}]}, "exceed the model's"),
+    ):
+        answer = httpx.post(f"{page}/answer", json=body)
+        assert answer.status_code == 400 and complaint in answer.json()["error"]["message"]
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_in_a_browser(page: str, tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 800})
+        errors: list[str] = []
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.goto(page)
+        tab.fill("#prompt", "Who are <b>you</b>?")
+        tab.keyboard.press("Enter")
+        tab.wait_for_selector(".numbers[data-done]", timeout=30_000)
+        assert "24 tokens in" in tab.inner_text(".numbers")
+        assert tab.inner_text(".user") == "Who are <b>you</b>?"
+        assert tab.locator("#tree svg g").count() > 1
+        assert tab.locator("#tree svg g.kept").count() >= 1
+        last = tab.inner_text("#which")
+        tab.click("#back")
+        assert tab.inner_text("#which") != last
+        tab.click("#vanilla")
+        tab.wait_for_selector(".numbers[data-done] >> nth=1", timeout=30_000)
+        assert "the same text" in tab.inner_text(".numbers >> nth=1")
+        tab.click("#anew")
+        assert tab.inner_text("#talk") == ""
+        assert not errors
+        browser.close()
+
+
+def test_the_command_says_where_the_page_is(chat_path: str) -> None:
+    argv = ["--model-path", chat_path, "--method", "vanilla", "--web", "--port", "0"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "evaluation.demo", *argv, "--device", "cpu"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert started.stdout is not None
+        said = started.stdout.readline()
+        address = said.partition("http://")[2].partition(",")[0]
+        host, _, port = address.partition(":")
+        with socket.create_connection((host, int(port)), timeout=30):
+            pass
+    finally:
+        started.kill()
+        started.wait()
