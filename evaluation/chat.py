@@ -109,9 +109,8 @@ class Chat:
 
     def __init__(self, args: argparse.Namespace, waiting: int = 1) -> None:
         self.target = Target.resolve(args)
-        self.method = args.method
         method = drafter_method(args.method)
-        self.drafter: Drafter = method.drafter(**find_method(args.method).settings(vars(args)))
+        self.drafter: Drafter = method.drafter(**find_method(args.method).settings({}))
         self.model = Models(self.target, shared=False).kv
         self.drafter.prepare(self.model)
         self._waiting = waiting
@@ -143,13 +142,19 @@ class Chat:
         with self._changed:
             return sum(not job.cancelled.is_set() for job in self._jobs) >= self._waiting
 
-    def close(self) -> None:
-        """Give up all jobs and end the thread."""
+    def stop(self) -> None:
+        """Give up all jobs, and say so to who waits for them; take no more."""
         with self._changed:
             self._closed = True
             for job in [*self._jobs, *([self._running] if self._running else [])]:
-                job.cancelled.set()
+                if not job.cancelled.is_set():
+                    job.cancelled.set()
+                    job.on_end(InputError("the server stops"))
             self._changed.notify()
+
+    def close(self) -> None:
+        """Give up all jobs and end the thread."""
+        self.stop()
         self._thread.join()
 
     def _work(self) -> None:
@@ -167,12 +172,12 @@ class Chat:
             try:
                 outcome = self.answer(job)
             except Exception as error:  # whatever it is, the next job is not to wait for ever
-                log.exception("decoding failed")
                 outcome = error
-            try:
-                job.on_end(outcome)
-            except Exception:
-                log.exception("nobody could be told of an answer")
+            if job.cancelled.is_set():  # nobody listens any more
+                continue
+            if isinstance(outcome, Exception):
+                log.error("decoding failed", exc_info=outcome)
+            job.on_end(outcome)
 
     def answer(self, job: Job) -> DecodingResult:
         """Answer a job here and now."""
@@ -185,14 +190,15 @@ class Chat:
             return stopped or job.cancelled.is_set()
 
         def commit(tokens: list[int]) -> None:
-            if new := "".join(pieces):
+            if (new := "".join(pieces)) and not job.cancelled.is_set():
                 job.on_text(new)
             if job.on_step is None:
                 pieces.clear()
 
         def step(done: Step) -> None:
             assert job.on_step is not None
-            job.on_step(done, pieces + [""] * (len(done.path) - len(pieces)))
+            if not job.cancelled.is_set():
+                job.on_step(done, pieces + [""] * (len(done.path) - len(pieces)))
             pieces.clear()
 
         result = decode(
@@ -206,7 +212,7 @@ class Chat:
             on_step=None if job.on_step is None else step,
             chooser=job.sampling.chooser(job.prompt_ids[:-1]),
         )
-        if new := text.take(last=True):
+        if (new := text.take(last=True)) and not job.cancelled.is_set():
             job.on_text(new)
         if text.stopped or result.tokens[-1] in self.target.eos_token_ids:
             job.finish_reason = "stop"

@@ -6,17 +6,19 @@ python -m evaluation.demo --model-path checkpoints/smollm2-135m-instruct
 from __future__ import annotations
 
 import argparse
+import io
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
+from rich.containers import Lines
 from rich.live import Live
 from rich.text import Text as Styled
 
-from model.logitspec import DecodingResult, Drafter, VanillaDrafter
-from model.logitspec.decoding import Step
+from model.logitspec import DecodingResult, Drafter, Sampling, VanillaDrafter
+from model.logitspec.decoding import Step, check_lengths
 from model.logitspec.drafters.base import CONTINUED, COPIED, GUESSED, NEXT, RETRIEVED
 from model.logitspec.errors import InputError
 
@@ -47,8 +49,7 @@ class Answer:
     def __init__(self) -> None:
         self.text = Styled()
         self.tokens = self.steps = self.nodes = 0
-        self._start = time.perf_counter()
-        self.seconds = 0.0
+        self.rate = 0.0  # tokens/s, once it is whole
 
     def add(self, step: Step, pieces: list[str]) -> None:
         for node, piece in zip(step.path, pieces, strict=True):
@@ -56,16 +57,29 @@ class Answer:
         self.tokens += len(step.path)
         self.nodes += len(step.tree)
         self.steps += 1
-        self.seconds = time.perf_counter() - self._start
+
+    def end(self, text: str, result: DecodingResult) -> None:
+        """Take in what was held back of the text, and the time without that of drawing."""
+        self.text.append(text[len(self.text.plain) :])
+        self.rate = self.tokens / (result.prefill_seconds + sum(result.step_seconds))
 
     @property
     def numbers(self) -> str:
         if not self.steps:
             return "reading the prompt"
-        return (
+        said = (
             f"{self.tokens} tokens in {self.steps} steps of {self.nodes / self.steps:.1f} nodes: "
-            f"MAT {self.tokens / self.steps:.2f}, {self.tokens / self.seconds:.1f} tokens/s"
+            f"MAT {self.tokens / self.steps:.2f}"
         )
+        return f"{said}, {self.rate:.1f} tokens/s" if self.rate else said
+
+    def shown(self, console: Console | None = None) -> Group:
+        """All of it, or as much of its end as fits on a console."""
+        text: Styled | Lines = self.text
+        if console is not None:
+            lines = self.text.wrap(console, console.width)
+            text = Lines(lines[-max(1, console.height - 3) :])
+        return Group(text, Styled(self.numbers, "dim"))
 
 
 class TerminalChat:
@@ -75,14 +89,27 @@ class TerminalChat:
         chat: answers.
         console: to draw on.
         args: the flags.
+        sampling: how tokens are chosen.
     """
 
-    def __init__(self, chat: Chat, console: Console, args: argparse.Namespace) -> None:
+    def __init__(
+        self, chat: Chat, console: Console, args: argparse.Namespace, sampling: Sampling
+    ) -> None:
         self._chat = chat
         self._console = console
         self._args = args
-        self._sampling = sampling_of(args)
+        self._sampling = sampling
+        self.recorded = Console(record=True, file=io.StringIO(), width=100)
         self.begin()
+
+    def print(self, shown: Any, style: str | None = None) -> None:
+        """Print on the screen and into what is recorded."""
+        for console in (self._console, self.recorded):
+            console.print(shown, style=style, markup=False, highlight=False)
+
+    def prompt(self, text: str) -> None:
+        """Show a prompt that was not typed here."""
+        self.print(Styled(f"\n> {text}", "bold"))
 
     def begin(self) -> None:
         """Forget what was said."""
@@ -94,87 +121,99 @@ class TerminalChat:
         return Styled.assemble(*drafted)
 
     def ask(self, prompt: str) -> None:
-        """Answer a prompt, on the screen."""
+        """Answer a prompt, on the screen.
+
+        Raises:
+            InputError: it does not fit the model; what was said before stays.
+        """
         self._messages.append({"role": "user", "content": prompt})
-        spoken, answer, _ = self._answer(None)
+        try:
+            spoken, answer = self._answer(None)
+        except InputError:
+            self._messages.pop()
+            raise
         self._messages.append({"role": "assistant", "content": spoken})
         self._last = answer
 
     def again(self) -> None:
         """Answer the last prompt by plain decoding, and compare."""
         if len(self._messages) < 2:
-            self._console.print("nothing was asked yet", style="dim")
+            self.print("nothing was asked yet", "dim")
             return
         told = self._messages.pop()
         try:
-            spoken, answer, _ = self._answer(VanillaDrafter())
+            spoken, answer = self._answer(VanillaDrafter())
         finally:
             self._messages.append(told)
         same = "the same text" if spoken == told["content"] else "another text (rounding)"
-        ratio = answer.seconds / answer.tokens / (self._last.seconds / self._last.tokens)
-        self._console.print(
-            f"vanilla: {same}, {ratio:.2f} times the time per token", style="bold", highlight=False
-        )
+        ratio = self._last.rate / answer.rate
+        self.print(f"vanilla: {same}, {ratio:.2f} times the time per token", "bold")
 
-    def _answer(self, drafter: Drafter | None) -> tuple[str, Answer, DecodingResult]:
+    def _answer(self, drafter: Drafter | None) -> tuple[str, Answer]:
         prompt = self._chat.prompt(self._messages)
         positions = self._chat.target.max_positions
         most = max(1, min(self._args.max_new_tokens, positions - len(prompt)))
+        check_lengths(len(prompt), most, positions)
         answer = Answer()
         spoken: list[str] = []
         job = Job(prompt, most, self._sampling, on_text=spoken.append, drafter=drafter)
-
-        def drawn() -> Group:
-            return Group(answer.text, Styled(answer.numbers, "dim"))
-
         with Live(console=self._console, transient=True, auto_refresh=False) as live:
 
             def step(done: Step, pieces: list[str]) -> None:
                 answer.add(done, pieces)
-                live.update(drawn(), refresh=True)
+                live.update(answer.shown(self._console), refresh=True)
 
             job.on_step = step
             result = self._chat.answer(job)
-        self._console.print(drawn())
-        return "".join(spoken), answer, result
+        answer.end("".join(spoken), result)
+        self.print(answer.shown())
+        return "".join(spoken), answer
 
 
-def converse(args: argparse.Namespace) -> None:
+def converse(args: argparse.Namespace, sampling: Sampling) -> None:
     """What main() does without --web."""
     export = args.record
     if export is not None:
         if export.suffix not in (".svg", ".html"):
             raise InputError(f"--record {export} is neither FILE.svg nor FILE.html")
         check_writable(export)
-    console = Console(record=export is not None, width=100 if export is not None else None)
-    talk = TerminalChat(Chat(args), console, args)
-    console.print(talk.legend())
+    if args.compare and not args.prompt:
+        raise InputError("--compare goes with --prompt; at the keyboard type /vanilla")
+    for prompt in args.prompt or ():
+        if not prompt.isprintable() and "\udc80" <= max(prompt) <= "\udcff":
+            raise InputError("--prompt is not UTF-8 text; give another")
+    talk = TerminalChat(Chat(args), Console(), args, sampling)
+    talk.print(talk.legend())
     try:
         if args.prompt:
             for prompt in args.prompt:
-                console.print(f"\n> {prompt}", style="bold", highlight=False)
+                talk.prompt(prompt)
                 talk.ask(prompt)
                 if args.compare:
                     talk.again()
         else:
-            console.print(HELP, style="dim")
-            loop(talk, console)
+            loop(talk)
     finally:
         if export is not None:
             title = f"logitspec, {args.method}"
             if export.suffix == ".svg":
-                console.save_svg(str(export), title=title)
+                talk.recorded.save_svg(str(export), title=title)
             else:
-                console.save_html(str(export))
+                talk.recorded.save_html(str(export))
 
 
-def loop(talk: TerminalChat, console: Console) -> None:
+def loop(talk: TerminalChat) -> None:
     """Read prompts until there are no more."""
+    print(HELP)
     while True:
         try:
-            said = console.input("\n[bold]> [/bold]").strip()
+            said = input("\n> ").strip()
         except EOFError:
             return
+        except UnicodeDecodeError:
+            print("that was not UTF-8 text")
+            continue
+        talk.recorded.print(Styled(f"\n> {said}", "bold"))
         if said == "/quit":
             return
         if said == "/new":
@@ -182,23 +221,27 @@ def loop(talk: TerminalChat, console: Console) -> None:
         elif said == "/vanilla":
             talk.again()
         elif said.startswith("/"):
-            console.print(HELP, style="dim")
+            print(HELP)
         elif said:
             try:
                 talk.ask(said)
             except InputError as error:
-                console.print(str(error), style="red", highlight=False)
-                talk.begin()
+                talk.print(f"{error}; /new begins anew", "red")
 
 
 def run(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    if args.web:
-        from .demo_web import serve_page
+    sampling = sampling_of(args)
+    if not args.web:
+        converse(args, sampling)
+        return
+    terminal = {"--prompt": args.prompt, "--compare": args.compare, "--record": args.record}
+    for flag, given in terminal.items():
+        if given:
+            raise InputError(f"{flag} is for the terminal; leave it out with --web")
+    from .demo_web import serve_page
 
-        serve_page(args)
-    else:
-        converse(args)
+    serve_page(args, sampling)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

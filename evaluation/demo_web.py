@@ -20,8 +20,8 @@ from model.logitspec.drafters.base import ORIGINS
 from model.logitspec.errors import InputError, brief
 
 from .chat import Chat, Job
-from .eval import sampling_of
-from .serve import BUSY, Message, Refused, add_error_handlers, listen, run_app
+from .serve import Message
+from .web import BUSY, Refused, listen, new_app, run_app
 
 PAGE = Path(__file__).with_name("demo_page.html")
 
@@ -39,12 +39,13 @@ class Page:
     Args:
         chat: answers.
         args: the flags.
+        sampling: how tokens are chosen.
     """
 
-    def __init__(self, chat: Chat, args: argparse.Namespace) -> None:
+    def __init__(self, chat: Chat, args: argparse.Namespace, sampling: Sampling) -> None:
         self._chat = chat
         self._args = args
-        self._sampling: Sampling = sampling_of(args)
+        self._sampling = sampling
 
     async def page(self) -> HTMLResponse:
         about = {
@@ -91,7 +92,8 @@ class Page:
             if isinstance(outcome, Exception):
                 tell({"error": brief(outcome)})
             else:
-                tell({"end": job.finish_reason, "prefill": outcome.prefill_seconds})
+                seconds = outcome.prefill_seconds + sum(outcome.step_seconds)
+                tell({"end": job.finish_reason, "seconds": seconds})
 
         job.on_step, job.on_end = step, end
         job.on_text = lambda text: tell({"text": text})
@@ -110,18 +112,17 @@ class Page:
             job.cancelled.set()
 
 
-def make_app(chat: Chat, args: argparse.Namespace) -> FastAPI:
+def make_app(chat: Chat, args: argparse.Namespace, sampling: Sampling) -> FastAPI:
     """The application."""
-    page = Page(chat, args)
-    app = FastAPI(title="LogitSpec", docs_url=None, redoc_url=None)
+    page = Page(chat, args, sampling)
+    app = new_app()
     app.get("/")(page.page)
     app.post("/answer", response_model=None)(page.answer)
-    add_error_handlers(app)
     return app
 
 
-def serve_page(args: argparse.Namespace) -> None:
+def serve_page(args: argparse.Namespace, sampling: Sampling) -> None:
     """Serve the page until Ctrl-C."""
     with listen(args.host, args.port) as listening:
         chat = Chat(args, waiting=8)
-        run_app(make_app(chat, args), chat, listening, args, "the page is at {}")
+        run_app(make_app(chat, args, sampling), chat, listening, args, "the page is at {}")

@@ -12,6 +12,7 @@ from model.logitspec.errors import InputError
 
 from .comparison import Trace
 from .equal import output_ids
+from .methods import find_method
 from .recordings import Recording
 from .replaying import Configuration, Summary
 from .traces import differing
@@ -98,7 +99,7 @@ def check_same_run(recording: Recording, trace: Trace) -> None:
 def is_run_of(trace: Trace, configuration: Configuration) -> bool:
     """Whether the trace's method is this one, with these options, NAME@16 or not."""
     wanted = dict(configuration.options)
-    plain = configuration.title.partition(" ")[0].partition("@")[0]
+    plain = find_method(configuration.name).name.partition("@")[0]
     return str(trace.method).partition("@")[0] == plain and all(
         trace.settings.get(key) == value for key, value in wanted.items()
     )

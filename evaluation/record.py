@@ -52,7 +52,7 @@ from .recordings import (
     save_arrays,
     save_question,
 )
-from .step_costs import METER_EVERY, ROW_WIDTH, StepCosts, what_is_measured
+from .step_costs import METER_EVERY, ROW_WIDTH, StepCosts, measured_rounds, what_is_measured
 from .targets import Target
 from .traces import differing, write_atomically
 
@@ -184,6 +184,8 @@ def record(args: argparse.Namespace) -> None:
     }
     environments = check_folder(folder, settings)
     check_machine(folder, environment, environments)
+    made = what_is_measured(settings, environment)
+    measured_rounds(folder / STEP_COST, made)
     check_prompts(questions, target, args)
     todo = [q for q in questions if not is_recorded(folder, q)]
     print(
@@ -205,7 +207,6 @@ def record(args: argparse.Namespace) -> None:
     rows = model.successors(args.vocabulary_rows, width) if args.vocabulary_rows else []
     save_arrays(folder / SUCCESSORS, {"rows": np.array(rows, dtype=np.int32).reshape(-1, width)})
     recorder = Recorder(target, model, args)
-    made = what_is_measured(settings, environment)
     costs = StepCosts(model, folder / STEP_COST, args.top_k, made)
     start, tokens = time.perf_counter(), 0
     for at, question in enumerate(tqdm(todo, unit="question")):

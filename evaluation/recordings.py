@@ -21,6 +21,7 @@ index of the node's token in prompt and output, the token before it, its own |
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -141,10 +142,11 @@ class Recording:
 
 
 def question_file(folder: Path, question_id: int | str) -> Path:
-    """Where a question is recorded; ids that are no plain file names are spelt out in bytes."""
+    """Where a question is recorded; ids that are no plain file names are hashed."""
     name = str(question_id)
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
-        name = "x" + name.encode("utf-8", "backslashreplace").hex()[:200]
+    plain = re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name) and f"{name}.npz" != SUCCESSORS
+    if isinstance(question_id, str) and (not plain or name.lstrip("-").isdigit()):
+        name = "x-" + hashlib.sha256(json.dumps(question_id).encode()).hexdigest()
     return folder / f"{name}.npz"
 
 

@@ -11,18 +11,14 @@ import asyncio
 import json
 import queue
 import secrets
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Literal
 
-import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException
 
 from model.logitspec import DecodingResult, Sampling
 from model.logitspec.errors import InputError, brief
@@ -30,22 +26,11 @@ from model.logitspec.errors import InputError, brief
 from .arguments import Parser, add_listening_flags, add_machine_flags, at_least, run_command
 from .chat import Chat, Job, add_chat_flags
 from .targets import model_name
+from .traces import FILTERS
+from .web import BUSY, Refused, body, listen, new_app, run_app
 
-LARGEST_BODY = 4 << 20  # bytes of a request
 DEFAULT_TOKENS = 512  # of an answer, where the request does not say
 MOST_CHARACTERS = 64  # of a prompt, for each position of the model; tokens have 3 or 4
-BUSY = "too many requests are waiting; try again later"
-FILTERS = ("top_k", "top_p", "min_p", "repetition_penalty")
-
-
-class Refused(Exception):
-    """A request that is answered with an HTTP error in OpenAI's form."""
-
-    def __init__(
-        self, message: str, status: int = 400, param: str | None = None, code: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
 
 
 class TextPart(BaseModel):
@@ -254,7 +239,10 @@ class Server:
         self._check_model(asked.model)
         for name, value in sorted((asked.model_extra or {}).items()):
             nothing = HARMLESS.get(name, ())
-            if nothing is not None and value not in nothing:
+            if nothing is not None and (value, isinstance(value, bool)) not in [
+                (harmless, isinstance(harmless, bool))
+                for harmless in nothing  # 0 == False
+            ]:
                 raise Refused(f"{name} is not supported; leave it out", param=name)
         if asked.most is not None and asked.most > self._most:
             raise Refused(
@@ -399,86 +387,15 @@ def count(result: DecodingResult | None) -> dict[str, Any]:
     }
 
 
-def body(error: Refused) -> dict[str, Any]:
-    kind = "invalid_request_error" if error.status < 500 else "server_error"
-    return {
-        "error": {
-            "message": str(error), "type": kind, "param": error.param, "code": error.code,
-        }
-    }  # fmt: skip
-
-
-class LimitBody:
-    """ASGI middleware: refuses bodies over LARGEST_BODY, however they come."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        parts: list[bytes] = []
-        size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                return  # the client is gone
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            more = message.get("more_body", False)
-            if size > LARGEST_BODY:
-                refused = Refused(f"the request is larger than {LARGEST_BODY} bytes", 413)
-                await JSONResponse(body(refused), 413)(scope, receive, send)
-                return
-        whole: Any = {"type": "http.request", "body": b"".join(parts), "more_body": False}
-
-        async def replay() -> Any:
-            nonlocal whole
-            if whole is None:
-                return await receive()
-            message, whole = whole, None
-            return message
-
-        await self._app(scope, replay, send)
-
-
 def make_app(chat: Chat, name: str, most_tokens: int) -> FastAPI:
     """The application."""
     server = Server(chat, name, most_tokens)
-    app = FastAPI(title="LogitSpec", docs_url=None, redoc_url=None)
-    app.add_middleware(LimitBody)
+    app = new_app()
     app.get("/v1/models")(server.models)
     app.get("/v1/models/{name:path}")(server.model)
     app.post("/v1/chat/completions", response_model=None)(server.chat)
     app.post("/v1/completions", response_model=None)(server.complete)
-    add_error_handlers(app)
     return app
-
-
-def add_error_handlers(app: FastAPI) -> None:
-    """Answer errors in OpenAI's form."""
-
-    @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> JSONResponse:
-        headers = {"Retry-After": "1"} if error.status == 429 else None
-        return JSONResponse(body(error), error.status, headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return JSONResponse(
-            body(Refused(f"{where or 'the body'}: {first['msg']}", param=where)), 400
-        )
-
-    @app.exception_handler(HTTPException)
-    async def other(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(body(Refused(str(error.detail), error.status_code)), error.status_code)
-
-    @app.exception_handler(Exception)
-    async def broken(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(body(Refused(f"the server failed: {brief(error)}", 500)), 500)
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -488,44 +405,6 @@ def serve(args: argparse.Namespace) -> None:
         name = args.model_name or model_name(args.model_path)
         app = make_app(chat, name, args.max_new_tokens)
         run_app(app, chat, listening, args, f"{name} with {args.method} at {{}}/v1")
-
-
-def run_app(
-    app: FastAPI, chat: Chat, listening: socket.socket, args: argparse.Namespace, hello: str
-) -> None:
-    """Serve an application until Ctrl-C.
-
-    Args:
-        app: the application.
-        chat: that it asks; closed in the end.
-        listening: the socket.
-        args: with the host.
-        hello: what to say first; {} is the address.
-    """
-    # Answers under way are given up at Ctrl-C.
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-    host = f"[{args.host}]" if ":" in args.host else args.host
-    address = f"http://{host}:{listening.getsockname()[1]}"
-    print(f"{hello.format(address)}, Ctrl-C ends it", flush=True)
-    try:
-        uvicorn.Server(config).run([listening])
-    finally:
-        chat.close()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        InputError: it cannot.
-    """
-    try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(place[:2], family=family, backlog=2048)
-    except (OSError, UnicodeError) as error:
-        raise InputError(
-            f"cannot listen on {host}:{port}: {brief(error)}; choose another --host or --port"
-        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -121,7 +121,7 @@ def measured_rounds(path: Path, made: Mapping[str, Any]) -> int:
         key = changed[0]
         raise InputError(
             f"{path} holds step costs with {key} {before.get(key)!r}, now it is {made[key]!r}; "
-            "choose another file"
+            "choose another place for them"
         )
     return rounds
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from model.logitspec import (
     CalibratedDrafter,
     LogitSpecDrafter,
     RacerDrafter,
+    Sampling,
     TokenRecyclingDrafter,
     decode,
 )
@@ -80,8 +80,7 @@ def test_calibrateds_drafts_come_from_where_the_evidence_is(core: str) -> None:
     assert by_token[2, 2] == CONTINUED  # after the guess 1, which no n-gram has after 9 2
     drafter.reset([7, 8])
     tree = drafter.draft(9, [9])
-    assert drafter.origins(tree)[1] in (COPIED, RETRIEVED)
-    assert 30 in tree.tokens
+    assert drafter.origins(tree)[tree.tokens.index(30)] == COPIED
 
 
 def test_every_step_tells_where_its_nodes_come_from(tiny: Any) -> None:
@@ -118,12 +117,17 @@ def test_prompts_are_answered_compared_and_exported(
     assert f"<{kind}" in content and "retrieved" in content and "Who?" in content
 
 
+def test_what_is_typed_is_no_markup(chat_path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo(chat_path, "--prompt", "What does [/i] in x[0] mean?") == 0
+    assert "> What does [/i] in x[0] mean?" in capsys.readouterr().out
+
+
 def test_a_conversation_at_the_keyboard(
     chat_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed = ["/vanilla", "", "Hello?", "/vanilla", "/what", "/new", "word " * 600, "Hi?", "/quit"]
     lines = iter(typed)
-    monkeypatch.setattr("rich.console.Console.input", lambda *_, **__: next(lines))
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
     assert demo(chat_path, "--system", "Be brief.") == 0
     said = capsys.readouterr().out
     assert "nothing was asked yet" in said
@@ -139,6 +143,8 @@ def test_bad_flags_of_the_demo(chat_path: str, capsys: pytest.CaptureFixture[str
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--method", "nothing"], "no method 'nothing'"),
         (["--port", "x"], "is not a whole number"),
+        (["--web"], "--prompt is for the terminal; leave it out with --web"),
+        (["--prompt", "\udcff"], "--prompt is not UTF-8 text"),
     ):
         assert demo(chat_path, *flags, "--prompt", "x") == 2
         said = capsys.readouterr().err
@@ -147,14 +153,11 @@ def test_bad_flags_of_the_demo(chat_path: str, capsys: pytest.CaptureFixture[str
 
 @pytest.fixture(scope="module")
 def page(chat_path: str) -> Iterator[str]:
-    args = Namespace(
-        method="logitspec@16", system=None, max_new_tokens=24, temperature=0.0, sampling_top_k=0,
-        top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0, num_choices=1,
-    )  # fmt: skip
+    args = Namespace(method="logitspec@16", system=None, max_new_tokens=24)
     chat = make_chat(chat_path, method="logitspec@16")
     port = free_port()
     server = uvicorn.Server(
-        uvicorn.Config(make_app(chat, args), "127.0.0.1", port, log_level="error")
+        uvicorn.Config(make_app(chat, args, Sampling()), "127.0.0.1", port, log_level="error")
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -179,7 +182,8 @@ def test_the_page_is_told_every_step(page: str) -> None:
     steps = [event for event in told if "tokens" in event]
     text = "".join(event["text"] for event in told if "text" in event)
     assert sum(len(step["path"]) for step in steps) == 24
-    assert "".join(piece for step in steps for piece in step["pieces"]) in text
+    pieces = "".join(piece for step in steps for piece in step["pieces"])
+    assert len(pieces) > 10 and text.startswith(pieces)
     assert told[-1]["end"] == "length"
     for step in steps:
         assert len(step["tokens"]) == len(step["parents"]) == len(step["origins"])
@@ -239,9 +243,7 @@ def test_the_command_says_where_the_page_is(chat_path: str) -> None:
         assert started.stdout is not None
         said = started.stdout.readline()
         address = said.partition("http://")[2].partition(",")[0]
-        host, _, port = address.partition(":")
-        with socket.create_connection((host, int(port)), timeout=30):
-            pass
+        assert "Ask something" in httpx.get(f"http://{address}", timeout=30).text
     finally:
         started.kill()
         started.wait()

@@ -22,7 +22,8 @@ import pytest
 import uvicorn
 
 from evaluation.chat import Chat, Job, Text
-from evaluation.serve import LARGEST_BODY, main, make_app
+from evaluation.serve import main, make_app
+from evaluation.web import LARGEST_BODY
 from model.logitspec import Sampling, VanillaDrafter, decode
 
 ROOT = Path(__file__).parents[1]
@@ -215,6 +216,7 @@ JSON = {"content-type": "application/json"}
         ),
         ("/v1/completions", {"prompt": []}, "the prompt is empty", "prompt"),
         ("/v1/completions", {"prompt": [10**9]}, "what is no token id", "prompt"),
+        ("/v1/completions", {"prompt": "x", "logprobs": 0}, "logprobs is not", "logprobs"),
         ("/v1/completions", {"prompt": "x", "echo": True}, "echo is not supported", "echo"),
     ],
 )
@@ -245,7 +247,9 @@ def test_null_is_as_good_as_nothing(address: str) -> None:
     body = {"model": "tiny", "messages": [*HELLO, given_back, *HELLO]}
     names = ("temperature", "top_p", "stream", "stop", "seed", "n", "tools", "user")
     nothing = dict.fromkeys(names)
-    answer = httpx.post(address + CHAT, json=body | nothing | {"max_tokens": 2, "top_logprobs": 0})
+    answer = httpx.post(
+        address + CHAT, json=body | nothing | {"max_tokens": 2, "presence_penalty": 0.0}
+    )
     assert answer.status_code == 200
 
 
@@ -369,7 +373,8 @@ def test_closing_gives_up_what_is_queued(chat_path: str) -> None:
         time.sleep(0.01)
     held.going.set()
     closing.join(30)
-    assert not closing.is_alive() and not ended
+    assert not closing.is_alive()
+    assert [str(told) for told in ended] == ["the server stops"]
     with pytest.raises(queue.Full):
         chat.submit(waiting)
 
@@ -389,7 +394,8 @@ def test_ctrl_c_ends_it_though_answers_are_under_way(default_model_path: str) ->
     while True:
         try:
             with httpx.stream("POST", address[0] + "/v1/completions", json=body) as streamed:
-                next(streamed.iter_text())
+                pieces = streamed.iter_text()
+                next(pieces)
                 server.send_signal(signal.SIGINT)
                 start = time.time()
                 server.wait(30)

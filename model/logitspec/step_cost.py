@@ -195,7 +195,7 @@ def filled_cache(model: LlamaKVForCausalLM, context: int, room: int) -> KVCache:
 
 
 def wide_tree(nodes: int, right: tuple[int, int] = (5, 5)) -> DraftTree:
-    """A tree whose nodes have four children each.
+    """A tree whose nodes have four children each, but for the root, which has one.
 
     Args:
         nodes: of the tree.
@@ -206,7 +206,7 @@ def wide_tree(nodes: int, right: tuple[int, int] = (5, 5)) -> DraftTree:
     if nodes > 1:
         tree.add(right[1], 0)
     while not tree.full:
-        tree.add(len(tree) % SOME_TOKENS, parent=len(tree) // 4)
+        tree.add(len(tree) % SOME_TOKENS, parent=max(1, len(tree) // 4))
     return tree
 
 
