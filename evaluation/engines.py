@@ -119,9 +119,7 @@ class HFEngine:
 
     def __init__(self, models: Models, prompt_lookup_num_tokens: int | None = None) -> None:
         self.model = models.hf
-        self.options: dict[str, Any] = {}
-        if prompt_lookup_num_tokens is not None:
-            self.options["prompt_lookup_num_tokens"] = prompt_lookup_num_tokens
+        self._lookup = prompt_lookup_num_tokens
         self._eos = sorted(models.target.eos_token_ids)
         # The checkpoint's own may hold sampling settings or penalties, which would fill gaps.
         self.model.generation_config = GenerationConfig()
@@ -134,21 +132,20 @@ class HFEngine:
         config = GenerationConfig(
             **sampling.settings,
             max_new_tokens=max_new_tokens,
+            prompt_lookup_num_tokens=self._lookup,
             eos_token_id=self._eos or None,
             pad_token_id=self._eos[0] if self._eos else 0,
         )
         ids = torch.tensor([prompt_ids], device=self.model.device)
-        steps = StepStreamer()
-        if self.options:
-            self.options["streamer"] = steps
+        steps = StepStreamer() if self._lookup else None
         output = self.model.generate(
             ids,
             generation_config=config,
             attention_mask=torch.ones_like(ids),
-            **self.options,
+            streamer=steps,
         )
         tokens = output[0, len(prompt_ids) :].tolist()
-        if self.options:
+        if steps is not None:
             return DecodingResult(
                 len(prompt_ids), tokens, accept_lengths=steps.lengths, step_seconds=steps.seconds
             )

@@ -150,13 +150,12 @@ class Meter:
         """Measure so many rounds of the sizes up to FEW, and of the larger ones."""
         for context in self._contexts:
             cache = filled_cache(self._model, context, room=NODES[-1])
-            root, child = continuation(self._model, cache)
-            if self._rejected:
-                child = 0 if child else 1
+            root, true = continuation(self._model, cache)
+            child = true if not self._rejected else int(not true)
             for rounds, wanted in ((few, True), (many, False)):
                 steps = {
                     n: partial(
-                        verify, self._model, wide_tree(n, (root, child)), cache, *self._widths
+                        verify, self._model, wide_tree(n, (root, child), true), cache, *self._widths
                     )
                     for n in self._nodes
                     if (n <= FEW) is wanted
@@ -194,19 +193,21 @@ def filled_cache(model: LlamaKVForCausalLM, context: int, room: int) -> KVCache:
     return cache
 
 
-def wide_tree(nodes: int, right: tuple[int, int] = (5, 5)) -> DraftTree:
-    """A tree whose nodes have four children each, but for the root, which has one.
+def wide_tree(nodes: int, right: tuple[int, int] = (5, 5), true: int | None = None) -> DraftTree:
+    """A tree whose nodes have four children each.
 
     Args:
         nodes: of the tree.
         right: the root and its first child. A child that is accepted makes the verifier compute
             more than one that is not.
+        true: the token that the target has follow the root; no other child of the root has it.
     """
     tree = DraftTree(right[0], nodes)
     if nodes > 1:
         tree.add(right[1], 0)
     while not tree.full:
-        tree.add(len(tree) % SOME_TOKENS, parent=max(1, len(tree) // 4))
+        token = len(tree) % SOME_TOKENS
+        tree.add(SOME_TOKENS - 1 if token == true else token, parent=len(tree) // 4)
     return tree
 
 
