@@ -219,11 +219,12 @@ def test_the_page_in_a_browser(page: str, tmp_path: Path) -> None:
         tab.wait_for_selector(".numbers[data-done]", timeout=30_000)
         assert "24 tokens in" in tab.inner_text(".numbers")
         assert tab.inner_text(".user") == "Who are <b>you</b>?"
-        assert tab.locator("#tree svg g").count() > 1
         assert tab.locator("#tree svg g.kept").count() >= 1
         last = tab.inner_text("#which")
-        tab.click("#back")
+        for _ in range(3):  # the last trees are cut
+            tab.click("#back")
         assert tab.inner_text("#which") != last
+        assert tab.locator("#tree svg g").count() > 1
         tab.click("#vanilla")
         tab.wait_for_selector(".numbers[data-done] >> nth=1", timeout=30_000)
         assert "the same text" in tab.inner_text(".numbers >> nth=1")
