@@ -6,8 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from evaluation.demo import main
 from evaluation.demo_web import make_app
@@ -30,7 +27,7 @@ from model.logitspec import (
 from model.logitspec.decoding import Step
 from model.logitspec.drafters.base import CONTINUED, COPIED, GUESSED, NEXT, ORIGINS, RETRIEVED
 
-from .test_serve import HELLO, free_port, make_chat
+from .test_serve import HELLO, make_chat, serving
 
 ROOT = Path(__file__).parents[1]
 
@@ -155,17 +152,8 @@ def test_bad_flags_of_the_demo(chat_path: str, capsys: pytest.CaptureFixture[str
 def page(chat_path: str) -> Iterator[str]:
     args = Namespace(method="logitspec@16", system=None, max_new_tokens=24)
     chat = make_chat(chat_path, method="logitspec@16")
-    port = free_port()
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(chat, args, Sampling()), "127.0.0.1", port, log_level="error")
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with serving(make_app(chat, args, Sampling())) as address:
+        yield address
     chat.close()
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,11 @@ def chat(chat_path: str) -> Iterator[Chat]:
     chat.close()
 
 
-@pytest.fixture(scope="module")
-def address(chat: Chat) -> Iterator[str]:
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """The address of an application that runs in a thread."""
     port = free_port()
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(chat, "tiny", 400), "127.0.0.1", port, log_level="error")
-    )
+    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -64,6 +64,12 @@ def address(chat: Chat) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(chat: Chat) -> Iterator[str]:
+    with serving(make_app(chat, "tiny", 400)) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
