@@ -27,13 +27,14 @@ class Models:
     Args:
         target: the checkpoint, where and how it is to run.
         shared: the two classes, ours and transformers', hold the very same tensors; otherwise
-            transformers' loads its own, as it must when the model spans several GPUs.
+            transformers' loads its own, as it must when the model spans several GPUs or is
+            quantized.
     """
 
     def __init__(self, target: Target, *, shared: bool) -> None:
         logging.disable_progress_bar()
         self.target = target
-        self.shared = shared and target.device != "auto"
+        self.shared = shared and target.device != "auto" and not target.quantized
 
     @cached_property
     def kv(self) -> LlamaKVForCausalLM:

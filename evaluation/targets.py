@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from model.logitspec.devices import resolve_device, resolve_dtype
 from model.logitspec.errors import InputError, brief
-from model.logitspec.kernels import Kernels, choose_kernels
+from model.logitspec.kernels import Kernels, choose_kernels, is_quantized
 from model.logitspec.loading import checkpoint, checkpoint_eos, load_config
 from model.logitspec.modeling_llama_kv import max_positions
 
@@ -41,6 +41,7 @@ class Target:
     tokenizer_fingerprint: str
     kernels: Kernels
     cuda_graphs: str
+    quantized: bool
 
     @classmethod
     def resolve(cls, args: argparse.Namespace) -> Target:
@@ -68,6 +69,7 @@ class Target:
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
             kernels=choose_kernels(config, dtype, device, args.cpu_kernels),
             cuda_graphs=resolve_graphs(args.cuda_graphs, device),
+            quantized=is_quantized(config),
         )
 
     def loading(self) -> dict[str, Any]:

@@ -62,6 +62,8 @@ def choose_kernels(config: Any, dtype: torch.dtype, device: str, wanted: str = "
 
 def why_not(name: str, config: Any, dtype: torch.dtype) -> str:
     """What keeps kernels from running a model on this CPU; empty if nothing does."""
+    if is_quantized(config):
+        return "the checkpoint is quantized"
     if name == "packed":
         return why_not_packable(dtype)
     try:
@@ -70,6 +72,11 @@ def why_not(name: str, config: Any, dtype: torch.dtype) -> str:
     except Unavailable as error:
         return str(error)
     return ""
+
+
+def is_quantized(config: Any) -> bool:
+    """Whether a checkpoint's matrices are packed by a library such as bitsandbytes."""
+    return getattr(config, "quantization_config", None) is not None
 
 
 def cpu_info(*keys: str) -> str:
