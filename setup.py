@@ -34,6 +34,7 @@ setup(
     install_requires=requirements(),
     extras_require={
         "dev": [
+            "bitsandbytes>=0.46",
             "httpx>=0.27",
             "hypothesis>=6.100",
             "mypy>=1.13",

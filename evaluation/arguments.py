@@ -152,8 +152,13 @@ def add_run_flags(parser: Parser) -> None:
     )
 
 
-def add_sampling_flags(parser: Parser) -> None:
-    """How the target chooses its tokens; Sampling refuses what makes no sense."""
+def add_sampling_flags(parser: Parser, *, choices: bool = True) -> None:
+    """How the target chooses its tokens; Sampling refuses what makes no sense.
+
+    Args:
+        parser: to add to.
+        choices: it has --num-choices.
+    """
     add = parser.add_argument
     add("--temperature", type=float, default=0.0, help="of sampling; 0: the best token (greedy)")
     add(
@@ -177,7 +182,8 @@ def add_sampling_flags(parser: Parser) -> None:
         "--seed",
         type=at_least(0, 2**63 - 1),
         default=0,
-        help="of sampling; with --num-choices each further choice takes the next one",
+        help="of sampling"
+        + ("; with --num-choices each further choice takes the next one" if choices else ""),
     )
 
 

@@ -21,6 +21,10 @@ from .methods import find_method
 from .replaying import drafter_method
 from .targets import Target
 
+MOST_CHARACTERS = 64  # of a prompt, for each position of the model; tokens have 3 or 4
+BEFORE = 8  # tokens of a prompt that its continuation's first character may depend on
+STOPPING = "the server stops"
+
 log = logging.getLogger(__name__)
 
 
@@ -30,17 +34,23 @@ class Text:
     Args:
         tokenizer: of the tokens.
         stop: strings before the first of which the text ends.
+        before: tokens that the text goes on from, for some tokenizers drop a text's first blank.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Any, stop: Sequence[str] = (), before: Sequence[int] = ()
+    ) -> None:
         self._tokenizer = tokenizer
         self._stop = [string for string in stop if string]
-        self._ids: list[int] = []
+        self._ids = list(before)
+        self._skip = 0  # characters
+        self._skip = len(self._decoded().rstrip("\ufffd"))
         self._given = 0  # characters
         self.stopped = False
 
     def _decoded(self) -> str:
-        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        text = str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        return text[self._skip :]
 
     def push(self, token: int) -> bool:
         """Take in a token; whether a stop string is there now."""
@@ -81,6 +91,7 @@ class Job:
             empty where a character is not whole yet.
         on_end: called with the result, or the error that ended it.
         drafter: instead of the chat's own.
+        raw: the answer goes on with a text, it is none in a conversation.
         cancelled: set by whoever no longer wants the answer.
     """
 
@@ -92,8 +103,17 @@ class Job:
     on_step: Callable[[Step, list[str]], None] | None = None
     on_end: Callable[[DecodingResult | Exception], None] = lambda result: None
     drafter: Drafter | None = None
+    raw: bool = False
     cancelled: threading.Event = field(default_factory=threading.Event)
     finish_reason: str = "length"  # or stop
+
+
+class TooLong(InputError):
+    """A prompt that no model of these positions takes."""
+
+
+class Stopping(InputError):
+    """Nothing is answered any more."""
 
 
 class Chat:
@@ -113,7 +133,7 @@ class Chat:
         self.drafter: Drafter = method.drafter(**find_method(args.method).settings({}))
         self.model = Models(self.target, shared=False).kv
         self.drafter.prepare(self.model)
-        self._waiting = waiting
+        self.waiting = waiting
         self._jobs: deque[Job] = deque()
         self._running: Job | None = None
         self._changed = threading.Condition()
@@ -126,12 +146,15 @@ class Chat:
 
         Raises:
             InputError: its prompt and answer do not fit the model.
+            Stopping: the chat ends.
             queue.Full: too many are waiting.
         """
         check_lengths(len(job.prompt_ids), job.max_new_tokens, self.target.max_positions)
         with self._changed:
             self._jobs = deque(waiting for waiting in self._jobs if not waiting.cancelled.is_set())
-            if self.full or self._closed:
+            if self._closed:
+                raise Stopping(STOPPING)
+            if self.full:
                 raise queue.Full
             self._jobs.append(job)
             self._changed.notify()
@@ -140,7 +163,7 @@ class Chat:
     def full(self) -> bool:
         """Whether as many jobs wait as may."""
         with self._changed:
-            return sum(not job.cancelled.is_set() for job in self._jobs) >= self._waiting
+            return sum(not job.cancelled.is_set() for job in self._jobs) >= self.waiting
 
     def stop(self) -> None:
         """Give up all jobs, and say so to who waits for them; take no more."""
@@ -149,7 +172,7 @@ class Chat:
             for job in [*self._jobs, *([self._running] if self._running else [])]:
                 if not job.cancelled.is_set():
                     job.cancelled.set()
-                    job.on_end(InputError("the server stops"))
+                    job.on_end(Stopping(STOPPING))
             self._changed.notify()
 
     def close(self) -> None:
@@ -181,7 +204,10 @@ class Chat:
 
     def answer(self, job: Job) -> DecodingResult:
         """Answer a job here and now."""
-        text = Text(self.target.tokenizer, [*job.stop, *self.target.prompts.stop_strings])
+        if job.raw:
+            text = Text(self.target.tokenizer, job.stop, job.prompt_ids[-BEFORE:])
+        else:
+            text = Text(self.target.tokenizer, [*job.stop, *self.target.prompts.stop_strings])
         pieces: list[str] = []  # of the step's committed tokens, but for an EOS
 
         def stop(tokens: list[int]) -> bool:
@@ -222,12 +248,21 @@ class Chat:
         """Token ids of a conversation, ready for the assistant's answer.
 
         Raises:
-            InputError: the template refuses these messages.
+            InputError: the template refuses these messages, or they are far too long.
         """
+        self.check_size(sum(1 + len(text) for message in messages for text in message.values()))
         try:
             return self.target.prompts.chat(messages)
         except Exception as error:  # templates raise what they like, of roles they do not know
             raise InputError(f"the chat template refuses the messages: {brief(error)}") from error
+
+    def check_size(self, characters: int) -> None:
+        """Raise InputError for a prompt that is too long whatever its tokens are."""
+        positions = self.target.max_positions
+        if characters > MOST_CHARACTERS * positions:
+            raise TooLong(
+                f"a prompt of {characters} characters is too long for {positions} positions"
+            )
 
 
 def add_chat_flags(parser: Parser) -> None:
@@ -239,7 +274,7 @@ def add_chat_flags(parser: Parser) -> None:
     )  # fmt: skip
     add(
         "--method", default="calibrated@auto", metavar="NAME",
-        help="of evaluation.run, NAME@16 and FILE.py:CLASS included (default: calibrated@auto)",
+        help="of evaluation.run, NAME@16 and FILE.py:CLASS included",
     )  # fmt: skip
     add("--max-new-tokens", type=at_least(1), default=1024, help="most tokens of an answer")
     add("--conv-template", metavar="NAME", help="as in the inference scripts")

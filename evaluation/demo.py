@@ -49,18 +49,20 @@ class Answer:
     def __init__(self) -> None:
         self.text = Styled()
         self.tokens = self.steps = self.nodes = 0
+        self._given = 0  # characters; the text drops control characters
         self.rate = 0.0  # tokens/s, once it is whole
 
     def add(self, step: Step, pieces: list[str]) -> None:
         for node, piece in zip(step.path, pieces, strict=True):
             self.text.append(piece, STYLES[step.origins[node]])
+            self._given += len(piece)
         self.tokens += len(step.path)
         self.nodes += len(step.tree)
         self.steps += 1
 
     def end(self, text: str, result: DecodingResult) -> None:
         """Take in what was held back of the text, and the time without that of drawing."""
-        self.text.append(text[len(self.text.plain) :])
+        self.text.append(text[self._given :])
         self.rate = self.tokens / (result.prefill_seconds + sum(result.step_seconds))
 
     @property
@@ -179,9 +181,6 @@ def converse(args: argparse.Namespace, sampling: Sampling) -> None:
         check_writable(export)
     if args.compare and not args.prompt:
         raise InputError("--compare goes with --prompt; at the keyboard type /vanilla")
-    for prompt in args.prompt or ():
-        if not prompt.isprintable() and "\udc80" <= max(prompt) <= "\udcff":
-            raise InputError("--prompt is not UTF-8 text; give another")
     talk = TerminalChat(Chat(args), Console(), args, sampling)
     talk.print(talk.legend())
     try:
@@ -210,7 +209,8 @@ def loop(talk: TerminalChat) -> None:
             said = input("\n> ").strip()
         except EOFError:
             return
-        except UnicodeDecodeError:
+            said.encode()
+        except UnicodeError:
             print("that was not UTF-8 text")
             continue
         talk.recorded.print(Styled(f"\n> {said}", "bold"))
@@ -232,6 +232,11 @@ def loop(talk: TerminalChat) -> None:
 def run(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
     sampling = sampling_of(args)
+    for text in (args.system or "", *(args.prompt or ())):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError("--prompt or --system is not UTF-8 text; give another") from error
     if not args.web:
         converse(args, sampling)
         return
@@ -259,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     add("--web", action="store_true", help="a page on this machine, with the draft trees drawn")
     add_listening_flags(parser)
-    add_sampling_flags(parser)
+    add_sampling_flags(parser, choices=False)
     add_machine_flags(parser)
     parser.set_defaults(num_choices=1)
     args = parser.parse_args(argv)

@@ -19,8 +19,8 @@ from model.logitspec.decoding import Step
 from model.logitspec.drafters.base import ORIGINS
 from model.logitspec.errors import InputError, brief
 
-from .chat import Chat, Job
-from .serve import Message
+from .chat import Chat, Job, Stopping
+from .serve import READING, Message
 from .web import BUSY, Refused, listen, new_app, run_app
 
 PAGE = Path(__file__).with_name("demo_page.html")
@@ -63,6 +63,8 @@ class Page:
             left = self._chat.target.max_positions - len(prompt)
             job = Job(prompt, max(1, min(self._args.max_new_tokens, left)), self._sampling)
             events = self._events(job, vanilla=asked.vanilla)
+        except Stopping as error:
+            raise Refused(str(error), 503) from error
         except InputError as error:
             raise Refused(str(error)) from error
         except queue.Full as error:
@@ -115,7 +117,7 @@ class Page:
 def make_app(chat: Chat, args: argparse.Namespace, sampling: Sampling) -> FastAPI:
     """The application."""
     page = Page(chat, args, sampling)
-    app = new_app()
+    app = new_app(chat.waiting + READING)
     app.get("/")(page.page)
     app.post("/answer", response_model=None)(page.answer)
     return app

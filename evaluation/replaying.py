@@ -166,7 +166,7 @@ def drafter_method(name: str) -> DrafterMethod:
     method = find_method(name)
     plain = method.method if isinstance(method, SizedMethod) else method
     if not isinstance(plain, DrafterMethod):
-        raise InputError(f"{name!r} is transformers' own loop and has no drafter to replay")
+        raise InputError(f"{name!r} is transformers' own loop and has no drafter; give another")
     return plain
 
 

@@ -14,7 +14,7 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
@@ -24,20 +24,35 @@ from model.logitspec import DecodingResult, Sampling
 from model.logitspec.errors import InputError, brief
 
 from .arguments import Parser, add_listening_flags, add_machine_flags, at_least, run_command
-from .chat import Chat, Job, add_chat_flags
+from .chat import Chat, Job, Stopping, TooLong, add_chat_flags
 from .targets import model_name
 from .traces import FILTERS
 from .web import BUSY, Refused, body, listen, new_app, run_app
 
 DEFAULT_TOKENS = 512  # of an answer, where the request does not say
-MOST_CHARACTERS = 64  # of a prompt, for each position of the model; tokens have 3 or 4
+LONGEST_STOP = 200  # characters
+READING = 8  # requests that may be read beside those that wait
 
 
-class TextPart(BaseModel):
+class Part(BaseModel):
     """A piece of a message's content."""
 
-    type: Literal["text"]
-    text: str
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    text: str = ""
+
+    def plain(self) -> str:
+        """Its text.
+
+        Raises:
+            Refused: it is none.
+        """
+        extra = next(iter(self.model_extra or ()), None)
+        if self.type != "text" or extra is not None:
+            name = self.type if self.type != "text" else extra
+            raise Refused(f"{name} in a message is not supported", param="messages")
+        return self.text
 
 
 class Message(BaseModel):
@@ -46,7 +61,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow")  # an answer given back has empty ones
 
     role: str
-    content: str | list[TextPart]
+    content: str | list[Part]
 
     def plain(self) -> dict[str, str]:
         """As a chat template wants it.
@@ -55,15 +70,17 @@ class Message(BaseModel):
             Refused: it holds more than text.
         """
         for name, value in (self.model_extra or {}).items():
-            if value and name != "name":
+            if value:
                 raise Refused(f"{name} of a message is not supported", param="messages")
         if isinstance(self.content, str):
             return {"role": self.role, "content": self.content}
-        return {"role": self.role, "content": "".join(part.text for part in self.content)}
+        return {"role": self.role, "content": "".join(part.plain() for part in self.content)}
 
 
 class StreamOptions(BaseModel):
     """Of a streamed answer."""
+
+    model_config = ConfigDict(extra="forbid")
 
     include_usage: bool = False
 
@@ -167,6 +184,8 @@ class Answering:
             chat.submit(job)
         except queue.Full as error:
             raise Refused(BUSY, 429, code="queue_full") from error
+        except Stopping as error:
+            raise Refused(str(error), 503) from error
         except InputError as error:
             raise Refused(str(error), code="context_length_exceeded") from error
 
@@ -178,6 +197,8 @@ class Answering:
         """
         while True:
             event = await self._events.get()
+            if isinstance(event, Stopping):
+                raise Refused(str(event), 503)
             if isinstance(event, Exception):
                 raise Refused(f"decoding failed: {brief(event)}", 500)
             if isinstance(event, DecodingResult):
@@ -211,21 +232,25 @@ class Server:
     async def chat(self, asked: ChatAsked, request: Request) -> Any:
         messages = [message.plain() for message in asked.messages]
         return await self._answer(
-            asked, request, "messages", sum(len(m["content"]) for m in messages),
-            lambda: self._chat.prompt(messages), chat=True,
-        )  # fmt: skip
+            asked, request, "messages", lambda: self._chat.prompt(messages), chat=True
+        )
 
     async def complete(self, asked: TextAsked, request: Request) -> Any:
         def tokens() -> list[int]:
             prompt = asked.prompt
             if isinstance(prompt, str):
-                prompt = list(self._chat.target.tokenizer(prompt).input_ids)
+                self._chat.check_size(len(prompt))
+                try:
+                    prompt = list(self._chat.target.tokenizer(prompt).input_ids)
+                except Exception as error:  # as of half a surrogate pair
+                    raise InputError(f"the prompt is no text: {brief(error)}") from error
+            self._chat.check_size(len(prompt))
             vocabulary = self._chat.model.config.vocab_size
             if not prompt or not all(0 <= token < vocabulary for token in prompt):
                 raise InputError("the prompt is empty or holds what is no token id")
             return prompt
 
-        return await self._answer(asked, request, "prompt", len(asked.prompt), tokens, chat=False)
+        return await self._answer(asked, request, "prompt", tokens, chat=False)
 
     def _check_model(self, name: str) -> None:
         if name != self._name:
@@ -248,8 +273,11 @@ class Server:
             raise Refused(
                 f"max_tokens is {asked.most}, this server gives {self._most}", param="max_tokens"
             )
-        if len(stops(asked)) > 16 or not all(stops(asked)):
-            raise Refused("stop is more than 16 strings, or an empty one", param="stop")
+        if len(stops(asked)) > 16 or not all(0 < len(s) <= LONGEST_STOP for s in stops(asked)):
+            raise Refused(
+                f"stop is more than 16 strings, or one is empty or over {LONGEST_STOP} characters",
+                param="stop",
+            )
         given = {name: getattr(asked, name) for name in FILTERS}
         filters = {name: value for name, value in given.items() if value is not None}
         temperature = 1.0 if asked.temperature is None else asked.temperature
@@ -267,7 +295,6 @@ class Server:
         asked: Asked,
         request: Request,
         param: str,
-        size: int,
         tokens: Callable[[], list[int]],
         *,
         chat: bool,
@@ -278,25 +305,20 @@ class Server:
             asked: its body.
             request: itself.
             param: the field that holds the prompt.
-            size: of the prompt, in characters or tokens.
             tokens: makes token ids of it; not called on the event loop.
             chat: which of the two kinds it is.
         """
         sampling = self._sampling(asked)
-        positions = self._chat.target.max_positions
-        if size > MOST_CHARACTERS * positions:
-            raise Refused(
-                f"a prompt of {size} characters is too long for {positions} positions",
-                param=param, code="context_length_exceeded",
-            )  # fmt: skip
         if self._chat.full:
             raise Refused(BUSY, 429, code="queue_full")
         try:
             prompt = await asyncio.to_thread(tokens)
         except InputError as error:
-            raise Refused(str(error), param=param) from error
+            code = "context_length_exceeded" if isinstance(error, TooLong) else None
+            raise Refused(str(error), param=param, code=code) from error
+        positions = self._chat.target.max_positions
         most = asked.most or max(1, min(DEFAULT_TOKENS, self._most, positions - len(prompt)))
-        answering = Answering(self._chat, Job(prompt, most, sampling, stops(asked)))
+        answering = Answering(self._chat, Job(prompt, most, sampling, stops(asked), raw=not chat))
         ident = ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12)
         kind = ("chat.completion" if chat else "text_completion") + (
             ".chunk" if chat and asked.stream else ""
@@ -390,7 +412,7 @@ def count(result: DecodingResult | None) -> dict[str, Any]:
 def make_app(chat: Chat, name: str, most_tokens: int) -> FastAPI:
     """The application."""
     server = Server(chat, name, most_tokens)
-    app = new_app()
+    app = new_app(chat.waiting + READING)
     app.get("/v1/models")(server.models)
     app.get("/v1/models/{name:path}")(server.model)
     app.post("/v1/chat/completions", response_model=None)(server.chat)

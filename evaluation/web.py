@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import resource
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import uvicorn
@@ -14,9 +17,13 @@ from starlette.exceptions import HTTPException
 
 from model.logitspec.errors import InputError, brief
 
-from .chat import Chat
+from .chat import STOPPING, Chat
 
 LARGEST_BODY = 4 << 20  # bytes of a request
+BODY_SECONDS = 30  # in which it has to come
+MOST_CONNECTIONS = 8192
+OTHER_FILES = 128  # the process has open
+CLOSE = {"Connection": "close"}
 BUSY = "too many requests are waiting; try again later"
 
 
@@ -34,71 +41,123 @@ def body(error: Refused) -> dict[str, Any]:
     kind = "invalid_request_error" if error.status < 500 else "server_error"
     return {
         "error": {
-            "message": str(error), "type": kind, "param": error.param, "code": error.code,
+            "message": str(error).encode("utf-8", "backslashreplace").decode(),
+            "type": kind, "param": error.param, "code": error.code,
         }
     }  # fmt: skip
 
 
-class LimitBody:
-    """ASGI middleware: refuses bodies over LARGEST_BODY, however they come."""
+def response(error: Refused, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The HTTP answer that says so."""
+    again = {"Retry-After": "1"} if error.status in (429, 503) else {}
+    return JSONResponse(body(error), error.status, {**again, **(headers or {})})
 
-    def __init__(self, app: Any) -> None:
+
+class Limits:
+    """ASGI middleware: bounds what requests can hold, whatever they are.
+
+    A body is read whole before anything else, no more than LARGEST_BODY of it and not for longer
+    than BODY_SECONDS; and of requests with a body only so many are taken in at a time.
+
+    Args:
+        app: the application.
+        most: requests at a time.
+    """
+
+    def __init__(self, app: Any, most: int) -> None:
         self._app = app
+        self._most = most
+        self._open = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
-        parts: list[bytes] = []
-        size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                return  # the client is gone
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            more = message.get("more_body", False)
-            if size > LARGEST_BODY:
-                refused = Refused(f"the request is larger than {LARGEST_BODY} bytes", 413)
-                await JSONResponse(body(refused), 413)(scope, receive, send)
-                return
-        whole: Any = {"type": "http.request", "body": b"".join(parts), "more_body": False}
+        if self._open >= self._most:
+            await response(Refused(BUSY, 429, code="queue_full"))(scope, receive, send)
+            return
+        self._open += 1
+        try:
+            await self._take_in(scope, receive, send)
+        finally:
+            self._open -= 1
+
+    async def _take_in(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            whole: Any = await asyncio.wait_for(whole_body(scope, receive), BODY_SECONDS)
+        except TimeoutError:
+            late = Refused(f"the request did not come within {BODY_SECONDS} seconds", 408)
+            await response(late, CLOSE)(scope, receive, send)
+            return
+        except Refused as error:
+            await response(error, CLOSE)(scope, receive, send)
+            return
+        except asyncio.CancelledError:  # the server stops
+            await response(Refused(STOPPING, 503), CLOSE)(scope, receive, send)
+            return
+        if whole is None:  # the client is gone
+            return
 
         async def replay() -> Any:
             nonlocal whole
             if whole is None:
                 return await receive()
-            message, whole = whole, None
+            message, whole = {"type": "http.request", "body": whole, "more_body": False}, None
             return message
 
         await self._app(scope, replay, send)
 
 
-def new_app() -> FastAPI:
-    """An application that answers errors in OpenAI's form and refuses large bodies."""
+async def whole_body(scope: Any, receive: Any) -> bytes | None:
+    """A request's body, or None if its client has gone.
+
+    Raises:
+        Refused: it is larger than LARGEST_BODY, or says that it will be.
+    """
+    too_large = Refused(f"the request is larger than {LARGEST_BODY} bytes", 413)
+    declared = dict(scope["headers"]).get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > LARGEST_BODY:
+        raise too_large
+    parts = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        parts += message.get("body", b"")
+        if len(parts) > LARGEST_BODY:
+            raise too_large
+        if not message.get("more_body", False):
+            return bytes(parts)
+
+
+def new_app(most: int) -> FastAPI:
+    """An application that answers errors in OpenAI's form and bounds its requests.
+
+    Args:
+        most: requests at a time, those that wait for an answer included; the rest get status 429.
+    """
     app = FastAPI(title="LogitSpec", docs_url=None, redoc_url=None)
-    app.add_middleware(LimitBody)
+    app.add_middleware(Limits, most=most)
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> JSONResponse:
-        headers = {"Retry-After": "1"} if error.status == 429 else None
-        return JSONResponse(body(error), error.status, headers)
+        return response(error)
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return response(Refused(f"the body is not JSON: {first['ctx']['error']}"))
         where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return JSONResponse(
-            body(Refused(f"{where or 'the body'}: {first['msg']}", param=where)), 400
-        )
+        return response(Refused(f"{where or 'the body'}: {first['msg']}", param=where or None))
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(body(Refused(str(error.detail), error.status_code)), error.status_code)
+        return response(Refused(str(error.detail), error.status_code), error.headers)
 
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse(body(Refused(f"the server failed: {brief(error)}", 500)), 500)
+        return response(Refused(f"the server failed: {brief(error)}", 500))
 
     return app
 
@@ -128,7 +187,9 @@ def run_app(
         hello: what to say first; {} is the address.
     """
     # Answers under way are given up at Ctrl-C.
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, log_level="warning", timeout_graceful_shutdown=1, limit_concurrency=most_connections()
+    )
     host = f"[{args.host}]" if ":" in args.host else args.host
     address = f"http://{host}:{listening.getsockname()[1]}"
     print(f"{hello.format(address)}, Ctrl-C ends it", flush=True)
@@ -136,6 +197,16 @@ def run_app(
         Stopping(config, chat).run([listening])
     finally:
         chat.close()
+
+
+def most_connections() -> int:
+    """As many as there are file descriptors for, after asking the system for more of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + OTHER_FILES
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(MOST_CONNECTIONS, soft - OTHER_FILES))
 
 
 def listen(host: str, port: int) -> socket.socket:

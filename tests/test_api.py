@@ -243,6 +243,8 @@ def test_a_constraint_is_asked_of_what_is_reached_only(theirs: Any) -> None:
     def allowed(batch: int, context: torch.Tensor) -> list[int]:
         assert batch == 0
         asked.append(context.tolist())
+        if len(context) >= len(PROMPT) + 30:
+            raise IndexError("transformers asks for nothing behind the last token")
         return list(range(3, 40)) if int(context[-1]) % 2 else list(range(40, 97))
 
     options: dict[str, Any] = {
@@ -254,6 +256,27 @@ def test_a_constraint_is_asked_of_what_is_reached_only(theirs: Any) -> None:
     assert torch.equal(found, wanted)
     whole = found[0].tolist()
     assert all(context == whole[: len(context)] for context in asked)
+
+
+def test_a_constraint_is_not_asked_what_follows_the_end(theirs: Any) -> None:
+    """As with a trie of allowed answers, which has nothing behind EOS; the prompt may hold one."""
+    answers = [[5, 6, 7, 2], [5, 6, 8, 9, 2]]
+    prompt = [*PROMPT, 2]
+
+    def allowed(batch: int, context: torch.Tensor) -> list[int]:
+        own = context.tolist()[len(prompt) :]
+        return [answer[len(own)] for answer in answers if answer[: len(own)] == own != answer]
+
+    options: dict[str, Any] = {
+        "max_new_tokens": 30, "do_sample": False, "prefix_allowed_tokens_fn": allowed,
+    }  # fmt: skip
+    ids = torch.tensor([prompt])
+    wanted = theirs.generate(ids, eos_token_id=2, **options)
+    for method in ("vanilla", "logitspec", "pld"):
+        found = theirs.generate(
+            ids, eos_token_id=2, custom_generate=custom_generate, method=method, **options
+        )
+        assert torch.equal(found, wanted) and found[0, len(prompt) :].tolist() in answers
 
 
 def test_weights_that_change_after_wrapping_count(tiny_path: str) -> None:
@@ -268,9 +291,34 @@ def test_weights_that_change_after_wrapping_count(tiny_path: str) -> None:
     assert not torch.equal(before, after)
     assert torch.equal(after, model.generate(ids, **options))
     assert wrap(model) is not first
+    model.model.layers[1].mlp.up_proj.weight.data.mul_(-1.0)
+    found = model.generate(ids, custom_generate=custom_generate, method="pld", **options)
+    assert torch.equal(found, before)
     model.to(torch.float64)
     found = model.generate(ids, custom_generate=custom_generate, method="pld", **options)
     assert torch.equal(found, model.generate(ids, **options))
+
+
+def test_a_model_made_in_inference_mode_can_be_wrapped(tiny_path: str) -> None:
+    with torch.inference_mode():
+        model = AutoModelForCausalLM.from_pretrained(tiny_path, dtype=torch.float32)
+        options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
+        ids = torch.tensor([PROMPT])
+        found = model.generate(ids, custom_generate=custom_generate, method="pld", **options)
+        assert torch.equal(found, model.generate(ids, **options))
+        assert (
+            generate(model, PROMPT, "pld", max_new_tokens=8).tokens
+            == found[0, len(PROMPT) :].tolist()
+        )
+
+
+def test_hooks_are_refused_for_they_would_not_run(tiny_path: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_path, dtype=torch.float32)
+    hook = model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
+    with pytest.raises(InputError, match=r"model.layers.1.mlp has forward hooks"):
+        generate(model, PROMPT)
+    hook.remove()
+    assert generate(model, PROMPT, "pld", max_new_tokens=2).tokens
 
 
 def test_text_streams_through_a_thread(chat_path: str) -> None:

@@ -14,10 +14,12 @@ from typing import Any
 import httpx
 import pytest
 
-from evaluation.demo import main
+from evaluation.demo import Answer, main
 from evaluation.demo_web import make_app
 from model.logitspec import (
     CalibratedDrafter,
+    DecodingResult,
+    DraftTree,
     LogitSpecDrafter,
     RacerDrafter,
     Sampling,
@@ -133,6 +135,13 @@ def test_a_conversation_at_the_keyboard(
     assert "exceed the model's 512 positions" in " ".join(said.split())
 
 
+def test_control_characters_do_not_double_the_text() -> None:
+    answer = Answer()
+    answer.add(Step(DraftTree(5, 1), [0], [NEXT]), ["a\rb\x07c"])
+    answer.end("a\rb\x07cd", DecodingResult(1, [5], prefill_seconds=1.0))
+    assert answer.text.plain == "abcd"
+
+
 def test_bad_flags_of_the_demo(chat_path: str, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, complaint in (
         (["--record", "x.png"], "--record x.png is neither FILE.svg nor FILE.html"),
@@ -141,7 +150,8 @@ def test_bad_flags_of_the_demo(chat_path: str, capsys: pytest.CaptureFixture[str
         (["--method", "nothing"], "no method 'nothing'"),
         (["--port", "x"], "is not a whole number"),
         (["--web"], "--prompt is for the terminal; leave it out with --web"),
-        (["--prompt", "\udcff"], "--prompt is not UTF-8 text"),
+        (["--prompt", "\udcff"], "not UTF-8 text"),
+        (["--prompt", "\udcff😀"], "not UTF-8 text"),
     ):
         assert demo(chat_path, *flags, "--prompt", "x") == 2
         said = capsys.readouterr().err

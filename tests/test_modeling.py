@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -26,8 +27,17 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from model.logitspec import DraftTree, InputError, LlamaKVForCausalLM, generate, load
+from model.logitspec import (
+    DraftTree,
+    InputError,
+    LlamaKVForCausalLM,
+    LogitSpecDrafter,
+    decode,
+    generate,
+    load,
+)
 from model.logitspec.acceptance import TreeTensors
+from model.logitspec.decoding import last_logits
 from model.logitspec.kernels import KERNELS, Kernels
 from model.logitspec.loading import load_weights
 from model.logitspec.native.layers import CHUNK
@@ -315,6 +325,31 @@ def write_gguf(file: Path, path: str, *, scaling: bool = False) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_checkpoint_of_bitsandbytes_runs_on_plain_kernels(tmp_path: Path, bits: int) -> None:
+    """Its matrices give a row other sums in other company, so tokens are compared one by one."""
+    wide = LlamaConfig(**TINY | {"hidden_size": 64, "intermediate_size": 128})  # blocks of 64
+    path = save_tiny(tmp_path / "wide", wide)
+    how = {f"load_in_{bits}bit": True}
+    theirs = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, quantization_config=BitsAndBytesConfig(**how)
+    )
+    theirs.save_pretrained(tmp_path / "small")
+    ids = [1, 5, 9, 3]
+    with torch.inference_mode():  # otherwise bitsandbytes takes another way
+        wanted = theirs.eval()(torch.tensor([ids])).logits[0, -1]
+    for ours in (
+        load(str(tmp_path / "small"), dtype=torch.float32),
+        load(path, dtype=torch.float32, quantization_config=BitsAndBytesConfig(**how)),
+    ):
+        assert ours.kernels.name == "plain" and not ours.fused
+        torch.testing.assert_close(last_logits(ours, ids), wanted, atol=1e-4, rtol=1e-4)
+        result = decode(ours, ids, LogitSpecDrafter(), max_new_tokens=12)
+        assert len(result.tokens) == 12
+    with pytest.raises(InputError, match=r"native CPU kernels do not run here.*quantized"):
+        load(str(tmp_path / "small"), dtype=torch.float32, cpu_kernels="native")
 
 
 def test_a_gguf_file_is_a_checkpoint(tmp_path: Path, tiny_path: str) -> None:

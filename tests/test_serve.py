@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import queue
 import re
 import signal
 import socket
@@ -22,7 +21,7 @@ import openai
 import pytest
 import uvicorn
 
-from evaluation.chat import Chat, Job, Text
+from evaluation.chat import Chat, Job, Stopping, Text
 from evaluation.serve import main, make_app
 from evaluation.web import LARGEST_BODY
 from model.logitspec import Sampling, VanillaDrafter, decode
@@ -179,7 +178,7 @@ JSON = {"content-type": "application/json"}
 @pytest.mark.parametrize(
     ("path", "content", "complaint", "param"),
     [
-        (CHAT, b"{", "", None),
+        (CHAT, b"{", "the body is not JSON", None),
         (CHAT, b"\xff\xfe", "", None),
         (CHAT, b"[]", "", None),
         (CHAT, {"messages": HELLO}, "model: Field required", "model"),
@@ -197,6 +196,13 @@ JSON = {"content-type": "application/json"}
         (CHAT, {"messages": HELLO, "tools": [{}]}, "tools is not supported", "tools"),
         (CHAT, {"messages": HELLO, "presence_penalty": 1}, "presence_penalty is not", None),
         (CHAT, {"messages": HELLO, "stop": [""]}, "stop is more than 16", "stop"),
+        (CHAT, {"messages": HELLO, "stop": "x" * 201}, "over 200 characters", "stop"),
+        (CHAT, {"messages": HELLO, "stream_options": {"x": 1}}, "stream_options.x", None),
+        (CHAT, {"messages": [HELLO[0]] * 90_000}, "is too long for", "messages"),
+        (CHAT, {"messages": [{"role": "x" * 10**6, "content": ""}]}, "is too long for", None),
+        (CHAT, {"messages": [HELLO[0] | {"name": "me"}]}, "name of a message", "messages"),
+        (CHAT, {"messages": [HELLO[0] | {"content": "\ud800"}]}, "chat template", "messages"),
+        (CHAT, {"messages": [{"role": "\ud800", "content": "x"}]}, "", None),
         (CHAT, {"messages": HELLO, "use_beam_search": True}, "use_beam_search is not", None),
         (CHAT, {"messages": HELLO, "temprature": 1}, "temprature is not supported", "temprature"),
         (CHAT, {"messages": HELLO, "temperature": 0, "top_p": 5}, "top_p is 5.0", "top_p"),
@@ -217,9 +223,11 @@ JSON = {"content-type": "application/json"}
         (
             CHAT,
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
-            "messages.0.content",
-            None,
+            "image_url in a message is not supported",
+            "messages",
         ),
+        ("/v1/completions", {"prompt": "\ud800"}, "the prompt is no text", "prompt"),
+        ("/v1/completions", {"prompt": [1] * 10**6}, "is too long for", "prompt"),
         ("/v1/completions", {"prompt": []}, "the prompt is empty", "prompt"),
         ("/v1/completions", {"prompt": [10**9]}, "what is no token id", "prompt"),
         ("/v1/completions", {"prompt": "x", "logprobs": 0}, "logprobs is not", "logprobs"),
@@ -243,7 +251,8 @@ def test_malformed_requests_are_refused_in_openais_form(
 def test_other_paths_methods_and_sizes_are_refused(address: str) -> None:
     assert httpx.get(address + "/v1/nothing").status_code == 404
     assert "error" in httpx.get(address + "/v1/nothing").json()
-    assert httpx.get(address + CHAT).status_code == 405
+    wrong = httpx.get(address + CHAT)
+    assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"
     answer = httpx.post(address + CHAT, content=b" " * (LARGEST_BODY + 1), headers=JSON)
     assert answer.status_code == 413 and "larger than" in answer.json()["error"]["message"]
 
@@ -257,6 +266,26 @@ def test_null_is_as_good_as_nothing(address: str) -> None:
         address + CHAT, json=body | nothing | {"max_tokens": 2, "presence_penalty": 0.0}
     )
     assert answer.status_code == 200
+
+
+def post_half(address: str, declared: int, sent: bytes) -> socket.socket:
+    """A connection that has sent a part of a request's body."""
+    host, port = address.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {declared}\r\n\r\n"
+    connection.sendall(head.encode() + sent)
+    return connection
+
+
+def test_a_body_that_does_not_come_is_408(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluation.web.BODY_SECONDS", 0.2)
+    with post_half(address, 100, b"{") as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_that_is_to_be_too_large_is_not_waited_for(address: str) -> None:
+    with post_half(address, LARGEST_BODY + 1, b"") as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413")
 
 
 class Held:
@@ -367,6 +396,22 @@ def test_text_holds_back_what_may_change(stop: list[str]) -> None:
     assert text.stopped is bool(stop)
 
 
+class Words:
+    """A tokenizer that drops the first blank of a text, as SentencePiece ones do."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return "".join(f" {number}" for number in ids)[1:]
+
+
+def test_a_continuation_keeps_its_first_blank() -> None:
+    for before, wanted in (((), "3 4"), ((1, 2), " 3 4")):
+        text = Text(Words(), before=before)
+        text.push(3)
+        given = text.take()
+        text.push(4)
+        assert given + text.take(last=True) == wanted
+
+
 def test_closing_gives_up_what_is_queued(chat_path: str) -> None:
     chat = make_chat(chat_path, method="vanilla")
     held = Held(chat)
@@ -381,7 +426,7 @@ def test_closing_gives_up_what_is_queued(chat_path: str) -> None:
     closing.join(30)
     assert not closing.is_alive()
     assert [str(told) for told in ended] == ["the server stops"]
-    with pytest.raises(queue.Full):
+    with pytest.raises(Stopping):
         chat.submit(waiting)
 
 

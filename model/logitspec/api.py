@@ -72,6 +72,7 @@ def generate(
     Raises:
         InputError: what is asked for makes no sense, or is not there.
     """
+    model = wrap(model)
     prompt = one_prompt(input_ids)
     vocabulary = model.config.vocab_size
     if not all(0 <= token < vocabulary for token in prompt):
@@ -198,7 +199,7 @@ def check_processors(processors: LogitsProcessorList) -> None:
             )
 
 
-Signature = tuple[tuple[int, int, torch.dtype, torch.device], ...]
+Signature = tuple[tuple[Any, ...], ...]
 wrapped: WeakKeyDictionary[nn.Module, tuple[LlamaKVForCausalLM, Signature]] = WeakKeyDictionary()
 
 
@@ -214,10 +215,12 @@ def wrap(model: Any, *, cpu_kernels: str = "auto", cuda_graphs: str = "auto") ->
         cpu_kernels: as load(), and cuda_graphs. They count in the first call for a model.
 
     Raises:
-        InputError: it is none that is covered, or the kernels do not run here.
+        InputError: it is none that is covered, it has forward hooks, or the kernels do not run
+            here.
     """
     if isinstance(model, LlamaKVForCausalLM):
         return model
+    check_hooks(model)
     known = wrapped.get(model)
     if known is None or known[1] != signature(model):
         ours = twin(model, cpu_kernels, cuda_graphs)
@@ -226,8 +229,28 @@ def wrap(model: Any, *, cpu_kernels: str = "auto", cuda_graphs: str = "auto") ->
 
 
 def signature(model: nn.Module) -> Signature:
-    """What changes when weights are written to, replaced or moved."""
-    return tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in model.parameters())
+    """What changes when weights are replaced, moved or written to, be it through `.data`, where
+    nothing but the values tells."""
+    return tuple(
+        (
+            p.data_ptr(),
+            None if p.is_inference() else p._version,
+            p.dtype,
+            p.device,
+            *p.detach().flatten()[:: max(1, p.numel() // 2)].tolist(),
+        )
+        for p in model.parameters()
+    )
+
+
+def check_hooks(model: nn.Module) -> None:
+    """Raise InputError for hooks on a model's parts, which run its own layers and not ours."""
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise InputError(
+                f"{name or type(model).__name__} has forward hooks, which do not run here; remove "
+                "them, or generate without this package"
+            )
 
 
 def twin(model: Any, cpu_kernels: str, cuda_graphs: str) -> LlamaKVForCausalLM:

@@ -103,6 +103,8 @@ def decode(
     """
     check_lengths(len(prompt_ids), max_new_tokens, model.max_positions)
     drafter.prepare(model)
+    if chooser is not None:
+        chooser.until(len(prompt_ids) + max_new_tokens, len(prompt_ids), eos_token_ids)
     result = DecodingResult(prompt_tokens=len(prompt_ids))
     cache = model.cache_for(len(prompt_ids) + max_new_tokens + node_bucket(drafter.capacity))
     step = verifier(model, cache, drafter.top_k, drafter.node_top_k, chooser)

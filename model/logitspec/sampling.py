@@ -12,7 +12,7 @@ splitmix64 (Steele, Lea, Flood, Fast Splittable Pseudorandom Number Generators, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +152,23 @@ class Chooser:
         self._processors = processors
         self._stream = None if seed is None else mixed(seed)
         self._ids = list(ids)
+        self._ends: Callable[[int, Sequence[int]], bool] = lambda before, path: False
         self.rowwise = all(type(processor) in ROWWISE for processor in processors)
+
+    def until(self, length: int, begin: int, eos_token_ids: Collection[int]) -> None:
+        """Where the generation ends: no processor is asked what follows, as transformers asks none.
+
+        Args:
+            length: of prompt and answer at most, in tokens.
+            begin: of the answer.
+            eos_token_ids: the first of these in the answer ends it.
+        """
+
+        def ends(before: int, path: Sequence[int]) -> bool:
+            own = path[max(0, begin - before) :]
+            return before + len(path) >= length or any(token in eos_token_ids for token in own)
+
+        self._ends = ends
 
     def commit(self, tokens: Sequence[int]) -> None:
         """Go on behind these tokens."""
@@ -177,8 +193,10 @@ class Chooser:
         else:
             context = torch.tensor(self._ids, dtype=torch.int64, device=scores.device)
             for row, node in enumerate(nodes):
-                path = torch.tensor(tree.path_tokens(node), device=scores.device)
-                ids = torch.cat((context, path))[None]
+                path = tree.path_tokens(node)
+                if self._ends(len(self._ids), path):
+                    continue  # whatever it chooses is not used
+                ids = torch.cat((context, torch.tensor(path, device=scores.device)))[None]
                 scores[row : row + 1] = self._processors(ids, scores[row : row + 1])
         if self._stream is not None:
             positions = [len(self._ids) + tree.depths[node] + 1 for node in nodes]

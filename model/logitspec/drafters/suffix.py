@@ -10,6 +10,8 @@ from ..draft_tree import DraftTree
 from ..errors import InputError, require_positive
 from .base import Drafter, register
 
+MOST_ANSWERS = 10_000  # kept to draft from, the oldest dropped first; so that memory is bounded
+
 
 @register("suffix")
 class SuffixDrafter(Drafter):
@@ -100,4 +102,4 @@ class SuffixDrafter(Drafter):
                 "the method suffix needs arctic-inference; `pip install -e '.[suffix]'` builds it "
                 "(with a C++ compiler)"
             ) from error
-        return SuffixDecodingCache(self._max_tree_depth)
+        return SuffixDecodingCache(self._max_tree_depth, MOST_ANSWERS)
