@@ -1,5 +1,8 @@
 """The trace of a run: one JSON line per question, and a sidecar that says how it was made.
 
+A question that could not be answered has a line with its `error` and no choices; a later line for
+the same question takes its place.
+
 The lines have the reference implementation's fields, so its tools read them, and besides per turn
 output_ids, prompt_tokens, the seconds of each of PHASES, and a number of every step of the turn:
 tree_sizes, step_seconds, misses, next_next_ranks (as in decoding.DecodingResult).
@@ -8,11 +11,15 @@ tree_sizes, step_seconds, misses, next_next_ranks (as in decoding.DecodingResult
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from model.logitspec.errors import InputError
 
@@ -30,6 +37,8 @@ def validate(record: object) -> str | None:
     for key, kinds in (("question_id", (int, str)), ("category", str), ("model_id", str)):
         if not isinstance(record.get(key), kinds):
             return f"has no {key!r}"
+    if "error" in record:
+        return None if isinstance(record["error"], str) else "has an error that is no text"
     if not isinstance(record.get("choices"), list) or not record["choices"]:
         return "has no choices"
     for choice in record["choices"]:
@@ -53,11 +62,34 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15
 
 
+class Lines(NamedTuple):
+    """What a trace holds."""
+
+    answered: list[Record]
+    failed: list[Record]  # what is left out of every number
+
+
 def read_trace(path: Path) -> list[Record]:
-    """All lines of a trace.
+    """The answers in a trace.
 
     Raises:
-        InputError: no such file, an empty one, a line that is no trace line, or a question twice.
+        InputError: as read_lines(), or there is none.
+    """
+    answered, failed = read_lines(path)
+    if not answered:
+        raise InputError(
+            f"no question was answered in the trace {path}: {failed[0]['error']}; "
+            "mend that and run the inference script again"
+        )
+    return answered
+
+
+def read_lines(path: Path) -> Lines:
+    """All lines of a trace, the last one for each question.
+
+    Raises:
+        InputError: no such file, an empty one, a line that is no trace line, or a question answered
+            twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -74,7 +106,7 @@ def read_trace(path: Path) -> list[Record]:
             raise InputError(f"{path}:{number} is not JSON; delete the line") from error
         if (problem := validate(record)) is not None:
             raise InputError(f"{path}:{number} {problem}; it is no trace line")
-        if record["question_id"] in records:
+        if "error" not in records.get(record["question_id"], {"error": ""}):
             raise InputError(
                 f"{path}:{number} repeats question {record['question_id']}; "
                 "delete one of the two lines"
@@ -82,7 +114,10 @@ def read_trace(path: Path) -> list[Record]:
         records[record["question_id"]] = record
     if not records:
         raise InputError(f"the trace {path} is empty; run the inference script first")
-    return list(records.values())
+    return Lines(
+        [record for record in records.values() if "error" not in record],
+        [record for record in records.values() if "error" in record],
+    )
 
 
 def meta_path(path: Path) -> Path:
@@ -108,7 +143,7 @@ class TraceWriter:
     """Appends answers to a trace so that none is ever lost: one fsynced line per question.
 
     A file that is there already is gone on with, if it was made with the same settings; a torn last
-    line, left by a killed run, is cut off.
+    line, left by a killed run, is cut off. While it is open no other writer can have it.
 
     The sidecar also says in which environments answers were written, and how many answers there
     were each time a run began to write.
@@ -119,8 +154,13 @@ class TraceWriter:
         environment: device, versions and the like; recorded (each different one), not compared.
         overwrite: start anew; the old files are kept as NAME.jsonl.bak and so on.
 
+    Attributes:
+        done: ids of the questions answered.
+        failed: why the others that have a line are not, by id.
+
     Raises:
-        InputError: the file cannot be written, or was made with other settings.
+        InputError: the file cannot be written, is being written by another run, or was made with
+            other settings.
     """
 
     def __init__(
@@ -128,23 +168,37 @@ class TraceWriter:
     ) -> None:
         self.path = path
         self._settings = settings
-        self._environment: Record | None = environment  # until it is in the sidecar
+        self._environment = environment
+        self._begun = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if overwrite and path.is_file() and path.stat().st_size > 0:
-                for old in (path, meta_path(path)):
-                    if old.is_file():
-                        old.replace(old.with_name(old.name + ".bak"))
-            self._environments, self._starts = self._history()
-            with path.open("ab"):
-                pass
-            self.done = [record["question_id"] for record in self._repair()]
-            self._write_meta()
+            if path.exists() and not path.is_file():
+                raise IsADirectoryError(errno.EISDIR, "it is no plain file")
+            self._file = open_locked(path)
+            try:
+                if overwrite and path.stat().st_size > 0:
+                    with self._file:  # locked until it has made room
+                        for old in (path, meta_path(path)):
+                            if old.is_file():
+                                old.replace(old.with_name(old.name + ".bak"))
+                        self._file = open_locked(path)
+                self._environments, self._starts = self._history()
+                answered, failed = self._repair()
+                self.done = [record["question_id"] for record in answered]
+                self.failed = {record["question_id"]: record["error"] for record in failed}
+                self._write_meta()
+            except BaseException:
+                self.close()
+                raise
         except OSError as error:
             raise InputError(
                 f"cannot write the answer file {path}: {error.strerror}; "
                 "choose another (--answer-file, or --answer-dir of evaluation.run)"
             ) from error
+
+    def close(self) -> None:
+        """Let others have the file."""
+        self._file.close()
 
     def _write_meta(self) -> None:
         write_atomically(
@@ -158,7 +212,7 @@ class TraceWriter:
 
     def _history(self) -> tuple[list[Record], list[int]]:
         """Environments and starts so far; refuses a file made with other settings."""
-        if not self.path.is_file() or self.path.stat().st_size == 0:
+        if self.path.stat().st_size == 0:
             return [], []
         try:
             meta = json.loads(meta_path(self.path).read_text(encoding="utf-8"))
@@ -181,43 +235,98 @@ class TraceWriter:
             )
         return environments, starts
 
-    def _repair(self) -> list[Record]:
+    def _repair(self) -> Lines:
         """Cut off a torn last line and give the records before it."""
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
-            with self.path.open("rb+") as file:
-                file.truncate(len(whole))
-                os.fsync(file.fileno())
-        return read_trace(self.path) if whole else []
+            self._file.truncate(len(whole))
+            os.fsync(self._file.fileno())
+        return read_lines(self.path) if whole else Lines([], [])
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record, environment: Record | None = None) -> None:
         """Append one line and return when it is on disk.
+
+        Args:
+            record: an answer, or why there is none.
+            environment: that it was made in, if not the writer's.
 
         Raises:
             InputError: it cannot be written, as on a full disk; what was there before stays whole.
         """
+        question_id = record["question_id"]
+        if self.failed.get(question_id) == record.get("error", ()):
+            return  # tried again, and failed again
         size = None
         try:
-            if self._environment is not None:
-                self._starts.append(len(self.done))
-                if self._environment not in self._environments:
-                    self._environments.append(self._environment)
-                self._write_meta()
-                self._environment = None
-            size = self.path.stat().st_size
-            with self.path.open("ab") as file:
-                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
+            if not self.path.exists() or not os.path.samestat(
+                self.path.stat(), os.fstat(self._file.fileno())
+            ):
+                raise InputError(
+                    f"{self.path} was moved or deleted while this run wrote to it; put it back and "
+                    "run again, without --overwrite, to go on"
+                )
+            self._note(environment or self._environment)
+            size = os.fstat(self._file.fileno()).st_size
+            line = memoryview(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            while line:
+                line = line[self._file.write(line) :]
+            os.fsync(self._file.fileno())
+        except BaseException as error:
             if size is not None:
-                os.truncate(self.path, size)
+                self._file.truncate(size)
+            if not isinstance(error, OSError):
+                raise
             raise InputError(
                 f"cannot write to {self.path}: {error.strerror}; "
                 "make room and run again, without --overwrite, to go on"
             ) from error
-        self.done.append(record["question_id"])
+        self.failed.pop(question_id, None)
+        if "error" in record:
+            self.failed[question_id] = record["error"]
+        else:
+            self.done.append(question_id)
+
+    def _note(self, environment: Record) -> None:
+        """See that the sidecar says that answers were written now, and where."""
+        if self._begun and environment in self._environments:
+            return
+        starts = self._starts if self._begun else [*self._starts, len(self.done)]
+        environments = self._environments
+        if environment not in environments:
+            environments = [*environments, environment]
+        before = self._starts, self._environments
+        self._starts, self._environments = starts, environments
+        try:
+            self._write_meta()
+        except BaseException:
+            self._starts, self._environments = before
+            raise
+        self._begun = True
+
+
+def open_locked(path: Path) -> FileIO:
+    """A file to append to that no other process has opened so; made if it is not there.
+
+    Raises:
+        InputError: another has.
+        OSError: it cannot be opened.
+    """
+    file = FileIO(path, "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(
+            f"another run is writing {path}; wait for it, or choose another --model-id or "
+            "--answer-file"
+        ) from error
+    except OSError as error:  # a file system without locks
+        print(
+            f"{path} cannot be locked ({error.strerror}): see that no other run writes it",
+            file=sys.stderr,
+        )
+    return file
 
 
 def write_atomically(path: Path, content: Record) -> None:

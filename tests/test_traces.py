@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.traces import TraceWriter, meta_path, read_trace
+from evaluation.traces import TraceWriter, meta_path, read_lines, read_trace
 from model.logitspec import InputError
 
 SETTINGS = {"method": "logitspec", "dtype": "float32"}
@@ -40,9 +40,11 @@ def test_a_rerun_goes_on_where_the_file_ends(tmp_path: Path) -> None:
     first = writer(path)
     assert first.done == []
     first.write(record(1))
+    first.close()
     second = writer(path)
     assert second.done == [1]
     second.write(record(2))
+    second.close()
     assert [r["question_id"] for r in read_trace(path)] == [1, 2]
     third = TraceWriter(path, SETTINGS, {"device": "y"})  # nothing comes of it yet
     meta = json.loads(meta_path(path).read_text())
@@ -52,6 +54,81 @@ def test_a_rerun_goes_on_where_the_file_ends(tmp_path: Path) -> None:
     meta = json.loads(meta_path(path).read_text())
     assert meta["environments"] == [{"device": "x"}, {"device": "y"}]
     assert meta["starts"] == [0, 1, 2]
+
+
+def test_two_runs_cannot_write_one_trace(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    first = writer(path)
+    first.write(record(1))
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="another run is writing"):
+            writer(path, overwrite=overwrite)
+    first.write(record(2))
+    assert len(read_trace(path)) == 2
+    first.close()
+    again = writer(path, overwrite=True)
+    with pytest.raises(InputError, match="another run is writing"):
+        writer(path)
+    again.write(record(1))
+
+
+def test_a_trace_that_is_taken_away_is_missed(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    trace = writer(path)
+    trace.write(record(1))
+    path.rename(tmp_path / "b.jsonl")
+    with pytest.raises(InputError, match="was moved or deleted"):
+        trace.write(record(2))
+    path.write_text("")
+    with pytest.raises(InputError, match="was moved or deleted"):
+        trace.write(record(2))
+    assert len(read_trace(tmp_path / "b.jsonl")) == 1
+
+
+def failure(question_id: int, reason: str = "out of memory") -> dict[str, Any]:
+    return {"question_id": question_id, "category": "qa", "model_id": "m", "error": reason}
+
+
+def test_a_failure_is_a_line_that_an_answer_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    trace = writer(path)
+    for line in (record(1), failure(2), failure(3), failure(2)):
+        trace.write(line)
+    assert trace.done == [1] and trace.failed == dict.fromkeys((2, 3), "out of memory")
+    assert len(path.read_text().splitlines()) == 3  # the same failure again says nothing new
+    trace.write(failure(2, "too long"))
+    trace.close()
+    again = writer(path)
+    assert again.done == [1] and again.failed == {2: "too long", 3: "out of memory"}
+    again.write(record(2))
+    answered, failed = read_lines(path)
+    assert [line["question_id"] for line in answered] == [1, 2]
+    assert [line["question_id"] for line in failed] == [3]
+    assert again.done == [1, 2] and again.failed == {3: "out of memory"}
+
+
+def test_a_trace_of_failures_alone_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    writer(path).write(failure(1))
+    with pytest.raises(InputError, match=r"no question was answered .*: out of memory"):
+        read_trace(path)
+
+
+def test_an_interrupted_write_leaves_no_torn_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    trace = writer(path)
+    trace.write(record(1))
+    before = path.read_bytes()
+
+    def interrupted(fd: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.fsync", interrupted)
+        trace.write(record(2))
+    assert path.read_bytes() == before and trace.done == [1]
 
 
 @pytest.mark.parametrize("kept", [1, 30, 60])
@@ -166,6 +243,8 @@ def test_a_failed_write_leaves_the_lines_before_it_whole(
         (json.dumps(record(1, wall_time=[0.0])), "a wall_time that is not positive"),
         (json.dumps(record(1, turns=[None])), "'turns'"),
         (json.dumps(record(7)), "repeats question 7"),
+        (json.dumps(failure(7)), "repeats question 7"),
+        (json.dumps(failure(8) | {"error": None}), "an error that is no text"),
     ],
 )
 def test_a_bad_trace_line_is_named(line: str, problem: str, tmp_path: Path) -> None:
