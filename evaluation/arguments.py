@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -146,6 +149,23 @@ def add_run_flags(parser: Parser) -> None:
         help="GPUs in all (default: those of one copy); more copies need the extra `ray`",
     )
     add(
+        "--num-workers",
+        type=at_least(1),
+        metavar="W",
+        help="copies of the model on a CPU, which share its cores; more than one need the extra "
+        "`ray`",
+    )
+    add(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="of a Ray cluster for the copies of the model (default: this machine alone)",
+    )
+    add(
+        "--strict",
+        action="store_true",
+        help="stop at a question that cannot be answered, instead of noting why and going on",
+    )
+    add(
         "--overwrite",
         action="store_true",
         help="start the answer file anew instead of going on with it; the old one is kept as .bak",
@@ -229,8 +249,15 @@ def add_warmup_flag(parser: Parser) -> None:
 INTERRUPTED = "interrupted; what is finished is on disk: run again, without --overwrite, to go on"
 
 
+class Incomplete(Exception):
+    """What a command was to do is done, but for some of it that could not be."""
+
+
 def run_command(prog: str, command: Callable[[], None], interrupted: str = INTERRUPTED) -> int:
-    """Run a command; exit status 0, 2 for bad input (one sentence on stderr), 130 for Ctrl-C.
+    """Run a command and give its exit status.
+
+    0; 2 for bad input and 3 where some of the work could not be done (one sentence on stderr);
+    130 for Ctrl-C and SIGTERM.
 
     Args:
         prog: its name, before what it says on stderr.
@@ -238,14 +265,35 @@ def run_command(prog: str, command: Callable[[], None], interrupted: str = INTER
         interrupted: what to say at Ctrl-C.
     """
     try:
-        command()
+        with terminable():
+            command()
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
+    except Incomplete as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print(f"{prog}: {interrupted}", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM is as Ctrl-C here, where signals can be caught."""
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def answer_folder(bench_name: str) -> Path:

@@ -12,6 +12,7 @@ import torch
 from model.logitspec.kernels import cpu_info
 
 from .arguments import ROOT
+from .targets import Target
 
 VERSIONED = (
     "torch",
@@ -36,6 +37,15 @@ def describe_environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": None if changes is None else changes != "",
+    }
+
+
+def describe_run(target: Target) -> dict[str, Any]:
+    """The same with what the target runs on, for a trace or a recording."""
+    return describe_environment(target.device) | {
+        "model_path": target.path,
+        "kernels": target.kernels.name,
+        "cuda_graphs": target.cuda_graphs,
     }
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import shortuuid
@@ -16,12 +16,13 @@ import torch
 from tqdm import tqdm
 
 from model.logitspec.decoding import check_lengths
-from model.logitspec.errors import InputError
+from model.logitspec.devices import resolve_device
+from model.logitspec.errors import InputError, brief
 from model.logitspec.sampling import Sampling
 
-from .arguments import check_slice
+from .arguments import Incomplete, check_slice
 from .engines import GREEDY, Engine, KVEngine, Models
-from .environment import describe_environment
+from .environment import describe_run
 from .methods import Method, Options
 from .prompts import answer_text
 from .questions import Question, load_questions, question_path, sha256
@@ -43,7 +44,14 @@ class Run:
 
 
 Job = tuple[Question, list[str]]  # a question and the model_ids of the runs to ask, in order
-Answer = tuple[str, Record]  # model_id, trace line
+
+
+class Answer(NamedTuple):
+    """A trace line, and where it belongs."""
+
+    model_id: str
+    record: Record  # with choices, or an error
+    environment: Record | None = None  # that it was made in, if not this process's
 
 
 class Answerer:
@@ -72,19 +80,22 @@ class Answerer:
         self.sampling = sampling
 
     def answer(self, question: Question) -> Record:
-        """Generate all choices of all turns of one question.
+        """Generate all choices of all turns of one question, or say why they could not be.
 
         Raises:
-            InputError: a prompt is too long for the model (the question is named).
+            InputError: they could not be, and --strict is given (the question is named).
         """
-        return {
-            "question_id": question.question_id,
-            "category": question.category,
-            "answer_id": shortuuid.uuid(),
-            "model_id": self.model_id,
-            "choices": [self._choice(question, index) for index in range(self.args.num_choices)],
-            "tstamp": time.time(),
-        }
+        try:
+            choices = [self._choice(question, index) for index in range(self.args.num_choices)]
+        except Exception as error:  # one question must not cost the run
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            named = f"question {question.question_id}: "
+            reason = why_it_failed(error).removeprefix(named)
+            if self.args.strict:
+                raise InputError(f"{named}{reason}") from error
+            return failure(question, self.model_id, reason)
+        return identity(question, self.model_id) | {"choices": choices, "tstamp": time.time()}
 
     def warm_up(self, question: Question, times: int) -> None:
         """Answer a question unmeasured and briefly, so that kernels and memory are in place.
@@ -106,14 +117,7 @@ class Answerer:
             max_new_tokens = allowed_tokens(question, prompt_ids, self.target, self.args)
             synchronize(self.target.device)
             start = time.perf_counter()
-            try:
-                result = self.engine.generate(prompt_ids, max_new_tokens, sampling)
-            except torch.OutOfMemoryError as error:
-                raise InputError(
-                    f"question {question.question_id}: out of GPU memory with a prompt of "
-                    f"{len(prompt_ids)} tokens; what is finished is on disk, start a run of "
-                    "another --model-id with a lower --max-new-tokens or more --num-gpus-per-model"
-                ) from error
+            result = self.engine.generate(prompt_ids, max_new_tokens, sampling)
             synchronize(self.target.device)
             seconds = time.perf_counter() - start
             text = answer_text(self.target.tokenizer, result.tokens, conversation.stop_strings)
@@ -139,10 +143,57 @@ class Answerer:
         return choice
 
 
-def check_prompts(questions: Sequence[Question], target: Target, args: argparse.Namespace) -> None:
-    """Raise InputError if the prompt of some question's first turn is too long for the model."""
+def identity(question: Question, model_id: str) -> Record:
+    """What every line of a trace begins with."""
+    return {
+        "question_id": question.question_id,
+        "category": question.category,
+        "answer_id": shortuuid.uuid(),
+        "model_id": model_id,
+    }
+
+
+def failure(question: Question, model_id: str, reason: str) -> Record:
+    """The trace line of a question that could not be answered."""
+    return identity(question, model_id) | {"error": reason, "tstamp": time.time()}
+
+
+def why_it_failed(error: Exception) -> str:
+    """An exception as the reason in a trace line."""
+    if isinstance(error, InputError):
+        return str(error)
+    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if out_of_memory or "can't allocate memory" in str(error):  # as PyTorch says on a CPU
+        return (
+            "out of memory; it may do with a lower --max-new-tokens (a run of its own) or more "
+            "--num-gpus-per-model"
+        )
+    return f"{type(error).__name__}: {brief(error)}"
+
+
+def check_prompts(
+    questions: Sequence[Question], target: Target, args: argparse.Namespace
+) -> list[Question]:
+    """The questions whose first turn's prompt is not too long for the model, at least one.
+
+    Raises:
+        InputError: all are too long, or one is and --strict is given.
+    """
+    fitting, refused = [], []
     for question in questions:
-        allowed_tokens(question, target.prompts.start().ask(question.turns[0]), target, args)
+        try:
+            allowed_tokens(question, target.prompts.start().ask(question.turns[0]), target, args)
+            fitting.append(question)
+        except InputError as error:
+            refused.append(str(error))
+    if refused and (args.strict or not fitting):
+        raise InputError(refused[0])
+    if refused:
+        print(
+            f"{len(refused)} of {len(questions)} questions cannot be answered, the first is "
+            f"{refused[0]}"
+        )
+    return fitting
 
 
 def allowed_tokens(
@@ -187,44 +238,24 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         InputError: something asked for is not there; found before the model is loaded if it can be.
     """
     sampling = sampling_of(args)
-    workers = count_workers(args)
-    if args.step_cost is not None and (workers > 1 or not any(run.method.own_loop for run in runs)):
+    workers = find_workers(args)
+    if args.step_cost is not None and (workers or not any(run.method.own_loop for run in runs)):
         raise InputError(
             f"--step-cost {args.step_cost} measures this project's own loop in one process; leave "
             "it out with transformers' methods alone, or several copies of the model"
         )
     path, questions = chosen_questions(args)
     target = Target.resolve(args)
-    check_prompts(questions, target, args)
+    first = check_prompts(questions, target, args)[0]
     for run in runs:
         run.method.check(run.options)
     shared = run_settings(args, target, path, sampling)
-    environment = describe_environment(target.device) | {
-        "model_path": args.model_path,
-        "kernels": target.kernels.name,
-        "cuda_graphs": target.cuda_graphs,
-    }
+
+    environment = describe_run(target)
     made = what_is_measured(shared, environment)
     if args.step_cost is not None:
         check_writable(args.step_cost)
         measured_rounds(args.step_cost, made)
-    writers: dict[str, TraceWriter] = {}
-    for run in runs:
-        if run.answer_file.resolve() == path.resolve():
-            raise InputError(f"the answer file {path} is the question file; choose another")
-        own = {"method": run.method.name, **run.options, "model_id": run.model_id}
-        writers[run.model_id] = TraceWriter(
-            run.answer_file, own | shared, environment, overwrite=args.overwrite
-        )
-    jobs = list_jobs(questions, {name: set(writer.done) for name, writer in writers.items()})
-    todo = sum(len(names) for _, names in jobs)
-    print(
-        f"{', '.join(run.method.name for run in runs)} on {args.bench_name}: {shared['model']}, "
-        f"{shared['dtype']}, {target.device}, {target.kernels} kernels; "
-        f"prompts in {target.prompts}\n"
-        f"{todo} of {len(questions) * len(runs)} answers to give, into "
-        + (str(runs[0].answer_file) if len(runs) == 1 else str(runs[0].answer_file.parent))
-    )
 
     def build_answerers() -> dict[str, Answerer]:
         both = len({run.method.own_loop for run in runs}) > 1
@@ -236,12 +267,42 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
             for run in runs
         }
         for answerer in answerers.values():
-            answerer.warm_up(questions[0], args.warmup)
+            answerer.warm_up(first, args.warmup)
         return answerers
 
-    if todo:
-        with closing(answer_all(build_answerers, jobs, workers, args, made)) as answers:
+    with ExitStack() as files:
+        writers: dict[str, TraceWriter] = {}
+        for run in runs:
+            if run.answer_file.resolve() == path.resolve():
+                raise InputError(f"the answer file {path} is the question file; choose another")
+            own = {"method": run.method.name, **run.options, "model_id": run.model_id}
+            writers[run.model_id] = files.enter_context(
+                closing(
+                    TraceWriter(
+                        run.answer_file, own | shared, environment, overwrite=args.overwrite
+                    )
+                )
+            )
+        jobs = list_jobs(questions, {name: set(writer.done) for name, writer in writers.items()})
+        todo = sum(len(names) for _, names in jobs)
+        print(
+            f"{', '.join(run.method.name for run in runs)} on {args.bench_name}: "
+            f"{shared['model']}, {shared['dtype']}, {target.device}, {target.kernels} kernels; "
+            f"prompts in {target.prompts}\n"
+            f"{todo} of {len(questions) * len(runs)} answers to give, into "
+            + (str(runs[0].answer_file) if len(runs) == 1 else str(runs[0].answer_file.parent))
+        )
+        if not todo:
+            return
+        if workers:
+            from .sharding import answer_in_workers
+
+            found = answer_in_workers(build_answerers, lambda: describe_run(target), jobs, workers)
+        else:
+            found = answer_here(build_answerers(), jobs, args.step_cost, made)
+        with closing(found) as answers:
             write_with_progress(answers, writers, todo)
+        say_what_failed(writers, [question for question, _ in jobs])
 
 
 def chosen_questions(args: argparse.Namespace) -> tuple[Path, list[Question]]:
@@ -313,30 +374,13 @@ def run_settings(
     }
 
 
-def answer_all(
-    build_answerers: Callable[[], dict[str, Answerer]],
-    jobs: list[Job],
-    workers: int,
-    args: argparse.Namespace,
-    made: Mapping[str, Any],
-) -> Generator[Answer, None, None]:
-    """Answer the questions as they are asked for: here, with a model loaded now, or in workers."""
-    if workers > 1:
-        from .sharding import answer_in_workers
-
-        return answer_in_workers(
-            build_answerers, jobs, workers, gpus_per_worker=args.num_gpus_per_model
-        )
-    return answer_here(build_answerers(), jobs, args.step_cost, made)
-
-
 def answer_here(
     answerers: dict[str, Answerer],
     jobs: list[Job],
     step_cost: Path | None,
     made: Mapping[str, Any],
 ) -> Generator[Answer, None, None]:
-    """Answer the questions with a model loaded here.
+    """Answer the questions as they are asked for, with a model loaded here.
 
     Args:
         answerers: by model_id.
@@ -353,29 +397,66 @@ def answer_here(
         if costs is not None and at % METER_EVERY == 0:
             costs.measure()
         for name in names:
-            yield name, answerers[name].answer(question)
+            yield Answer(name, answerers[name].answer(question))
 
 
-def count_workers(args: argparse.Namespace) -> int:
-    """How many copies of the model --num-gpus-total asks for; one if it is not given."""
+@dataclass(frozen=True)
+class Workers:
+    """Copies of the model, each in a process of its own."""
+
+    count: int
+    gpus: int  # of each; 0: it runs on CPUs
+    address: str | None = None  # of a Ray cluster; None: this machine alone
+
+
+def find_workers(args: argparse.Namespace) -> Workers | None:
+    """The workers that the flags ask for; None: this process does it.
+
+    Raises:
+        InputError: there cannot be so many, as far as can be told from here.
+    """
     per_model = args.num_gpus_per_model
     total = args.num_gpus_total or per_model
+    if args.num_workers is not None:
+        if args.num_gpus_total or per_model > 1:
+            raise InputError(
+                "--num-workers is for a CPU; with GPUs give --num-gpus-total, and "
+                "--num-gpus-per-model"
+            )
+        if resolve_device(args.device, 1) != "cpu":
+            raise InputError(
+                f"--num-workers {args.num_workers} is for a CPU, and the device is a GPU; give "
+                "--device cpu, or --num-gpus-total instead"
+            )
+        if args.num_workers == 1 and args.ray_address is None:
+            return None
+        return Workers(args.num_workers, 0, args.ray_address)
     if total % per_model:
         raise InputError(
             f"--num-gpus-total {total} is no multiple of --num-gpus-per-model {per_model}"
         )
     workers = int(total // per_model)
-    if workers > 1 and args.device not in ("auto", "cuda"):
+    if workers == 1 and args.ray_address is None:
+        return None
+    if args.device not in ("auto", "cuda"):
         raise InputError(
             f"--num-gpus-total {total} asks for {workers} copies of the model, "
             f"--device {args.device} has room for one; use --device cuda"
+            if workers > 1
+            else f"--ray-address with --device {args.device} wants --num-workers"
         )
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if workers > 1 and total > gpus:
+    if args.ray_address is None and total > gpus:
         raise InputError(
-            f"--num-gpus-total is {total}, torch sees {gpus} GPU(s) here; ask for no more than that"
+            f"--num-gpus-total is {total}, torch sees {gpus} GPU(s) here; ask for no more than "
+            "that, or for --num-workers on a CPU"
         )
-    return workers
+    if gpus == 0:
+        raise InputError(
+            f"--ray-address {args.ray_address}: torch sees no GPU here; run this on a machine like "
+            "the workers', or ask for --num-workers on CPUs"
+        )
+    return Workers(workers, per_model, args.ray_address)
 
 
 def write_with_progress(
@@ -389,8 +470,11 @@ def write_with_progress(
         return f"MAT {np.mean(accept_lengths[name]):.2f}, {np.mean(speeds[name]):.1f} tokens/s"
 
     with tqdm(answers, total=count, unit="answer") as bar:
-        for name, record in bar:
-            writers[name].write(record)
+        for name, record, environment in bar:
+            writers[name].write(record, environment)
+            if "error" in record:
+                bar.write(f"{name}: question {record['question_id']} failed: {record['error']}")
+                continue
             choice = record["choices"][0]
             accept_lengths[name] += choice["accept_lengths"]
             speeds[name].append(sum(choice["new_tokens"]) / sum(choice["wall_time"]))
@@ -398,3 +482,19 @@ def write_with_progress(
     for name in writers:
         if speeds[name]:
             print(f"{name}: {so_far(name)}")
+
+
+def say_what_failed(writers: Mapping[str, TraceWriter], questions: Sequence[Question]) -> None:
+    """Raise Incomplete if some of these questions were not answered."""
+    asked = [question.question_id for question in questions]
+    failed = {name: [at for at in asked if at in writer.failed] for name, writer in writers.items()}
+    said = [
+        f"{name}: {len(ids)} (the first is {ids[0]}: {writers[name].failed[ids[0]]})"
+        for name, ids in failed.items()
+        if ids
+    ]
+    if said:
+        raise Incomplete(
+            f"questions that could not be answered, of {', '.join(said)}; they are left out of "
+            "the tables, and a run with the same flags tries them again"
+        )

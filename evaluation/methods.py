@@ -177,6 +177,9 @@ class SizedMethod(Method):
         return self.method.engine(models, options)
 
 
+FROM_FILE = "drafter_in_"  # begins the names of modules that are no others' to import
+
+
 @cache
 def drafter_from_file(name: str) -> DrafterMethod:
     """The drafter of FILE.py:CLASS; the file is run.
@@ -189,7 +192,7 @@ def drafter_from_file(name: str) -> DrafterMethod:
     if not path.is_file():
         raise InputError(f"{name!r}: there is no file {file}; write FILE.py:CLASS")
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    spec = spec_from_file_location(f"drafter_in_{path.stem}_{digest}", path)
+    spec = spec_from_file_location(f"{FROM_FILE}{path.stem}_{digest}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{name!r}: {file} is no Python file")
     module = module_from_spec(spec)

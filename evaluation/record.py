@@ -34,7 +34,7 @@ from .arguments import (
     run_command,
 )
 from .engines import Models
-from .environment import describe_environment
+from .environment import describe_run
 from .eval import allowed_tokens, check_prompts, chosen_questions, run_settings
 from .prompts import answer_text
 from .questions import Question
@@ -177,11 +177,7 @@ def record(args: argparse.Namespace) -> None:
         "vocab_size": len(target.tokenizer),
         "question_ids": [question.question_id for question in questions],
     }
-    environment = describe_environment(target.device) | {
-        "model_path": args.model_path,
-        "kernels": target.kernels.name,
-        "cuda_graphs": target.cuda_graphs,
-    }
+    environment = describe_run(target)
     environments = check_folder(folder, settings)
     check_machine(folder, environment, environments)
     made = what_is_measured(settings, environment)
@@ -298,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--cap-new-tokens", action="store_true", help="as in the inference scripts")
     add("--conv-template", metavar="NAME", help="as in the inference scripts")
     add_machine_flags(parser)
-    parser.set_defaults(num_choices=1)
+    parser.set_defaults(num_choices=1, strict=True)
     args = parser.parse_args(argv)
     return run_command(
         parser.prog, lambda: record(args), "interrupted; what is finished is on disk: run again"

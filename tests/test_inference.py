@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from evaluation import inference_baseline, inference_logitspec
@@ -193,60 +194,83 @@ def test_ctrl_c_keeps_what_is_finished(
     assert [r["question_id"] for r in answers(folder, "logitspec")] == [0, 1, 2]
 
 
-def test_several_workers_give_the_same_answers(chat_path: str, make_bench: Make) -> None:
-    pytest.importorskip("ray")
-    import argparse
-
-    from evaluation.engines import Engine, HFEngine, KVEngine, Models
-    from evaluation.eval import Answerer
-    from evaluation.questions import Question, load_questions
-    from evaluation.sharding import answer_in_workers
-    from evaluation.targets import Target
-    from model.logitspec import InputError, LogitSpecDrafter
+def test_a_question_that_fails_is_noted_and_the_run_goes_on(
+    run: Callable[..., int],
+    make_bench: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from evaluation.engines import KVEngine
 
     folder = make_bench(*(question(i, f"Question {i}?") for i in range(5)))
-    args = argparse.Namespace(
-        model_path=chat_path, device="cpu", dtype="float32", num_gpus_per_model=1,
-        cpu_kernels="auto", cuda_graphs="auto", conv_template=None, max_new_tokens=8,
-        cap_new_tokens=False, num_choices=1, seed=0,
-    )  # fmt: skip
+    generate = KVEngine.generate
+    errors: list[Exception] = [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        ZeroDivisionError("division by zero"),
+    ]
 
-    def build() -> dict[str, Answerer]:
-        target = Target.resolve(args)
-        models = Models(target, shared=True)
-        engines: dict[str, Engine] = {
-            "ours": KVEngine(models, LogitSpecDrafter()),
-            "theirs": HFEngine(models),
-        }
-        return {name: Answerer(target, engine, name, args) for name, engine in engines.items()}
+    def failing(self: KVEngine, *args: Any) -> Any:
+        result = generate(self, *args)
+        if errors and len(asked) > 0 and len(asked) < 4:
+            asked.append(0)
+            raise errors.pop(0)
+        asked.append(0)
+        return result
 
-    jobs = [(q, ["ours", "theirs"]) for q in load_questions(folder / "question.jsonl")]
-    ours = build()["ours"]
-    alone = {q.question_id: ours.answer(q)["choices"][0]["output_ids"] for q, _ in jobs}
-    found: dict[str, dict[Any, Any]] = {"ours": {}, "theirs": {}}
-    for name, record in answer_in_workers(build, jobs, workers=2, gpus_per_worker=0):
-        assert record["model_id"] == name
-        found[name][record["question_id"]] = record["choices"][0]["output_ids"]
-    assert found == {"ours": alone, "theirs": alone}
+    asked: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(KVEngine, "generate", failing)
+        assert run("logitspec", "--warmup", "0") == 3
+    said = capsys.readouterr().err
+    assert "questions that could not be answered, of m-logitspec: 3 (the first is 1: out of" in said
+    assert "Traceback" not in said
+    lines = answers(folder, "logitspec")
+    assert [line["question_id"] for line in lines] == [0, 1, 2, 3, 4]
+    assert ["error" in line for line in lines] == [False, True, True, True, False]
+    assert lines[3]["error"] == "ZeroDivisionError: division by zero"
+    whole = json.dumps(lines[4]["choices"][0]["output_ids"])
 
-    too_long = Question(9, "qa", ("Who? " * 600,))
-    with pytest.raises(InputError, match=r"^question 9: the prompt's"):
-        list(answer_in_workers(build, [(too_long, ["ours"])], workers=1, gpus_per_worker=0))
+    assert run("logitspec", "--warmup", "0") == 0  # tries the three again
+    lines = answers(folder, "logitspec")
+    assert len(lines) == 8 and json.dumps(lines[4]["choices"][0]["output_ids"]) == whole
+    assert {line["question_id"] for line in lines[5:]} == {1, 2, 3}
 
-    def build_half() -> dict[str, Answerer]:
-        class Failing(Answerer):
-            def answer(self, question: Question) -> dict[str, Any]:
-                raise InputError("no more")
 
-        answerers = build()
-        failing = Failing(answerers["ours"].target, answerers["ours"].engine, "theirs", args)
-        return answerers | {"theirs": failing}
+def test_strict_stops_at_a_question_that_fails(
+    run: Callable[..., int],
+    make_bench: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from evaluation.engines import KVEngine
 
-    kept = []
-    with pytest.raises(InputError, match="no more"):
-        for name, _ in answer_in_workers(build_half, jobs[:1], workers=1, gpus_per_worker=0):
-            kept.append(name)
-    assert kept == ["ours"]  # what was finished before is not lost
+    folder = make_bench(*(question(i) for i in range(3)))
+    generate = KVEngine.generate
+    asked: list[int] = []
+
+    def failing(self: KVEngine, *args: Any) -> Any:
+        asked.append(0)
+        return generate(self, *args) if len(asked) == 1 else 1 / 0
+
+    monkeypatch.setattr(KVEngine, "generate", failing)
+    assert run("logitspec", "--warmup", "0", "--strict") == 2
+    assert "question 1: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    assert [line["question_id"] for line in answers(folder, "logitspec")] == [0]
+
+
+def test_questions_that_are_too_long_are_left_out(
+    run: Callable[..., int], make_bench: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_bench(question(1, "Who? " * 600), question(2), question(3, "Why?", "So? " * 600))
+    assert run("logitspec") == 3
+    said = capsys.readouterr()
+    assert "1 of 3 questions cannot be answered, the first is question 1: the prompt's" in said.out
+    assert "m-logitspec: 2 (the first is 1: the prompt's" in said.err
+    assert ["error" in line for line in answers(folder, "logitspec")] == [True, False, True]
+    assert run("logitspec", "--overwrite", "--strict") == 2
+    assert "question 1: the prompt's" in capsys.readouterr().err
+    assert len(answers(folder, "logitspec")) == 3  # refused before anything was begun anew
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

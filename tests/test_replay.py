@@ -358,7 +358,7 @@ def test_live_traces_are_compared_with(
         (["--grid", "draft_tree_capacity=65"], "logitspec", "wants the 65 best tokens of the last"),
         (["--grid", "num_pred_tokens=" + ",".join(map(str, range(1, 4000))),
           "max_ngram_size=1,2,3"], "logitspec", "more than 10000"),
-        ([], "baseline", "has no drafter to replay"),
+        ([], "baseline", "has no drafter"),
         ([], "nothing", "no method 'nothing'"),
         ([], ",", "names none"),
         ([], "pld,logitspec,pld", "names pld twice"),
