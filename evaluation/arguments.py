@@ -238,6 +238,16 @@ def add_machine_flags(parser: Parser) -> None:
         default="auto",
         help="on, off; auto: on where the model is on one GPU",
     )
+    add(
+        "--trust-remote-code",
+        action="store_true",
+        help="let Python code that comes with the checkpoint run",
+    )
+    add(
+        "--allow-pickle",
+        action="store_true",
+        help="read weights that are there as pickles only (*.bin), which can run code",
+    )
 
 
 def add_warmup_flag(parser: Parser) -> None:

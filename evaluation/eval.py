@@ -168,7 +168,7 @@ def why_it_failed(error: Exception) -> str:
             "out of memory; it may do with a lower --max-new-tokens (a run of its own) or more "
             "--num-gpus-per-model"
         )
-    return f"{type(error).__name__}: {brief(error)}"
+    return brief(error)
 
 
 def check_prompts(

@@ -42,6 +42,8 @@ class Target:
     kernels: Kernels
     cuda_graphs: str
     quantized: bool
+    trust_remote_code: bool
+    allow_pickle: bool
 
     @classmethod
     def resolve(cls, args: argparse.Namespace) -> Target:
@@ -52,8 +54,9 @@ class Target:
         """
         device = resolve_device(args.device, args.num_gpus_per_model)
         dtype = resolve_dtype(args.dtype, device)
-        config = load_config(args.model_path)
-        tokenizer = load_tokenizer(args.model_path)
+        trust = args.trust_remote_code
+        config = load_config(args.model_path, trust_remote_code=trust)
+        tokenizer = load_tokenizer(args.model_path, trust_remote_code=trust)
         prompts = PromptFormat(model_name(args.model_path), tokenizer, args.conv_template)
         return cls(
             path=args.model_path,
@@ -70,14 +73,22 @@ class Target:
             kernels=choose_kernels(config, dtype, device, args.cpu_kernels),
             cuda_graphs=resolve_graphs(args.cuda_graphs, device),
             quantized=is_quantized(config),
+            trust_remote_code=trust,
+            allow_pickle=args.allow_pickle,
         )
 
     def loading(self) -> dict[str, Any]:
-        """Keyword arguments of from_pretrained that put the weights where they belong."""
+        """Keyword arguments of load_weights() that put the weights where they belong."""
         memory = None
         if self.device == "auto":  # these GPUs and no offloading
             memory = {i: torch.cuda.get_device_properties(i).total_memory for i in range(self.gpus)}
-        return {"dtype": self.dtype, "device_map": self.device, "max_memory": memory}
+        return {
+            "dtype": self.dtype,
+            "device_map": self.device,
+            "max_memory": memory,
+            "trust_remote_code": self.trust_remote_code,
+            "allow_pickle": self.allow_pickle,
+        }
 
 
 def resolve_graphs(wanted: str, device: str) -> str:
@@ -96,11 +107,11 @@ def resolve_graphs(wanted: str, device: str) -> str:
     return wanted
 
 
-def load_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     """The checkpoint's tokenizer."""
     place, gguf = checkpoint(path)
     try:
-        return AutoTokenizer.from_pretrained(place, **gguf)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **gguf)
     except Exception as error:  # whatever a broken file makes of it
         raise InputError(f"no tokenizer in {path}: {brief(error)}") from error
 

@@ -124,10 +124,12 @@ def test_long_prompts_can_be_given_what_is_left(
 ) -> None:
     """512 positions; the second turn's prompt holds the first turn's answer."""
     folder = make_bench(question(1, "Who? " * 90, "Why?"))
-    assert run("logitspec", "--max-new-tokens", "200") == 2  # refused before anything is loaded
-    assert "question 1: the prompt's" in capsys.readouterr().err
+    assert run("logitspec", "--max-new-tokens", "200") == 3
+    assert "--cap-new-tokens makes do with what is left" in capsys.readouterr().err
     assert run("logitspec", "--max-new-tokens", "200", "--cap-new-tokens") == 0
-    choice = answers(folder, "logitspec")[0]["choices"][0]
+    failed, answered = answers(folder, "logitspec")
+    assert failed["error"].startswith("the prompt's 435 tokens and max_new_tokens 200 exceed")
+    choice = answered["choices"][0]
     for prompt, new in zip(choice["prompt_tokens"], choice["new_tokens"], strict=True):
         assert new <= min(200, 512 - prompt)
     assert choice["prompt_tokens"][1] + choice["new_tokens"][1] == 512
@@ -137,7 +139,7 @@ def test_a_later_turn_that_is_too_long_can_be_gone_on_with(
     run: Callable[..., int], make_bench: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = make_bench(question(1), question(2, "Who? " * 60, "Why? " * 40))
-    assert run("logitspec", "--max-new-tokens", "150") == 2
+    assert run("logitspec", "--max-new-tokens", "150", "--strict") == 2
     assert "question 2: the prompt's" in capsys.readouterr().err
     assert [r["question_id"] for r in answers(folder, "logitspec")] == [1]
     assert run("logitspec", "--max-new-tokens", "150", "--cap-new-tokens") == 0
@@ -223,7 +225,7 @@ def test_a_question_that_fails_is_noted_and_the_run_goes_on(
         patch.setattr(KVEngine, "generate", failing)
         assert run("logitspec", "--warmup", "0") == 3
     said = capsys.readouterr().err
-    assert "questions that could not be answered, of m-logitspec: 3 (the first is 1: out of" in said
+    assert "questions that could not be answered, of logitspec: 3 (the first is 1: out of" in said
     assert "Traceback" not in said
     lines = answers(folder, "logitspec")
     assert [line["question_id"] for line in lines] == [0, 1, 2, 3, 4]
@@ -266,7 +268,7 @@ def test_questions_that_are_too_long_are_left_out(
     assert run("logitspec") == 3
     said = capsys.readouterr()
     assert "1 of 3 questions cannot be answered, the first is question 1: the prompt's" in said.out
-    assert "m-logitspec: 2 (the first is 1: the prompt's" in said.err
+    assert "logitspec: 2 (the first is 1: the prompt's" in said.err
     assert ["error" in line for line in answers(folder, "logitspec")] == [True, False, True]
     assert run("logitspec", "--overwrite", "--strict") == 2
     assert "question 1: the prompt's" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -428,3 +429,37 @@ def test_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LlamaConfig(**TINY).to_dict()))
     with pytest.raises(InputError, match="cannot load the weights"):
         load(str(tmp_path), dtype=torch.float32)
+
+
+def test_pickled_weights_are_read_only_where_they_are_trusted(
+    tmp_path: Path, tiny_path: str, tiny: LlamaKVForCausalLM
+) -> None:
+    place = tmp_path / "pickled"
+    shutil.copytree(tiny_path, place)
+    weights = load_file(place / "model.safetensors")
+    (place / "model.safetensors").unlink()
+    torch.save(weights, place / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"are pickles .*--allow-pickle"):
+        load(str(place))
+    ours = load(str(place), dtype=torch.float64, allow_pickle=True)
+    ids = [1, 5, 9, 3]
+    assert torch.equal(last_logits(ours, ids), last_logits(tiny, ids))
+
+
+def test_code_in_a_checkpoint_runs_only_where_it_is_trusted(tmp_path: Path, tiny_path: str) -> None:
+    place = tmp_path / "coded"
+    shutil.copytree(tiny_path, place)
+    (place / "code.py").write_text(
+        "from transformers import LlamaConfig\n"
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\n"
+        "class Coded(LlamaConfig):\n    model_type = 'coded'\n"
+    )
+    config = json.loads((place / "config.json").read_text())
+    config |= {"model_type": "coded", "auto_map": {"AutoConfig": "code.Coded"}}
+    (place / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="cannot read the config"):
+        load(str(place))
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(InputError, match="architecture 'coded'"):
+        load(str(place), trust_remote_code=True)
+    assert (tmp_path / "ran").exists()

@@ -242,7 +242,8 @@ def target(path: str) -> Target:
     return Target.resolve(
         argparse.Namespace(
             model_path=path, device="cpu", dtype="float32", num_gpus_per_model=1,
-            conv_template=None, cpu_kernels="auto", cuda_graphs="auto",
+            conv_template=None, cpu_kernels="auto", cuda_graphs="auto", trust_remote_code=False,
+            allow_pickle=False,
         )
     )  # fmt: skip
 
@@ -285,7 +286,7 @@ def test_warming_up_teaches_a_method_nothing(chat_path: str, make_bench: Make) -
     make_bench(question(1))
     resolved = target(chat_path)
     drafter = TokenRecyclingDrafter()
-    args = argparse.Namespace(max_new_tokens=20, cap_new_tokens=False)
+    args = argparse.Namespace(max_new_tokens=20, cap_new_tokens=False, strict=False)
     answerer = Answerer(resolved, KVEngine(Models(resolved, shared=False), drafter), "x", args)
     answerer.warm_up(Question(1, "qa", ("Who?",)), times=2)
     assert not drafter._successors

@@ -38,7 +38,8 @@ def free_port() -> int:
 def make_chat(path: str, **changed: Any) -> Chat:
     args = {
         "model_path": path, "device": "cpu", "dtype": "float32", "num_gpus_per_model": 1,
-        "cpu_kernels": "auto", "cuda_graphs": "auto", "conv_template": None,
+        "cpu_kernels": "auto", "cuda_graphs": "auto", "trust_remote_code": False,
+        "allow_pickle": False, "conv_template": None,
         "method": "logitspec@8",
     }  # fmt: skip
     return Chat(argparse.Namespace(**args | changed), waiting=2)

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, GenerationConfig
-from transformers.utils import cached_file
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
 
 from .devices import resolve_device, resolve_dtype
 from .errors import InputError, brief
@@ -18,6 +24,13 @@ from .verification import use_graphs
 
 HARMLESS_TENSORS = ("rotary_emb.inv_freq", "lm_head.weight")  # recomputed; tied where unexpected
 SCALING = ".rope.scaling.type"  # key in a GGUF file, behind the architecture's name
+SAFE_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+PICKLES = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+QUIETLY: dict[str, Any] = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_gated_repo": False,
+    "_raise_exceptions_for_connection_errors": False,
+}
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
@@ -45,8 +58,12 @@ def checkpoint(path: str) -> tuple[str, dict[str, str]]:
     return place, gguf
 
 
-def load_config(path: str) -> Any:
+def load_config(path: str, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a checkpoint that the patched model can run.
+
+    Args:
+        path: of the checkpoint.
+        trust_remote_code: run the Python code that comes with it, where its kind is not known.
 
     Raises:
         InputError: there is no such checkpoint, or it is none of ARCHITECTURES and ROPE_TYPES.
@@ -55,7 +72,7 @@ def load_config(path: str) -> Any:
     if Path(place).is_dir() and not gguf and not (Path(place) / "config.json").is_file():
         raise InputError(f"{path} holds no config.json; give a checkpoint directory or a hub id")
     try:
-        config = AutoConfig.from_pretrained(place, **gguf)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **gguf)
     except Exception as error:  # whatever a broken file makes of it
         raise InputError(f"cannot read the config of the model {path}: {brief(error)}") from error
     if gguf:
@@ -104,8 +121,22 @@ def check_config(config: Any, name: str) -> Any:
     return config
 
 
-def load_weights(cls: Any, path: str, **options: Any) -> Any:
+def load_weights(
+    cls: Any,
+    path: str,
+    *,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Any:
     """cls.from_pretrained, which fills missing tensors with random numbers, without that.
+
+    Args:
+        cls: class of models of transformers.
+        path: of the checkpoint.
+        allow_pickle: read weights that are there as pickles only (*.bin), which can hold code.
+        trust_remote_code: as load_config().
+        options: of from_pretrained.
 
     Raises:
         InputError: the weights cannot be read, do not fill the model, or do not fit it.
@@ -114,8 +145,17 @@ def load_weights(cls: Any, path: str, **options: Any) -> Any:
     if gguf and hasattr(transformers, "GgufConfig"):
         # Newer releases of transformers can keep the blocks packed: ask them not to.
         options = {"quantization_config": transformers.GgufConfig(dequantize=True)} | options
+    if not gguf and not allow_pickle:
+        check_no_pickle(path)
+        options["use_safetensors"] = True
     try:
-        model, info = cls.from_pretrained(place, output_loading_info=True, **gguf, **options)
+        model, info = cls.from_pretrained(
+            place,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+            **gguf,
+            **options,
+        )
     except Exception as error:  # whatever a broken file, or too small a device, makes of it
         raise InputError(f"cannot load the weights of {path}: {brief(error)}") from error
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
@@ -131,6 +171,24 @@ def load_weights(cls: Any, path: str, **options: Any) -> Any:
             f"the first is {min(spare)}"
         )
     return model
+
+
+def check_no_pickle(path: str) -> None:
+    """Raise InputError for a checkpoint that has its weights as pickles alone.
+
+    Source: of the files' names, transformers.utils.SAFE_WEIGHTS_NAME and its neighbours.
+    """
+    try:
+        safe = any(cached_file(path, name, **QUIETLY) for name in SAFE_FILES)
+        pickled = not safe and any(cached_file(path, name, **QUIETLY) for name in PICKLES)
+    except OSError:  # no network; loading says what is missing
+        return
+    if pickled:
+        raise InputError(
+            f"the weights of {path} are pickles (*.bin), which can run any code when they are "
+            "read; give --allow-pickle (allow_pickle=True) if you trust them, or a checkpoint of "
+            "safetensors"
+        )
 
 
 def checkpoint_eos(path: str, config: Any) -> set[int]:
@@ -166,6 +224,8 @@ def load(
     cpu_kernels: str = "auto",
     cuda_graphs: str = "auto",
     keep_weights: bool = False,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
     **options: Any,
 ) -> LlamaKVForCausalLM:
     """Load a checkpoint of the Llama family for draft-tree decoding.
@@ -181,6 +241,8 @@ def load(
         cuda_graphs: whether steps are captured, see verification.use_graphs.
         keep_weights: hold the weights as they are in the checkpoint, too, where the CPU kernels
             want them laid out otherwise; at twice the memory.
+        trust_remote_code: let the checkpoint's own Python code run, where transformers would.
+        allow_pickle: read weights that are there as pickles only (*.bin), which can hold code.
         options: passed on to from_pretrained (max_memory, offload_folder, …).
 
     Raises:
@@ -193,10 +255,16 @@ def load(
     if isinstance(dtype, str):
         on_gpu = place != "cpu" and torch.cuda.is_available()
         dtype = resolve_dtype(dtype, place if on_gpu else "cpu")
-    config = load_config(path)
+    config = load_config(path, trust_remote_code=trust_remote_code)
     kernels = choose_kernels(config, dtype, place, cpu_kernels)
     model: LlamaKVForCausalLM = load_weights(
-        LlamaKVForCausalLM, path, config=config, dtype=dtype, device_map=device_map, **options
+        LlamaKVForCausalLM,
+        path,
+        config=config,
+        dtype=dtype,
+        device_map=device_map,
+        allow_pickle=allow_pickle,
+        **options,
     )
     model.eos_token_ids = checkpoint_eos(path, config)
     model.requires_grad_(False)
