@@ -19,8 +19,10 @@
 #   MAX_NGRAM_SIZE, NUM_PRED_TOKENS, DRAFT_TREE_CAPACITY
 #                     of every method that knows them      (default: each paper's own)
 #   OVERWRITE         1: measure again what the answer files already hold
+#   STRICT            1: stop at a question that cannot be answered, instead of leaving it out
 #   GPU_DEVICES       GPUs to use, as in CUDA_VISIBLE_DEVICES; the model is spread over them
 #                                                                               (default: the first)
+#   ALLOW_PICKLE      1: read weights that are there as pickles only (*.bin), which can run code
 #   PYTHON            interpreter that creates .venv                            (default: python3)
 set -eu
 
@@ -81,6 +83,7 @@ MODEL_NAME=$(basename "${MODEL_NAME:-$MODEL_PATH}" | tr -c '[:alnum:]._\n-' '_')
 methods=$(echo "baseline $wanted" | tr -s ' ' ',')
 traces=""
 reports=""
+status=0
 for bench in $BENCHES; do
     case "$bench" in # any other is the user's own, which must be there
         spec_bench | mt_bench | humaneval | gsm8k | cnndm)
@@ -108,10 +111,13 @@ for bench in $BENCHES; do
         set -- "$@" --draft-tree-capacity "$DRAFT_TREE_CAPACITY"
         name="$name-capacity-$DRAFT_TREE_CAPACITY"
     fi
-    if [ "${OVERWRITE-}" = 1 ]; then
-        set -- "$@" --overwrite
-    fi
-    python -m evaluation.run --methods "$methods" --model-id "$name" "$@"
+    if [ "${OVERWRITE-}" = 1 ]; then set -- "$@" --overwrite; fi
+    if [ "${STRICT-}" = 1 ]; then set -- "$@" --strict; fi
+    if [ "${ALLOW_PICKLE-}" = 1 ]; then set -- "$@" --allow-pickle; fi
+    python -m evaluation.run --methods "$methods" --model-id "$name" "$@" || {
+        status=$?
+        if [ "$status" -ne 3 ]; then exit "$status"; fi # 3: done but for questions that failed
+    }
 
     answers="data/$bench/model_answer"
     reports="$reports $answers/$name"
@@ -136,3 +142,4 @@ if [ "$(echo "$reports" | wc -w)" -gt 1 ]; then
     python -m evaluation.tables "$@" --format markdown --output "${reports##* }.benches.md"
     echo "benchmarks side by side: ${reports##* }.benches.md"
 fi
+exit "$status"

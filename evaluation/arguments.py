@@ -238,6 +238,15 @@ def add_machine_flags(parser: Parser) -> None:
         default="auto",
         help="on, off; auto: on where the model is on one GPU",
     )
+    add_trust_flags(parser)
+
+
+TRUST = ("trust_remote_code", "allow_pickle")
+
+
+def add_trust_flags(parser: Parser) -> None:
+    """What of a checkpoint may run code."""
+    add = parser.add_argument
     add(
         "--trust-remote-code",
         action="store_true",

@@ -5,8 +5,7 @@ tables.py, plots.py and report.py read their traces through here.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,17 @@ import numpy.typing as npt
 
 from model.logitspec.errors import InputError
 
-from .speed import check_same_questions, list_tasks, question_speed, task_of
-from .traces import FILTERS, LATER, Record, differing, meta_path, read_trace
+from .sidecars import COMMON, Sidecar, doubts
+from .speed import (
+    check_same_questions,
+    failures,
+    list_tasks,
+    question_speed,
+    say_left_out,
+    task_of,
+)
+from .traces import Record, differing, read_lines, read_trace
 
-# Settings in which traces of one comparison agree; the others are the methods' own.
-COMMON = (
-    "bench_name", "questions", "model", "model_fingerprint", "tokenizer_fingerprint", "template",
-    "max_new_tokens", "temperature", *FILTERS, "dtype", "device", "num_gpus_per_model",
-)  # fmt: skip
-# What an environment in a sidecar says that matters to a comparison.
-ENVIRONMENT = (
-    "device_names", "threads", "kernels", "platform", "versions", "commit", "uncommitted_changes",
-)  # fmt: skip
 BASELINES = {"baseline": "transformers' generate()", "vanilla": "one-node loop"}  # main one first
 
 
@@ -37,9 +35,8 @@ class Trace:
 
     path: Path
     records: list[Record]
-    settings: dict[str, Any]  # empty where there is no sidecar, as with the reference's traces
-    environments: list[dict[str, Any]]
-    starts: list[int]  # how many answers there were each time a run began to write
+    failed: list[Record]  # lines of questions that it did not answer
+    sidecar: Sidecar
     label: str
 
     @classmethod
@@ -49,27 +46,17 @@ class Trace:
         Raises:
             InputError: the trace cannot be read, or the sidecar is there and broken.
         """
-        records = read_trace(path)
-        settings: dict[str, Any] = {}
-        environments: list[dict[str, Any]] = []
-        starts: list[int] = []
-        if meta_path(path).is_file():
-            try:
-                meta = json.loads(meta_path(path).read_text(encoding="utf-8"))
-                settings = dict.fromkeys((*LATER, *FILTERS)) | meta["settings"]
-                for key in COMMON:
-                    settings[key]
-                environments = [
-                    {key: environment.get(key) for key in ENVIRONMENT}
-                    for environment in meta["environments"]
-                ]
-                starts = [int(start) for start in meta.get("starts", ())]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{meta_path(path)} does not say how the trace was made; delete it or run again"
-                ) from error
-        label = str(settings.get("method") or records[0]["model_id"])
-        return cls(path, records, settings, environments, starts, label)
+        answered, failed = read_lines(path)
+        if not answered:
+            read_trace(path)  # says why
+        sidecar = Sidecar.read(path)
+        label = str(sidecar.settings.get("method") or answered[0]["model_id"])
+        return cls(path, answered, failed, sidecar, label)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Empty where there is no sidecar, as with the reference's traces."""
+        return self.sidecar.settings
 
     @property
     def method(self) -> str | None:
@@ -117,6 +104,7 @@ class Comparison:
     baselines: dict[str, Trace]  # by what they are; the first is the main one
     tasks: list[str]
     first_turns: bool = False  # whether all other turns are left out
+    left_out: str = ""  # which questions, and why
 
     @property
     def main_baseline(self) -> Trace:
@@ -131,14 +119,14 @@ class Comparison:
     def bench_name(self) -> str | None:
         return self.settings.get("bench_name")
 
+    def doubts(self) -> list[str]:
+        """Why the traces may not be fit to be compared; see sidecars.doubts."""
+        return doubts({trace.label: trace.sidecar for trace in self.traces})
+
     def cautions(self) -> list[str]:
         """What a reader of the speeds should know about how the traces came about."""
-        said = []
-        made_in = {json.dumps(t.environments, sort_keys=True) for t in self.traces}
-        if len(made_in) > 1 or any(len(trace.environments) > 1 for trace in self.traces):
-            said.append(
-                "The traces were not all made on one machine with one version of everything."
-            )
+        said = [self.left_out] if self.left_out else []
+        said += self.doubts()
         if self.settings.get("temperature"):
             seeds = {t.settings.get("seed") for t in self.traces if t.settings}
             if len(seeds) > 1:
@@ -159,7 +147,7 @@ class Comparison:
                 "their speeds are of different times."
             )
         for trace in self.traces:
-            resumed = [start for start in trace.starts if start > 0]
+            resumed = [start for start in trace.sidecar.starts if start > 0]
             if resumed:
                 said.append(
                     f"{trace.label} was stopped and gone on with after "
@@ -189,7 +177,11 @@ def first_turn(record: Record, path: Path) -> Record:
 
 
 def read_comparison(
-    paths: Sequence[Path], base_path: Path | None = None, *, first_turns: bool = False
+    paths: Sequence[Path],
+    base_path: Path | None = None,
+    *,
+    first_turns: bool = False,
+    strict: bool = False,
 ) -> Comparison:
     """Read traces and see that they can be compared.
 
@@ -197,6 +189,7 @@ def read_comparison(
         paths: of the traces, baselines among them.
         base_path: the main baseline, if it is none of them or cannot be told by its sidecar.
         first_turns: leave out all turns but each question's first.
+        strict: refuse what there are doubts about.
 
     Raises:
         InputError: a trace cannot be read; they differ in questions, model or settings; there is no
@@ -209,6 +202,7 @@ def read_comparison(
     if len(set(places)) < len(places):
         raise InputError("one trace is given twice; name each once")
     traces = [Trace.read(path) for path in listed]
+    left_out = leave_out({trace.path: trace for trace in traces})
     known = next((trace for trace in traces if trace.settings), traces[0])
     for trace in traces:
         check_comparable(known, trace)
@@ -228,7 +222,20 @@ def read_comparison(
             f"no baseline among the {len(traces)} traces; add one made with the method "
             f"{' or '.join(BASELINES)}, or name it with --base-path"
         )
-    return Comparison(traces, baselines, list_tasks(traces[0].records), first_turns)
+    found = Comparison(traces, baselines, list_tasks(traces[0].records), first_turns, left_out)
+    if strict and found.doubts():
+        raise InputError(f"--strict: {found.doubts()[0]}")
+    return found
+
+
+def leave_out(traces: Mapping[Path, Trace]) -> str:
+    """Take the questions that a trace did not answer out of all, and say which: a sentence."""
+    reasons = failures({path: trace.failed for path, trace in traces.items()})
+    for trace in traces.values():
+        trace.records = [r for r in trace.records if r["question_id"] not in reasons]
+    if not all(trace.records for trace in traces.values()):
+        raise InputError("no question is left that all traces answer; run those that failed again")
+    return say_left_out(reasons)
 
 
 def tell_apart(traces: Sequence[Trace]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from model.logitspec.errors import InputError
 
-from .arguments import Parser, run_command
+from .arguments import TRUST, Parser, add_trust_flags, run_command
 from .comparison import Trace
 from .traces import Record
 
@@ -72,12 +72,15 @@ class LogitGap:
         model_path: the checkpoint both traces were made with.
         trace: one of them; its sidecar names the bench, the template and the dtype.
         device: as in the inference scripts.
+        trust: of arguments.TRUST, what may be done with the checkpoint.
 
     Raises:
         InputError: there is no sidecar, or the checkpoint is another one than it names.
     """
 
-    def __init__(self, model_path: str, trace: Trace, device: str) -> None:
+    def __init__(
+        self, model_path: str, trace: Trace, device: str, trust: Mapping[str, bool]
+    ) -> None:
         from model.logitspec import load
 
         from .questions import load_questions, question_path, sha256
@@ -92,7 +95,7 @@ class LogitGap:
             argparse.Namespace(
                 model_path=model_path, device=device, dtype=settings["dtype"],
                 num_gpus_per_model=1, conv_template=settings["template"],
-                cpu_kernels="auto", cuda_graphs="off",
+                cpu_kernels="auto", cuda_graphs="off", **trust,
             )
         )  # fmt: skip
         if self.target.fingerprint != settings["model_fingerprint"]:
@@ -160,8 +163,21 @@ def differences(
         yield line + (logits.describe(key, turn, other, at) if logits is not None else "")
 
 
-def compare(path: Path, other: Path, model_path: str | None, device: str) -> bool:
+def compare(
+    path: Path,
+    other: Path,
+    model_path: str | None,
+    device: str,
+    trust: Mapping[str, bool],
+) -> bool:
     """Print which turns differ and where; whether all are equal.
+
+    Args:
+        path: of one trace.
+        other: of the other.
+        model_path: the checkpoint both were made with, for the logits where turns part.
+        device: to run it on.
+        trust: of arguments.TRUST, what may be done with the checkpoint.
 
     Raises:
         InputError: a trace cannot be read, or they hold different questions.
@@ -181,7 +197,7 @@ def compare(path: Path, other: Path, model_path: str | None, device: str) -> boo
     }
     logits: LogitGap | None = None
     if model_path is not None and parted:
-        logits = LogitGap(model_path, trace, device)
+        logits = LogitGap(model_path, trace, device, trust)
     for line in differences(ours, theirs, parted, logits):
         print(line)
     seeds = [t.settings.get("seed") for t in (trace, other_trace) if t.settings]
@@ -205,11 +221,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--model-path", help="the checkpoint of both: print its logits where the turns part")
     add("--device", default="auto", help="of that checkpoint: cpu, cuda or cuda:N")
     add("--strict", action="store_true", help="exit status 1 when some turn differs")
+    add_trust_flags(parser)
     args = parser.parse_args(argv)
+    trust = {name: getattr(args, name) for name in TRUST}
     equal: list[Any] = []
     status = run_command(
         parser.prog,
-        lambda: equal.append(compare(args.trace, args.other, args.model_path, args.device)),
+        lambda: equal.append(compare(args.trace, args.other, args.model_path, args.device, trust)),
     )
     return status or int(args.strict and not all(equal))
 

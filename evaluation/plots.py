@@ -328,7 +328,9 @@ def add_picture_flags(parser: Parser) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    comparison = read_comparison(args.traces, args.base_path, first_turns=args.first_turns)
+    comparison = read_comparison(
+        args.traces, args.base_path, first_turns=args.first_turns, strict=args.strict
+    )
     names = draw_all(comparison, args.output_dir, args)
     print(f"{', '.join(names)}: PNG and SVG in {args.output_dir}")
 

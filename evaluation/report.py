@@ -15,8 +15,9 @@ from pathlib import Path
 from model.logitspec.errors import InputError
 
 from .arguments import Parser, run_command
-from .comparison import COMMON, Comparison, read_comparison
+from .comparison import Comparison, read_comparison
 from .plots import PICTURES, add_picture_flags, draw_all
+from .sidecars import COMMON
 from .tables import add_trace_flags, compare, to_csv, to_latex, to_markdown, write_text
 
 SHOWN = ("model", "dtype", "template", "max_new_tokens", "temperature")
@@ -34,7 +35,7 @@ def describe(comparison: Comparison) -> list[str]:
         lines.append(f"date: {' to '.join(str(day) for day in dict.fromkeys((days[0], days[-1])))}")
     seen: list[str] = []
     for trace in comparison.traces:
-        for environment in trace.environments:
+        for environment in trace.sidecar.environments:
             versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
             said = (
                 f"machine: {', '.join(environment['device_names'])}, "
@@ -71,7 +72,9 @@ def report(args: argparse.Namespace) -> None:
             notes = args.notes.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the notes {args.notes}: {error}") from error
-    comparison = read_comparison(args.traces, args.base_path, first_turns=args.first_turns)
+    comparison = read_comparison(
+        args.traces, args.base_path, first_turns=args.first_turns, strict=args.strict
+    )
     table = compare(comparison, published=args.published)
     folder = args.output.with_suffix("")
     write_text(folder / "table.tex", to_latex(table))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from rich.text import Text
 
 from evaluation.arguments import Parser, run_command
 from evaluation.questions import MT_BENCH_CATEGORIES
-from evaluation.traces import Record, read_trace
+from evaluation.sidecars import Sidecar, doubts
+from evaluation.traces import Record, read_lines, read_trace
 from model.logitspec.errors import InputError
 
 TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
@@ -106,15 +107,51 @@ def compare_task(trace: Sequence[Record], base: Sequence[Record], count_base: To
     }
 
 
-def read_pair(path: Path, base_path: Path) -> tuple[list[Record], list[Record]]:
-    """A trace and its baseline.
+def read_pair(
+    path: Path, base_path: Path, *, strict: bool = False
+) -> tuple[list[Record], list[Record]]:
+    """A trace and its baseline, without the questions that one of them did not answer.
+
+    What speaks against comparing them is printed, and so is what was left out.
 
     Raises:
-        InputError: one cannot be read, or they do not answer the same questions.
+        InputError: one cannot be read, or they do not answer the same questions; or something
+            speaks against it, and `strict`.
     """
-    trace, base = read_trace(path), read_trace(base_path)
+    lines = {place: read_lines(place) for place in (path, base_path)}
+    reasons = failures({place: failed for place, (_, failed) in lines.items()})
+    trace, base = (
+        [record for record in lines[place].answered if record["question_id"] not in reasons]
+        for place in (path, base_path)
+    )
+    if not (trace and base):
+        read_trace(path), read_trace(base_path)  # says why, if it is one
+        raise InputError(f"no question is answered in both, {path} and {base_path}; run them again")
     check_same_questions(path, trace, base_path, base)
+    against = doubts({str(place): Sidecar.read(place) for place in (path, base_path)})
+    if against and strict:
+        raise InputError(f"--strict: {against[0]}")
+    for said in [*against, say_left_out(reasons)]:
+        if said:
+            print(said, file=sys.stderr)
     return trace, base
+
+
+def failures(failed: Mapping[Path, Sequence[Record]]) -> dict[int | str, str]:
+    """Why a question was not answered, by its id; of several traces the first's reason."""
+    reasons: dict[int | str, str] = {}
+    for path, records in failed.items():
+        for record in records:
+            reasons.setdefault(record["question_id"], f"{path.name}: {record['error']}")
+    return reasons
+
+
+def say_left_out(reasons: Mapping[int | str, str]) -> str:
+    """A sentence on the questions that were not answered; empty if there are none."""
+    if not reasons:
+        return ""
+    first, why = next(iter(reasons.items()))
+    return f"{len(reasons)} question(s) that could not be answered left out, as {first} ({why})."
 
 
 def check_same_questions(
@@ -186,7 +223,10 @@ def report(args: argparse.Namespace) -> None:
     inputs = {path.resolve() for path in (*args.file_path, *args.base_path)}
     if args.json is not None and args.json.resolve() in inputs:
         raise InputError(f"--json {args.json} is one of the traces; choose another file")
-    pairs = [read_pair(*paths) for paths in zip(args.file_path, args.base_path, strict=True)]
+    pairs = [
+        read_pair(*paths, strict=args.strict)
+        for paths in zip(args.file_path, args.base_path, strict=True)
+    ]
     count: TokenCount = recorded_tokens
     if args.tokenizer_path is not None:
         from evaluation.targets import load_tokenizer  # transformers takes seconds to import
@@ -223,6 +263,12 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="mean and standard deviation over several runs: give several files to --file-path and "
         "as many to --base-path",
+    )
+    add(
+        "--strict",
+        action="store_true",
+        help="refuse traces that were made on different machines or with different models, "
+        "settings or versions, instead of saying so",
     )
     add("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
     args = parser.parse_args(argv)

@@ -336,12 +336,14 @@ def report(args: argparse.Namespace) -> None:
         if args.by_temperature and args.published:
             raise InputError("there are no published figures by temperature; leave out --published")
         comparisons = [
-            read_comparison(paths, first_turns=args.first_turns)
+            read_comparison(paths, first_turns=args.first_turns, strict=args.strict)
             for paths in groups(args.traces, grouping)
         ]
         table = compare_groups(comparisons, grouping, published=args.published)
     else:
-        comparison = read_comparison(args.traces, args.base_path, first_turns=args.first_turns)
+        comparison = read_comparison(
+            args.traces, args.base_path, first_turns=args.first_turns, strict=args.strict
+        )
         table = compare(comparison, published=args.published, task_mat=args.task_mat)
     text = FORMATS[args.format](table)
     if args.output is None:
@@ -371,6 +373,12 @@ def add_trace_flags(parser: Parser) -> None:
     )
     parser.add_argument(
         "--first-turns", action="store_true", help="count only the first turn of each question"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse traces that were made on different machines or with different versions, "
+        "instead of saying so below the table",
     )
 
 

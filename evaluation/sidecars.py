@@ -1,0 +1,102 @@
+"""How traces were made: their sidecars, and what tells two of them apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model.logitspec.errors import InputError
+
+from .traces import FILTERS, LATER, Record, differing, meta_path
+
+# Settings in which traces of one comparison agree; the others are the methods' own.
+COMMON = (
+    "bench_name", "questions", "model", "model_fingerprint", "tokenizer_fingerprint", "template",
+    "max_new_tokens", "temperature", *FILTERS, "dtype", "device", "num_gpus_per_model",
+)  # fmt: skip
+# What an environment in a sidecar says that matters to a comparison.
+ENVIRONMENT = (
+    "device_names", "threads", "kernels", "platform", "versions", "commit", "uncommitted_changes",
+)  # fmt: skip
+
+
+@dataclass
+class Sidecar:
+    """What NAME.meta.json says of NAME.jsonl; all empty where there is none."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    environments: list[dict[str, Any]] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)  # answers there when a run began to write
+
+    @classmethod
+    def read(cls, path: Path) -> Sidecar:
+        """The sidecar of a trace.
+
+        Raises:
+            InputError: it is there and broken.
+        """
+        place = meta_path(path)
+        if not place.is_file():
+            return cls()
+        try:
+            meta = json.loads(place.read_text(encoding="utf-8"))
+            settings = dict.fromkeys((*LATER, *FILTERS)) | meta["settings"]
+            for key in COMMON:
+                settings[key]
+            environments = [
+                {key: environment.get(key) for key in ENVIRONMENT}
+                for environment in meta["environments"]
+            ]
+            return cls(settings, environments, [int(start) for start in meta.get("starts", ())])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{place} does not say how the trace was made; delete it or run again"
+            ) from error
+
+
+def doubts(sidecars: Mapping[str, Sidecar]) -> list[str]:
+    """Why traces may not be fit to be compared: sentences, none if nothing speaks against it.
+
+    Args:
+        sidecars: of the traces, by what these are called.
+    """
+    said = []
+    unknown = [name for name, sidecar in sidecars.items() if not sidecar.settings]
+    if unknown and len(unknown) < len(sidecars):
+        said.append(f"How {', '.join(unknown)} came about is not known: there is no sidecar.")
+    known = {name: sidecar for name, sidecar in sidecars.items() if sidecar.settings}
+    if known:
+        first, one = next(iter(known.items()))
+        for name, other in known.items():
+            for key in differing(one.settings, other.settings, COMMON):
+                said.append(
+                    f"{key} is {one.settings.get(key)!r} in {first} and "
+                    f"{other.settings.get(key)!r} in {name}."
+                )
+    made_in = [sidecar.environments for sidecar in known.values()]
+    apart = differences([environment for several in made_in for environment in several])
+    if apart:
+        said.append(
+            "The traces were not all made on one machine with one version of everything; they "
+            f"differ in {', '.join(apart)}."
+        )
+    return said
+
+
+def differences(environments: Sequence[Record]) -> list[str]:
+    """The names of what is not the same in all of them; of versions those of the packages."""
+    apart = []
+    for key in ENVIRONMENT:
+        values: list[Any] = [environment.get(key) for environment in environments]
+        if all(value == values[0] for value in values):
+            continue
+        if key == "versions" and all(isinstance(value, dict) for value in values):
+            names = sorted({name for value in values for name in value})
+            several = [n for n in names if len({str(value.get(n)) for value in values}) > 1]
+            apart.append(f"the versions of {', '.join(several)}")
+        else:
+            apart.append(key.replace("_", " "))
+    return apart
