@@ -190,3 +190,71 @@ def test_bad_input(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def failed(question_id: int, category: str) -> dict[str, Any]:
+    return {
+        "question_id": question_id, "category": category, "model_id": "some-model",
+        "error": "out of memory",
+    }  # fmt: skip
+
+
+def test_questions_that_failed_are_left_out_of_both_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = write(tmp_path / "m.jsonl", [METHOD[0], failed(2, "math"), METHOD[2]])
+    base = write(tmp_path / "b.jsonl", [BASE[0], BASE[1], BASE[2]])
+    out = tmp_path / "r.json"
+    assert main(["--file-path", str(trace), "--base-path", str(base), "--json", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert "1 question(s) that could not be answered left out, as 2 (m.jsonl: out of" in said
+    found = json.loads(out.read_text())["tasks"]
+    kept = compare([METHOD[0], METHOD[2]], BASE[:2], recorded_tokens)
+    assert found == kept and found["overall"]["questions"] == 2
+    everything = write(tmp_path / "e.jsonl", [METHOD[0], failed(2, "math"), failed(3, "qa")])
+    other = write(tmp_path / "o.jsonl", [failed(1, "writing"), BASE[2], BASE[0]])
+    assert main(["--file-path", str(everything), "--base-path", str(other)]) == 2
+    assert "no question is answered in both" in capsys.readouterr().err
+
+
+ENVIRONMENT = {
+    "versions": {"torch": "2.13.0", "python": "3.11"}, "device_names": ["A CPU"], "threads": 2,
+    "platform": "Linux", "commit": "0123", "uncommitted_changes": False, "kernels": "plain",
+}  # fmt: skip
+SETTINGS = {
+    "bench_name": "mine", "questions": "q", "model": "m", "model_fingerprint": "f",
+    "template": "tokenizer", "max_new_tokens": 64, "temperature": 0.0, "dtype": "float32",
+    "device": "cpu", "num_gpus_per_model": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "said"),
+    [
+        ({}, {}, None),
+        ({"model_fingerprint": "g"}, {}, "model_fingerprint is 'f' in"),
+        ({"dtype": "bfloat16"}, {}, "dtype is 'float32' in"),
+        ({}, {"device_names": ["Another"]}, "they differ in device names."),
+        ({}, {"commit": "4567", "threads": 3}, "they differ in threads, commit."),
+        ({}, {"versions": {"torch": "2.9", "python": "3.11"}}, "they differ in the versions of to"),
+        (None, {}, "is not known: there is no sidecar"),
+    ],
+)
+def test_traces_of_other_making_are_named_and_refused_if_strict(
+    traces: tuple[str, str],
+    settings: dict[str, Any] | None,
+    environment: dict[str, Any],
+    said: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one, other = (Path(trace).with_suffix(".meta.json") for trace in traces)
+    one.write_text(json.dumps({"settings": SETTINGS, "environments": [ENVIRONMENT]}))
+    if settings is not None:
+        changed = {"settings": SETTINGS | settings, "environments": [ENVIRONMENT | environment]}
+        other.write_text(json.dumps(changed))
+    argv = ["--file-path", traces[0], "--base-path", traces[1]]
+    assert main(argv) == 0
+    printed = capsys.readouterr().err
+    assert (said in printed) if said else not printed
+    assert main([*argv, "--strict"]) == (2 if said else 0)
+    assert not said or said in capsys.readouterr().err

@@ -24,6 +24,7 @@ from evaluation.tables import (
     to_latex,
     to_markdown,
 )
+from model.logitspec import InputError
 
 SETTINGS = {
     "bench_name": "spec_bench", "questions": "q", "model": "m", "model_fingerprint": "f",
@@ -321,6 +322,19 @@ def test_first_turns_only(traces: list[Path], capsys: pytest.CaptureFixture[str]
     assert "leave out --first-turns" in capsys.readouterr().err
 
 
+def test_questions_that_one_method_failed_at_are_left_out_of_all(traces: list[Path]) -> None:
+    lines = [json.loads(line) for line in traces[2].read_text().splitlines()]
+    del lines[1]["choices"]
+    lines[1]["error"] = "too long"
+    traces[2].write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    comparison = read_comparison(traces)
+    for trace in comparison.traces:
+        assert [r["question_id"] for r in trace.records] == [0, 2, 3]
+    assert comparison.cautions() == [
+        "1 question(s) that could not be answered left out, as 1 (fast.jsonl: too long)."
+    ]
+
+
 def test_what_a_reader_should_know_is_noted(traces: list[Path], tmp_path: Path) -> None:
     assert read_comparison(traces).cautions() == []
     meta = json.loads(traces[2].with_suffix(".meta.json").read_text())
@@ -332,7 +346,9 @@ def test_what_a_reader_should_know_is_noted(traces: list[Path], tmp_path: Path) 
         entry["tstamp"] += 86400
     traces[3].write_text("".join(json.dumps(entry) + "\n" for entry in records))
     said = compare(read_comparison(traces)).notes[1:]
-    assert "not all made on one machine" in said[0]
+    assert said[0].endswith("with one version of everything; they differ in threads.")
+    with pytest.raises(InputError, match=r"^--strict: The traces were not all made"):
+        read_comparison(traces, strict=True)
     assert "was finished before racer began" in said[1]
     assert said[2].startswith("logitspec was stopped and gone on with after 3 answers")
     assert len(said) == 3

@@ -1,0 +1,118 @@
+"""Thousands of generations in one process: python -m benchmarks.soak --help.
+
+Memory, open files and accept lengths, from the first generation to the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.arguments import Parser, add_machine_flags, at_least, run_command
+from evaluation.engines import KVEngine, Models
+from evaluation.eval import allowed_tokens, check_prompts, chosen_questions
+from evaluation.methods import find_method
+from evaluation.replaying import drafter_method
+from evaluation.targets import Target
+
+from . import memory
+from .measure import INTERRUPTED, Results, Row, Table, add_question_flags
+
+COLUMNS = {"generations": 11, "MiB": 9, "files": 5, "MAT": 6, "tokens/s": 8}
+
+
+def soak(args: argparse.Namespace) -> None:
+    """What main() does once the flags are parsed."""
+    _, questions = chosen_questions(args)
+    method = drafter_method(args.method)
+    target = Target.resolve(args)
+    questions = check_prompts(questions, target, args)
+    results = Results(args.json, args, target.device)
+    drafter = method.drafter(**find_method(args.method).settings({}))
+    engine = KVEngine(Models(target, shared=False), drafter)
+    table = Table(
+        f"{args.method} on {args.bench_name}, {len(questions)} prompts in a circle, up to "
+        f"{args.max_new_tokens} tokens each; a line after every {args.every} generations",
+        COLUMNS,
+    )
+    tokens = steps = 0
+    clock = time.perf_counter()
+    for number, question in enumerate(
+        itertools.islice(itertools.cycle(questions), args.generations), start=1
+    ):
+        prompt = target.prompts.start().ask(question.turns[0])
+        result = engine.generate(prompt, allowed_tokens(question, prompt, target, args))
+        tokens, steps = tokens + len(result.tokens), steps + result.steps
+        if number % args.every == 0:
+            seconds = time.perf_counter() - clock
+            memory.trim(target.device)
+            row: Row = {
+                "generations": number,
+                "mib": (memory.held(target.device) or 0) / memory.MIB,
+                "files": len(list(Path("/dev/fd").iterdir())),
+                "mat": tokens / steps,
+                "tokens_per_second": tokens / seconds,
+            }
+            results.add("soak", row)
+            table.add(
+                number, f"{row['mib']:.1f}", row["files"], f"{row['mat']:.3f}",
+                f"{row['tokens_per_second']:.1f}",
+            )  # fmt: skip
+            tokens = steps = 0
+            clock = time.perf_counter()
+    print("\n".join(summary(results.rows("soak"))))
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    """What became of memory, files and MAT between the first and the last row.
+
+    The slope of memory is a least-squares line through the second half: what is held once and for
+    all (buffers for the longest prompt, what a method keeps up to its bound) is there by then.
+    """
+    mats = [row["mat"] for row in rows]
+    files = [row["files"] for row in rows]
+    lines = [
+        f"memory: {rows[0]['mib']:.1f} MiB at first, {rows[-1]['mib']:.1f} at last",
+        f"open files: {files[0]} at first, {files[-1]} at last, {max(files)} at most",
+        f"MAT: {mats[0]:.3f} at first, {mats[-1]:.3f} at last, from {min(mats):.3f} to "
+        f"{max(mats):.3f}",
+    ]
+    half = rows[len(rows) // 2 :]
+    if len(half) > 1:
+        thousands = [row["generations"] / 1000 for row in half]
+        slope = np.polyfit(thousands, [row["mib"] for row in half], 1)[0]
+        lines.append(f"slope of memory in the second half: {slope:+.2f} MiB per 1,000 generations")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(
+        "python -m benchmarks.soak", "Generate for long in one process: memory, files, MAT."
+    )
+    add_question_flags(parser, bench_name="quick")
+    add = parser.add_argument
+    add("--method", default="calibrated@auto", metavar="NAME", help="of evaluation.run")
+    add("--generations", type=at_least(1), default=2040, help="how many")
+    add(
+        "--every",
+        type=at_least(1),
+        default=120,
+        help="of them make a line; best a multiple of the prompts",
+    )
+    add("--json", type=Path, metavar="FILE", help="all figures, kept up after every line")
+    add_machine_flags(parser)
+    parser.set_defaults(strict=True, max_new_tokens=32)
+    args = parser.parse_args(argv)
+    if args.every > args.generations:
+        parser.error(f"--every {args.every} is more than the {args.generations} of --generations")
+    return run_command(parser.prog, lambda: soak(args), INTERRUPTED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
