@@ -1,0 +1,299 @@
+"""Runs that are killed, stopped and starved of disk: python -m benchmarks.faults --help.
+
+Every fault is tried on whole processes of evaluation.inference_logitspec, at random moments, and
+each time gone on with. What was on disk before a fault must be there after it, and the trace in the
+end must hold what an undisturbed run's does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.arguments import ROOT, Incomplete, Parser, at_least, plain_name, run_command
+from model.logitspec.errors import InputError
+
+from .measure import INTERRUPTED, Results, Row, Table
+
+COLUMNS = {"fault": 34, "tried": 5, "while it ran": 12, "lost": 4, "differing": 9, "exit": 30}
+Start = Callable[..., "subprocess.Popen[bytes]"]
+FAULTS = ("kill", "terminate", "interrupt", "worker", "disk")
+
+
+def content(path: Path) -> dict[Any, str]:
+    """The whole lines of a trace by question, without times and names of their own."""
+    found = {}
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    for line in text.split("\n")[:-1]:
+        record = json.loads(line)
+        for key in ("answer_id", "tstamp"):
+            del record[key]
+        for choice in record.get("choices", ()):
+            for key in [key for key in choice if key.endswith(("_seconds", "_time"))]:
+                del choice[key]
+        if record["question_id"] in found:
+            raise ValueError(f"{path} answers question {record['question_id']} twice")
+        found[record["question_id"]] = json.dumps(record, sort_keys=True)
+    return found
+
+
+class Trials:
+    """Faults of one kind, one after the other, over as many traces as they take.
+
+    Args:
+        start: begins a run that writes the trace it is given.
+        folder: for the traces.
+        whole: what an undisturbed run's trace holds.
+    """
+
+    def __init__(self, start: Start, folder: Path, whole: dict[Any, str]) -> None:
+        self._start = start
+        self._folder = folder
+        self._whole = whole
+        self._traces = 0
+        self.tried = self.hit = self.lost = self.differing = 0
+        self.exits: Counter[str] = Counter()
+        self._next()
+
+    def _next(self) -> None:
+        self._traces += 1
+        self.trace = self._folder / f"{self._traces}.jsonl"
+
+    def one(self, after: float, fault: Callable[[subprocess.Popen[bytes]], object]) -> None:
+        """Begin, or go on with, a run, do this to it after so many seconds, and look at the trace.
+
+        Args:
+            after: seconds.
+            fault: done to the run's process, unless it has ended by then.
+        """
+        before = content(self.trace)
+        process = self._start(self.trace)
+        try:
+            process.wait(after)
+        except subprocess.TimeoutExpired:
+            fault(process)
+            self.hit += 1
+        status = process.wait()
+        self.tried += 1
+        self.exits[str(status)] += 1
+        self.check(before)
+        if status == 0:
+            self.compare()
+            self._next()
+
+    def check(self, before: dict[Any, str]) -> None:
+        """Count what was on disk and is not any more."""
+        now = content(self.trace)
+        self.lost += sum(now.get(key) != line for key, line in before.items())
+
+    def compare(self) -> None:
+        """Count in what a trace that is finished differs from an undisturbed one."""
+        found = content(self.trace)
+        self.differing += sum(
+            found.get(key) != self._whole.get(key) for key in found.keys() | self._whole.keys()
+        )
+
+    def finish(self) -> None:
+        """Go on with the last trace until its end, undisturbed."""
+        before = content(self.trace)
+        status = self._start(self.trace).wait()
+        if status != 0:
+            raise InputError(f"the run into {self.trace} ended with exit status {status}")
+        self.check(before)
+        self.compare()
+
+    def row(self, name: str) -> Row:
+        exits = ", ".join(f"{status}: {count}" for status, count in sorted(self.exits.items()))
+        return {
+            "fault": name, "tried": self.tried, "while it ran": self.hit, "lost": self.lost,
+            "differing": self.differing, "exit": exits,
+        }  # fmt: skip
+
+
+def kill_a_worker(process: subprocess.Popen[bytes], chance: random.Random) -> bool:
+    """Kill one of a run's Ray workers; whether there was one."""
+    workers = [pid for pid in descendants(process.pid) if command_line(pid).startswith("ray::")]
+    if workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(chance.choice(workers), signal.SIGKILL)
+    return bool(workers)
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process began, and they in turn."""
+    children: dict[int, list[int]] = {}
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = place.read_text().rpartition(")")[2].split()[1]
+            children.setdefault(int(parent), []).append(int(place.parent.name))
+    found = list(children.get(pid, ()))
+    for child in found:
+        found += children.get(child, ())
+    return found
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+@contextlib.contextmanager
+def small_disk(kib: int) -> Iterator[Path]:
+    """A file system of so many KiB.
+
+    Raises:
+        InputError: it cannot be mounted here.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", place]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise InputError("there is no mount here; leave out disk (--only)") from error
+        if done.returncode:
+            raise InputError(f"{done.stderr.strip()}; leave out disk (--only), or be root")
+        try:
+            yield Path(place)
+        finally:
+            subprocess.run(["umount", place], check=True)
+
+
+class Faults:
+    """Tries the faults.
+
+    Args:
+        args: the flags.
+        folder: for traces.
+    """
+
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self._args = args
+        self._folder = folder
+        self._chance = random.Random(args.seed)
+        clock = time.perf_counter()
+        whole = folder / "whole.jsonl"
+        if self.start(whole).wait() != 0:
+            raise InputError("the undisturbed run failed; what it said is above")
+        self.span = time.perf_counter() - clock
+        self._whole = content(whole)
+
+    def start(self, trace: Path, *flags: str) -> subprocess.Popen[bytes]:
+        """A run that answers the questions into this trace, or goes on with it."""
+        args = self._args
+        command = [
+            sys.executable, "-m", "evaluation.inference_logitspec", "--model-path",
+            args.model_path, "--model-id", "trial", "--bench-name", args.bench_name,
+            "--question-end", str(args.questions), "--max-new-tokens", str(args.max_new_tokens),
+            "--device", args.device, "--dtype", args.dtype, "--warmup", "0", "--answer-file",
+            str(trace), *flags,
+        ]  # fmt: skip
+        said = (self._folder / "said.txt").open("ab")
+        return subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
+
+    def signalled(self, name: str, number: signal.Signals, times: int) -> Row:
+        trials = self._trials(name)
+        for _ in range(times):
+            trials.one(self._moment(), lambda process: process.send_signal(number))
+        trials.finish()
+        return trials.row(f"{number.name} at a random moment")
+
+    def workers_killed(self, times: int) -> Row:
+        """Kill a worker of each run; the run itself is to end well."""
+        trials = self._trials("worker", "--num-workers", "2")
+
+        def kill(process: subprocess.Popen[bytes]) -> None:
+            while process.poll() is None and not kill_a_worker(process, self._chance):
+                time.sleep(0.05)
+
+        for _ in range(times):
+            trials.one(self._moment(), kill)
+        return trials.row("SIGKILL of one of two workers")
+
+    def disk_full(self) -> Row:
+        """Let the disk fill up, make room, and go on."""
+        with small_disk(self._args.disk) as disk:
+            trials = Trials(self.start, disk, self._whole)
+            ballast = disk / "ballast"
+            size = self._args.disk * 1024
+            while size > 4096:  # less room each time
+                ballast.write_bytes(bytes(size // 2))
+                trials.one(600, lambda process: process.kill())
+                ballast.unlink()
+                size //= 2
+            trials.finish()
+        return trials.row(f"disk of {self._args.disk} KiB full")
+
+    def _trials(self, name: str, *flags: str) -> Trials:
+        folder = self._folder / name
+        folder.mkdir()
+        return Trials(lambda trace: self.start(trace, *flags), folder, self._whole)
+
+    def _moment(self) -> float:
+        return self._chance.uniform(0, self.span)
+
+
+def report(args: argparse.Namespace) -> None:
+    """What main() does once the flags are parsed."""
+    results = Results(args.json, args, args.device)
+    with tempfile.TemporaryDirectory() as folder:
+        faults = Faults(args, Path(folder))
+        measures: dict[str, Callable[[], Row]] = {
+            "kill": lambda: faults.signalled("kill", signal.SIGKILL, args.times),
+            "terminate": lambda: faults.signalled("terminate", signal.SIGTERM, args.times),
+            "interrupt": lambda: faults.signalled("interrupt", signal.SIGINT, args.times),
+            "worker": lambda: faults.workers_killed(args.times),
+            "disk": faults.disk_full,
+        }
+        table = Table(
+            f"{args.model_path}, {args.questions} questions of {args.bench_name}; an undisturbed "
+            f"run took {faults.span:.0f} s",
+            COLUMNS,
+        )
+        rows = []
+        for name in args.only or FAULTS:
+            row = measures[name]()
+            results.add("faults", row)
+            rows.append(row)
+            table.add(*row.values())
+    bad = sum(row["lost"] + row["differing"] for row in rows)
+    print(f"faults tried: {sum(row['tried'] for row in rows)}, answers lost or changed: {bad}")
+    if bad:
+        raise Incomplete("answers were lost or changed; see the table")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(
+        "python -m benchmarks.faults", "Kill, stop and starve runs; count what is lost."
+    )
+    add = parser.add_argument
+    add("--model-path", default="checkpoints/smollm2-135m-instruct", help="checkpoint")
+    add("--bench-name", default="quick", type=plain_name, help="data/NAME/question.jsonl")
+    add("--questions", type=at_least(1), default=16, metavar="N", help="the first N of it")
+    add("--max-new-tokens", type=at_least(1), default=48, help="most tokens per turn")
+    add("--times", type=at_least(1), default=20, help="each fault but a full disk is tried")
+    add("--disk", type=at_least(16), default=128, metavar="KIB", help="size of the disk that fills")
+    add("--only", nargs="+", choices=FAULTS, help="these faults alone")
+    add("--seed", type=int, default=0, help="of the moments")
+    add("--device", default="cpu", help="as in the inference scripts")
+    add("--dtype", default="auto", help="as in the inference scripts")
+    add("--json", type=Path, metavar="FILE", help="all figures, kept up after every fault")
+    args = parser.parse_args(argv)
+    return run_command(parser.prog, lambda: report(args), INTERRUPTED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
