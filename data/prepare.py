@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from evaluation.arguments import ROOT, Parser, run_command
 from evaluation.questions import MT_BENCH_CATEGORIES, sha256
-from model.logitspec.errors import InputError
+from model.logitspec.errors import InputError, brief
 
 DATA = ROOT / "data"
 SOURCE = "https://github.com/smart-lty/LogitSpec/raw/659bba9c8c472a92d9c592835fc0fe7c752fd011/data"
@@ -68,7 +68,10 @@ def download(url: str, part: Path, size: int) -> None:
     # identity: a range counts bytes of what is sent, which must not be compressed
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
-        with requests.get(url, headers=headers, stream=True, timeout=30) as reply:
+        with (
+            https_only() as session,
+            session.get(url, headers=headers, stream=True, timeout=30) as reply,
+        ):
             reply.raise_for_status()
             if reply.status_code != requests.codes.partial_content:
                 have = 0  # the server sends the whole file again
@@ -80,10 +83,19 @@ def download(url: str, part: Path, size: int) -> None:
                     file.write(block)
                     bar.update(len(block))
     except requests.RequestException as error:
+        if isinstance(error, requests.exceptions.InvalidSchema):
+            raise InputError(f"{url} leads to a place that is not HTTPS: {brief(error)}") from error
         raise InputError(
             f"cannot download {url} ({type(error).__name__}); run the same command again to go on, "
             "or give a local copy with --from DIR"
         ) from error
+
+
+def https_only() -> requests.Session:
+    """A session that follows no redirection to where others could read or change what is sent."""
+    session = requests.Session()
+    del session.adapters["http://"]
+    return session
 
 
 def check_questions(path: Path, name: str) -> None:

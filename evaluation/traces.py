@@ -30,6 +30,10 @@ PHASES = tuple(
 )
 
 
+PER_TURN = ("decoding_steps", "prompt_tokens", *PHASES)  # a number each, or null
+PER_STEP = ("output_ids", "tree_sizes", "step_seconds", "misses", "next_next_ranks")  # or token
+
+
 def validate(record: object) -> str | None:
     """What is wrong with a trace line, or None. Lines of the reference implementation pass."""
     if not isinstance(record, dict):
@@ -54,7 +58,21 @@ def validate(record: object) -> str | None:
                 return f"has no list of numbers {key!r} in a choice"
         if sum(choice["wall_time"]) <= 0:
             return "has a wall_time that is not positive"
-    return None
+        wrong = [key for key, value in choice.items() if not well_formed(key, value)]
+        if wrong:
+            return f"has no numbers {wrong[0]!r} in a choice"
+    return None if is_number(record.get("tstamp", 0)) else "has a 'tstamp' that is no time"
+
+
+def well_formed(key: str, value: object) -> bool:
+    """Whether a field of a choice is what this version writes under that name; others may be."""
+    if key in PER_TURN:
+        return isinstance(value, list) and all(v is None or is_number(v) for v in value)
+    if key in PER_STEP:
+        return isinstance(value, list) and all(
+            isinstance(turn, list) and all(v == -1 or is_number(v) for v in turn) for turn in value
+        )
+    return True
 
 
 def is_number(value: object) -> bool:

@@ -11,6 +11,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import requests
 import torch
 from safetensors import safe_open
 
@@ -67,6 +68,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     httpd = Server(("127.0.0.1", 0), Handler)
     httpd.ranges = []
     Thread(target=httpd.serve_forever, daemon=True).start()
+    monkeypatch.setattr(prepare, "https_only", requests.Session)
     monkeypatch.setattr(prepare, "SOURCE", f"http://127.0.0.1:{httpd.server_port}/data")
     yield httpd
     httpd.shutdown()
@@ -113,6 +115,17 @@ def test_download(server: Server, tmp_path: Path) -> None:
     target = prepare_questions("spec_bench", data=tmp_path)
     assert target.read_bytes() == CONTENT
     assert server.ranges == [None]
+
+
+def test_only_https_is_spoken(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    assert prepare.SOURCE.startswith("https://")
+    monkeypatch.setattr(prepare, "SOURCE", f"http://127.0.0.1:{server.server_port}/data")
+    with pytest.raises(InputError, match="leads to a place that is not HTTPS"):
+        prepare_questions("spec_bench", data=tmp_path)
+    assert server.ranges == []
 
 
 def test_a_torn_download_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:

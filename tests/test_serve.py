@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import re
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -336,6 +338,49 @@ def test_a_full_queue_is_429_and_who_is_gone_does_not_count(address: str, chat: 
     for thread in threads:
         thread.join()
     assert statuses == [200, 200]
+
+
+def test_a_thousand_connections_are_survived(address: str, chat: Chat) -> None:
+    """Good, malformed, oversized and torn requests at once, while one answer is under way."""
+    held = Held(chat)
+    host, port = address.removeprefix("http://").split(":")
+    asked = {"model": "tiny", "messages": HELLO, "max_tokens": 2, "stream": False}
+    bodies = [
+        json.dumps(asked).encode(), json.dumps(asked | {"stream": True}).encode(), b"{",
+        b"\xff" * 99, b" " * (LARGEST_BODY + 1),
+        json.dumps(asked | {"messages": "x" * 10**5}).encode(),
+    ]  # fmt: skip
+
+    async def ask(number: int) -> int:
+        body = bodies[number % len(bodies)]
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head += f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        torn = number % 10 == 9
+        try:
+            writer.write(head.encode() + (body[:50] if torn else body))
+            if torn:  # and gone
+                await writer.drain()
+                return 0
+            status = (await reader.readline()).split()
+            return int(status[1])
+        except ConnectionError:  # of an oversized body, which is not read to its end
+            return 413
+        finally:
+            writer.close()
+
+    async def ask_all() -> list[int]:
+        asking = [asyncio.ensure_future(ask(number)) for number in range(1000)]
+        await asyncio.sleep(3)
+        held.going.set()
+        return await asyncio.wait_for(asyncio.gather(*asking), 120)
+
+    statuses = Counter(asyncio.run(ask_all()))
+    assert statuses.total() == 1000 and set(statuses) <= {0, 200, 400, 413, 429}
+    assert statuses[429] > 100 and statuses[0] == 100
+    answer = httpx.post(address + CHAT, json=asked, timeout=60)
+    assert answer.status_code == 200
+    assert not chat.full
 
 
 def test_an_answer_is_given_up_when_its_client_goes(
