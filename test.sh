@@ -1,5 +1,10 @@
 #!/bin/sh
-# Lint, types and tests, in .venv. Arguments go to pytest: sh test.sh -k pool
+# Lint, types and tests, in .venv: sh test.sh [fast|default|full] [pytest's arguments]
+#
+#   sh test.sh fast       without the real model and without Ray; no coverage
+#   sh test.sh            all but the slow tests, and coverage by line: under ten minutes on two cores
+#   sh test.sh full       all, every reference trace and quick question to its end: about an hour
+#   sh test.sh -k pool    those of the tests that pytest chooses so
 #
 # BENCH_FROM=DIR takes the published question sets from DIR/NAME/question.jsonl, so that the tests
 # that need them run; without it they run when `python -m data.prepare spec_bench` has been run.
@@ -9,6 +14,14 @@ if [ -n "${BENCH_FROM-}" ]; then
 fi
 cd "$(dirname "$0")"
 . ./env.sh
+
+tier=default
+case "${1-}" in
+    fast | default | full)
+        tier=$1
+        shift
+        ;;
+esac
 
 use_environment dev -r requirements.txt -e ".[dev,ray,plots]"
 try_environment suffix -e ".[suffix]" ||
@@ -20,4 +33,15 @@ fi
 ruff format --check .
 ruff check .
 mypy
-python -m pytest "$@"
+
+# Two processes of one thread each are faster than one of two: most of a test is Python.
+parallel=2
+coverage="--cov --cov-report=term"
+if [ "$#" -eq 0 ]; then coverage="$coverage --cov-fail-under=90"; fi
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# shellcheck disable=SC2086
+case "$tier" in
+    fast) exec python -m pytest -n "$parallel" -m "not slow and not real and not workers" "$@" ;;
+    default) exec python -m pytest -n "$parallel" -m "not slow" $coverage "$@" ;;
+    full) FULL=1 exec python -m pytest -n "$parallel" $coverage "$@" ;;
+esac

@@ -202,7 +202,14 @@ class Faults:
             str(trace), *flags,
         ]  # fmt: skip
         said = (self._folder / "said.txt").open("ab")
-        return subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=said,
+            stderr=said,
+            # a shell's background jobs ignore Ctrl-C, and what they begin inherits it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
 
     def signalled(self, name: str, number: signal.Signals, times: int) -> Row:
         trials = self._trials(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,14 @@ TINY = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what asks for the real model by its fixtures: `sh test.sh fast` leaves it out."""
+    for item in items:
+        asked = inspect.signature(item.function).parameters if hasattr(item, "function") else ()
+        if {"default_model", "default_model_path", "default_tokenizer"} & set(asked):
+            item.add_marker("real")
 
 
 @pytest.fixture(scope="session", autouse=True)

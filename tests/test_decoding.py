@@ -272,6 +272,7 @@ def test_nothing_to_do_is_refused(
         decode(tiny, prompt, VanillaDrafter(), max_new_tokens=new)
 
 
+@pytest.mark.slow
 def test_200_tokens_of_the_default_model_equal_generate(
     default_model: LlamaKVForCausalLM, default_model_path: str, default_tokenizer: Any
 ) -> None:

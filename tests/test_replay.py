@@ -106,6 +106,7 @@ def assert_exact(recording: Recording, path: str, model: LlamaKVForCausalLM) -> 
         assert replayed == live(model, recording, name, eos), name
 
 
+@pytest.mark.slow
 def test_replayed_accept_lengths_are_the_live_ones_of_the_real_model(
     default_model: LlamaKVForCausalLM, default_model_path: str, tmp_path: Path
 ) -> None:
@@ -435,6 +436,7 @@ def test_a_flipped_byte_is_a_sentence(
         assert "1.npz is not whole" in str(error)
 
 
+@pytest.mark.slow
 def test_what_it_costs_is_measured_again_only_when_it_is_measured_better(
     recorded: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:

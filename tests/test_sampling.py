@@ -129,7 +129,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> LlamaKVForCausalLM:
 @pytest.mark.parametrize(
     ("sampling", "samples"),
     [
-        (Sampling(temperature=1.0), 20_000),
+        pytest.param(Sampling(temperature=1.0), 20_000, marks=pytest.mark.slow),
         (Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.2), 4_000),
     ],
     ids=["plain", "filtered"],
@@ -322,6 +322,7 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], complaint: str)
         Sampling(**options)
 
 
+@pytest.mark.slow
 def test_runs_at_a_temperature(
     chat_path: str,
     make_bench: Callable[..., Path],

@@ -75,6 +75,7 @@ def test_logitspec_gives_the_baselines_output_in_float32(
         assert row in speed.stdout
 
 
+@pytest.mark.slow
 def test_eval_sh_from_another_directory(one_per_task: str, tmp_path: Path) -> None:
     second = ROOT / "data" / "one-per-task-again"
     second.mkdir(exist_ok=True)
@@ -127,17 +128,10 @@ def test_eval_sh_refuses_unknown_arguments() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["evaluation.inference_baseline", "evaluation.inference_logitspec", "evaluation.run",
-     "evaluation.equal", "evaluation.speed", "evaluation.tables", "evaluation.plots",
-     "evaluation.report", "data.prepare", "benchmarks.changes", "benchmarks.compare",
-     "benchmarks.report", "benchmarks.scale", "benchmarks.step_cost"],
-)  # fmt: skip
-def test_help(module: str) -> None:
-    done = python("-m", module, "--help")
-    assert done.returncode == 0
-    assert "usage:" in done.stdout
+def test_help_of_a_command_and_of_the_script() -> None:
+    for words in (["-m", "evaluation.run"], ["evaluation/speed.py"]):
+        done = python(*words, "--help")
+        assert done.returncode == 0 and "usage:" in done.stdout
 
 
 def test_it_installs_as_the_package_logitspec(tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ def test_a_killed_workers_question_is_asked_again(
     assert sorted(line["question_id"] for line in answered) == [0, 1, 2, 3, 4] and not failed
 
 
+@pytest.mark.slow
 def test_a_question_that_workers_die_of_is_given_up(
     chat_path: str,
     make_bench: Make,
@@ -132,6 +133,7 @@ def test_a_question_that_workers_die_of_is_given_up(
     ]
 
 
+@pytest.mark.slow
 def test_what_stops_a_worker_stops_the_run_and_loses_nothing(
     chat_path: str, make_bench: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +158,7 @@ def ray_address() -> Iterator[str]:
     subprocess.run([*ray, "stop", "--force"], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_a_cluster_by_its_address(chat_path: str, make_bench: Make, ray_address: str) -> None:
     folder = make_bench(*(question(i, f"Question {i}?") for i in range(4)))
     flags = ["--num-workers", "2", "--ray-address", ray_address]
@@ -210,6 +213,7 @@ def test_flags_that_do_not_go_together(flags: dict[str, Any], complaint: str) ->
         find_workers(argparse.Namespace(**given | flags))
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_run_of_workers(chat_path: str, make_bench: Make, tmp_path: Path) -> None:
     folder = make_bench(*(question(i, f"Question {i}?") for i in range(400)))
     trace = tmp_path / "t.jsonl"
