@@ -72,9 +72,14 @@ def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def is_plain(name: str) -> bool:
+    """Whether a name is one component of a path, and leads nowhere else."""
+    return bool(re.fullmatch(r"[\w.+=@-]+", name)) and set(name) != {"."}
+
+
 def plain_name(text: str) -> str:
     """An argparse type: a name that is one component of a path."""
-    if not re.fullmatch(r"[\w.+=@-]+", text) or set(text) == {"."}:
+    if not is_plain(text):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a plain name (letters, digits and . _ - + = @ only)"
         )

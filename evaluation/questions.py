@@ -9,7 +9,7 @@ from pathlib import Path
 
 from model.logitspec.errors import InputError
 
-from .arguments import ROOT
+from .arguments import ROOT, is_plain
 
 MT_BENCH_CATEGORIES = (
     "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities",
@@ -29,8 +29,10 @@ def question_path(bench_name: str) -> Path:
     """Where a benchmark's questions lie.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or the name is none.
     """
+    if not is_plain(bench_name):
+        raise InputError(f"{bench_name!r} is no benchmark's name; give a plain word")
     path = ROOT / "data" / bench_name / "question.jsonl"
     if not path.is_file():
         raise InputError(

@@ -152,6 +152,7 @@ def cluster(ray: Any, address: str | None) -> Iterator[None]:
     if address is not None:
         check_reachable(address)
     own = {} if address else {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -159,7 +160,7 @@ def cluster(ray: Any, address: str | None) -> Iterator[None]:
             address=address,
             log_to_driver=False,
             logging_level="ERROR",
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
             **own,
         )
     except Exception as error:  # of many kinds

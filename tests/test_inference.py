@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,25 @@ def test_traces_of_baseline_and_logitspec(run: Callable[..., int], make_bench: M
     for old, new in zip(base, ours, strict=True):
         for choice in new["choices"]:
             assert choice["output_ids"] == old["choices"][0]["output_ids"]
+
+
+def test_a_sidecar_says_all_that_an_answer_comes_of(
+    run: Callable[..., int], make_bench: Make, chat_path: str
+) -> None:
+    folder = make_bench(question(1))
+    assert run("logitspec", "--max-ngram-size", "2") == 0
+    meta = json.loads((folder / "model_answer" / "logitspec.meta.json").read_text())
+    settings, (environment,) = meta["settings"], meta["environments"]
+    assert (
+        settings["questions"]
+        == hashlib.sha256((folder / "question.jsonl").read_bytes()).hexdigest()
+    )
+    assert len(settings["model_fingerprint"]) == len(settings["tokenizer_fingerprint"]) == 64
+    expected = {"dtype": "float32", "device": "cpu", "max_ngram_size": 2, "temperature": 0.0}
+    assert expected.items() <= settings.items()
+    assert environment["versions"].keys() >= {"python", "torch", "transformers"}
+    assert environment["device_names"] and environment["model_path"] == chat_path
+    assert environment.keys() >= {"commit", "uncommitted_changes", "threads", "kernels"}
 
 
 def test_the_loop_with_one_node_is_a_baseline_too(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.questions import load_questions
+from evaluation.questions import load_questions, question_path
 from evaluation.speed import TASKS, task_of
 from model.logitspec import InputError
 
@@ -64,3 +64,9 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\n")
     with pytest.raises(InputError, match="is not UTF-8 text"):
         load_questions(path)
+
+
+@pytest.mark.parametrize("name", ["../mine", "..", "a/b", "", "/etc", "a\0b", "a b"])
+def test_a_name_that_leads_elsewhere_is_no_benchmark(name: str) -> None:
+    with pytest.raises(InputError, match="is no benchmark's name"):
+        question_path(name)
