@@ -35,13 +35,13 @@ ruff check .
 mypy
 
 # Two processes of one thread each are faster than one of two: most of a test is Python.
-parallel=2
+parallel="-n 2 --dist loadgroup"
 coverage="--cov --cov-report=term"
 if [ "$#" -eq 0 ]; then coverage="$coverage --cov-fail-under=90"; fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # shellcheck disable=SC2086
 case "$tier" in
-    fast) exec python -m pytest -n "$parallel" -m "not slow and not real and not workers" "$@" ;;
-    default) exec python -m pytest -n "$parallel" -m "not slow" $coverage "$@" ;;
-    full) FULL=1 exec python -m pytest -n "$parallel" $coverage "$@" ;;
+    fast) exec python -m pytest $parallel -m "not slow and not real and not workers" "$@" ;;
+    default) exec python -m pytest $parallel -m "not slow" $coverage "$@" ;;
+    full) FULL=1 exec python -m pytest $parallel $coverage "$@" ;;
 esac

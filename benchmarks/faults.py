@@ -56,9 +56,13 @@ class Trials:
         start: begins a run that writes the trace it is given.
         folder: for the traces.
         whole: what an undisturbed run's trace holds.
+        never: exit statuses that count as a difference.
     """
 
-    def __init__(self, start: Start, folder: Path, whole: dict[Any, str]) -> None:
+    def __init__(
+        self, start: Start, folder: Path, whole: dict[Any, str], never: Sequence[int] = ()
+    ) -> None:
+        self._never = never
         self._start = start
         self._folder = folder
         self._whole = whole
@@ -87,6 +91,8 @@ class Trials:
             self.hit += 1
         status = process.wait()
         self.tried += 1
+        if status in self._never:
+            self.differing += 1
         self.exits[str(status)] += 1
         self.check(before)
         if status == 0:
@@ -124,7 +130,9 @@ class Trials:
 
 def kill_a_worker(process: subprocess.Popen[bytes], chance: random.Random) -> bool:
     """Kill one of a run's Ray workers; whether there was one."""
-    workers = [pid for pid in descendants(process.pid) if command_line(pid).startswith("ray::")]
+    workers = [
+        pid for pid in descendants(process.pid) if command_line(pid).startswith("ray::Worker")
+    ]
     if workers:
         with contextlib.suppress(ProcessLookupError):
             os.kill(chance.choice(workers), signal.SIGKILL)
@@ -222,12 +230,19 @@ class Faults:
         """Kill a worker of each run; the run itself is to end well."""
         trials = self._trials("worker", "--num-workers", "2")
 
+        killed = 0
+
         def kill(process: subprocess.Popen[bytes]) -> None:
-            while process.poll() is None and not kill_a_worker(process, self._chance):
+            nonlocal killed
+            while process.poll() is None:
+                if kill_a_worker(process, self._chance):
+                    killed += 1
+                    return
                 time.sleep(0.05)
 
         for _ in range(times):
             trials.one(self._moment(), kill)
+        trials.hit = killed
         return trials.row("SIGKILL of one of two workers")
 
     def disk_full(self) -> Row:
@@ -247,7 +262,8 @@ class Faults:
     def _trials(self, name: str, *flags: str) -> Trials:
         folder = self._folder / name
         folder.mkdir()
-        return Trials(lambda trace: self.start(trace, *flags), folder, self._whole)
+        never = (1, 2, 3)  # a crash, bad input, a question that was given up
+        return Trials(lambda trace: self.start(trace, *flags), folder, self._whole, never)
 
     def _moment(self) -> float:
         return self._chance.uniform(0, self.span)

@@ -182,6 +182,7 @@ def read_comparison(
     *,
     first_turns: bool = False,
     strict: bool = False,
+    without: Mapping[int | str, str] | None = None,
 ) -> Comparison:
     """Read traces and see that they can be compared.
 
@@ -190,6 +191,7 @@ def read_comparison(
         base_path: the main baseline, if it is none of them or cannot be told by its sidecar.
         first_turns: leave out all turns but each question's first.
         strict: refuse what there are doubts about.
+        without: questions to leave out whatever these traces answer, and why.
 
     Raises:
         InputError: a trace cannot be read; they differ in questions, model or settings; there is no
@@ -202,7 +204,7 @@ def read_comparison(
     if len(set(places)) < len(places):
         raise InputError("one trace is given twice; name each once")
     traces = [Trace.read(path) for path in listed]
-    left_out = leave_out({trace.path: trace for trace in traces})
+    left_out = leave_out({trace.path: trace for trace in traces}, without or {})
     known = next((trace for trace in traces if trace.settings), traces[0])
     for trace in traces:
         check_comparable(known, trace)
@@ -228,9 +230,9 @@ def read_comparison(
     return found
 
 
-def leave_out(traces: Mapping[Path, Trace]) -> str:
+def leave_out(traces: Mapping[Path, Trace], without: Mapping[int | str, str]) -> str:
     """Take the questions that a trace did not answer out of all, and say which: a sentence."""
-    reasons = failures({path: trace.failed for path, trace in traces.items()})
+    reasons = {**without, **failures({path: trace.failed for path, trace in traces.items()})}
     for trace in traces.values():
         trace.records = [r for r in trace.records if r["question_id"] not in reasons]
     if not all(trace.records for trace in traces.values()):

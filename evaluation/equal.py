@@ -19,6 +19,7 @@ from model.logitspec.errors import InputError
 
 from .arguments import TRUST, Parser, add_trust_flags, run_command
 from .comparison import Trace
+from .speed import failures, say_left_out
 from .traces import Record
 
 Key = tuple[str, int, int]  # question id, choice, turn; the last two counted from 0
@@ -170,7 +171,7 @@ def compare(
     device: str,
     trust: Mapping[str, bool],
 ) -> bool:
-    """Print which turns differ and where; whether all are equal.
+    """Print which turns differ and where; whether all are there and equal.
 
     Args:
         path: of one trace.
@@ -183,7 +184,18 @@ def compare(
         InputError: a trace cannot be read, or they hold different questions.
     """
     trace, other_trace = Trace.read(path), Trace.read(other)
-    ours, theirs = turns(trace), turns(other_trace)
+    reasons: dict[int | str, str] = {
+        str(key): why
+        for key, why in failures({path: trace.failed, other: other_trace.failed}).items()
+    }
+    if reasons:
+        print(say_left_out(reasons))
+    ours, theirs = (
+        {key: turn for key, turn in turns(several).items() if key[0] not in reasons}
+        for several in (trace, other_trace)
+    )
+    if not (ours or theirs):
+        raise InputError("no question is answered in both; run those that failed again")
     if ours.keys() != theirs.keys():
         odd = sorted(ours.keys() ^ theirs.keys())[0]
         raise InputError(
@@ -210,7 +222,7 @@ def compare(
         f"mean matched prefix {np.mean([*(lengths | parted).values()]):.1f} "
         f"of {np.mean([*lengths.values()]):.1f} tokens"
     )
-    return not parted
+    return not parted and not reasons
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -220,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     add("other", type=Path, help="the other")
     add("--model-path", help="the checkpoint of both: print its logits where the turns part")
     add("--device", default="auto", help="of that checkpoint: cpu, cuda or cuda:N")
-    add("--strict", action="store_true", help="exit status 1 when some turn differs")
+    add("--strict", action="store_true", help="exit status 1 when some turn differs or failed")
     add_trust_flags(parser)
     args = parser.parse_args(argv)
     trust = {name: getattr(args, name) for name in TRUST}

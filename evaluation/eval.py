@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +54,10 @@ class Answer(NamedTuple):
     environment: Record | None = None  # that it was made in, if not this process's
 
 
+class Broken(InputError):
+    """This process can answer no more."""
+
+
 class Answerer:
     """Asks an engine a question's turns and keeps the books: one trace line per question.
 
@@ -84,12 +88,18 @@ class Answerer:
 
         Raises:
             InputError: they could not be, and --strict is given (the question is named).
+            Broken: nothing can be answered any more.
         """
         try:
             choices = [self._choice(question, index) for index in range(self.args.num_choices)]
         except Exception as error:  # one question must not cost the run
-            if torch.cuda.is_available():
+            if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
+            elif "CUDA error" in str(error):  # after which every call fails
+                raise Broken(
+                    f"question {question.question_id}: {brief(error)}; what is finished is on "
+                    "disk, run again, without --overwrite, to go on"
+                ) from error
             named = f"question {question.question_id}: "
             reason = why_it_failed(error).removeprefix(named)
             if self.args.strict:
@@ -104,8 +114,9 @@ class Answerer:
         """
         prompt_ids = self.target.prompts.start().ask(question.turns[0])
         tokens = allowed_tokens(question, prompt_ids, self.target, self.args)
-        for _ in range(times):
-            self.engine.generate(prompt_ids, min(tokens, WARMUP_TOKENS), self.sampling)
+        with suppress(Exception):  # the question's own line will say why
+            for _ in range(times):
+                self.engine.generate(prompt_ids, min(tokens, WARMUP_TOKENS), self.sampling)
         self.engine.forget()
 
     def _choice(self, question: Question, index: int) -> Record:
@@ -251,7 +262,10 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         run.method.check(run.options)
     shared = run_settings(args, target, path, sampling)
 
-    environment = describe_run(target)
+    def describe() -> Record:
+        return describe_run(target) | {"workers": workers.count if workers else 1}
+
+    environment = describe()
     made = what_is_measured(shared, environment)
     if args.step_cost is not None:
         check_writable(args.step_cost)
@@ -297,7 +311,7 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         if workers:
             from .sharding import answer_in_workers
 
-            found = answer_in_workers(build_answerers, lambda: describe_run(target), jobs, workers)
+            found = answer_in_workers(build_answerers, describe, jobs, workers, strict=args.strict)
         else:
             found = answer_here(build_answerers(), jobs, args.step_cost, made)
         with closing(found) as answers:

@@ -89,6 +89,11 @@ def check_same_run(recording: Recording, trace: Trace) -> None:
             f"--against {trace.path} was made with {key} {trace.settings.get(key)!r}, the "
             f"recording with {recording.settings.get(key)!r}; record or run anew with the same"
         )
+    if trace.failed:
+        raise InputError(
+            f"--against {trace.path}: {len(trace.failed)} question(s) failed, as "
+            f"{trace.failed[0]['question_id']} ({trace.failed[0]['error']}); run it again"
+        )
     if {r["question_id"] for r in trace.records} != {q.question_id for q in recording.questions}:
         raise InputError(
             f"--against {trace.path} answers other questions than are replayed of "

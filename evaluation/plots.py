@@ -331,6 +331,8 @@ def report(args: argparse.Namespace) -> None:
     comparison = read_comparison(
         args.traces, args.base_path, first_turns=args.first_turns, strict=args.strict
     )
+    for caution in comparison.cautions():
+        print(caution, file=sys.stderr)
     names = draw_all(comparison, args.output_dir, args)
     print(f"{', '.join(names)}: PNG and SVG in {args.output_dir}")
 

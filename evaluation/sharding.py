@@ -7,9 +7,11 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +19,12 @@ import torch
 from model.logitspec.errors import InputError, brief
 
 from .arguments import ROOT
-from .eval import Answer, Answerer, Job, Workers, failure
+from .eval import Answer, Answerer, Broken, Job, Workers, failure
 from .methods import FROM_FILE
 from .traces import Record
 
-TRIES = 3  # of a question, or of loading a model, that workers die of
+TRIES = 3  # of an answer, or of loading a model, that workers die of
+NOTICE_SECONDS, PATIENCE_SECONDS = 60, 1800  # of waiting for any worker to begin
 
 
 class Worker:
@@ -49,9 +52,130 @@ class Worker:
         try:
             for name in names:
                 answers.append(Answer(name, self._answerers[name].answer(question)))
+        except Broken:
+            os._exit(1)  # another process can go on
         except InputError as error:
             return answers, str(error)
         return answers, None
+
+
+@dataclass(frozen=True)
+class Awaited:
+    """What is under way: loading a model, without a job, or answering one."""
+
+    actor: Any
+    environment: Record
+    job: Job | None = None
+
+
+class Crew:
+    """The workers of a run and what they have to do.
+
+    Args:
+        ray: the module, connected.
+        hire: begins a worker; gives its actor and what is awaited of it.
+        jobs: to do.
+        count: workers at a time.
+        strict: stop at an answer that workers die of.
+    """
+
+    def __init__(
+        self,
+        ray: Any,
+        hire: Callable[[], tuple[Any, Any]],
+        jobs: Sequence[Job],
+        count: int,
+        *,
+        strict: bool,
+    ) -> None:
+        self._ray = ray
+        self._hire = hire
+        self._strict = strict
+        self._waiting = deque(jobs)
+        self._idle: list[Awaited] = []
+        self._busy: dict[Any, Awaited] = {}  # by what Ray calls the result
+        self._deaths: Counter[Any] = Counter()  # by question and run, and of loading under None
+        for _ in range(min(count, len(jobs))):
+            self._add_worker()
+
+    def _add_worker(self) -> None:
+        actor, loaded = self._hire()
+        self._busy[loaded] = Awaited(actor, {})
+
+    def answers(self) -> Generator[Answer, None, None]:
+        """All answers, in the order in which they come."""
+        idle_since = time.monotonic()
+        told = False
+        while self._waiting or any(awaited.job is not None for awaited in self._busy.values()):
+            while self._waiting and self._idle:
+                worker = self._idle.pop()
+                job = self._waiting.popleft()
+                result = worker.actor.answer.remote(job)
+                self._busy[result] = Awaited(worker.actor, worker.environment, job)
+            ready, _ = self._ray.wait(list(self._busy), timeout=NOTICE_SECONDS)
+            if ready or any(awaited.job is not None for awaited in self._busy.values()):
+                idle_since = time.monotonic()
+            elif not told:
+                told = True
+                print("no worker has begun yet: the machines are full, or loading takes long",
+                      file=sys.stderr)  # fmt: skip
+            elif time.monotonic() - idle_since > PATIENCE_SECONDS:
+                raise InputError(
+                    f"no worker could begin within {PATIENCE_SECONDS // 60} minutes; see with "
+                    "`ray status` what keeps the machines busy"
+                )
+            for result in ready:
+                yield from self._take(result)
+
+    def _take(self, result: Any) -> Generator[Answer, None, None]:
+        """What came of something awaited."""
+        errors = self._ray.exceptions
+        awaited = self._busy.pop(result)
+        answers: list[Answer] = []
+        environment = awaited.environment
+        try:
+            if awaited.job is None:
+                stopped, environment = self._ray.get(result)
+                self._deaths[None] = 0
+            else:
+                answers, stopped = self._ray.get(result)
+        except errors.RayTaskError as error:
+            cause = getattr(error, "cause", None) or error
+            raise InputError(f"a worker failed: {brief(cause)}") from error
+        except errors.RayError as error:  # it was killed, or its machine is gone
+            self._ray.kill(awaited.actor)
+            yield from self._bury(awaited.job, error)
+            if len(self._waiting) > len(self._idle):
+                self._add_worker()
+            return
+        self._idle.append(Awaited(awaited.actor, environment))
+        for name, record, _ in answers:
+            yield Answer(name, record, environment)
+        if stopped is not None:
+            raise InputError(stopped)
+
+    def _bury(self, job: Job | None, error: Exception) -> Generator[Answer, None, None]:
+        """After a death: ask again, run by run, or give up."""
+        doing = "loading the model" if job is None else f"question {job[0].question_id}"
+        print(f"a worker died of {doing} ({brief(error)})", file=sys.stderr)
+        if job is None:
+            self._deaths[None] += 1
+            if self._deaths[None] >= TRIES:
+                raise InputError(
+                    f"{TRIES} workers died while they loaded the model; it may not fit into "
+                    "memory so many times"
+                ) from error
+            return
+        question, names = job
+        reason = f"{TRIES} workers died of it"
+        for name in reversed(names):
+            self._deaths[question.question_id, name] += 1
+            if self._deaths[question.question_id, name] < TRIES:
+                self._waiting.appendleft((question, [name]))
+            elif self._strict:
+                raise InputError(f"question {question.question_id}: {reason}") from error
+            else:
+                yield Answer(name, failure(question, name, reason))
 
 
 def answer_in_workers(
@@ -59,19 +183,22 @@ def answer_in_workers(
     describe: Callable[[], Record],
     jobs: Sequence[Job],
     workers: Workers,
+    *,
+    strict: bool = False,
 ) -> Generator[Answer, None, None]:
     """Answer questions in several processes; answers come in the order they are finished.
 
     Each worker sees only its own GPUs, or has its share of the cores, and takes the next question
-    as soon as it is free. One that dies is replaced, and what it was asked is asked again; a
-    question that TRIES workers died of gets a line that says so. What a method keeps across
-    prompts, it keeps per worker.
+    as soon as it is free. One that dies is replaced, and what it was asked is asked again; an
+    answer that TRIES workers died of is a line that says so. What a method keeps across prompts, it
+    keeps per worker.
 
     Args:
         build_answerers: what a worker asks, by model_id.
         describe: the environment of a worker.
         jobs: to do.
         workers: how many, and where.
+        strict: stop at an answer that workers die of.
 
     Raises:
         InputError: Ray is not installed, or there is no room for so many workers; the model cannot
@@ -87,59 +214,12 @@ def answer_in_workers(
     with cluster(ray, workers.address):
         threads = room(ray.nodes(), workers)
         actor = ray.remote(num_gpus=workers.gpus, num_cpus=threads)(Worker)
-        waiting = deque(jobs)
-        deaths: Counter[Any] = Counter()  # by question, and of loading under None
-        environments: dict[Any, Record] = {}
-        busy: dict[Any, tuple[Any, Job | None]] = {}  # what is awaited: of whom, and of which job
 
-        def hire() -> None:
+        def hire() -> tuple[Any, Any]:
             new = actor.remote()
-            busy[new.start.remote(build_answerers, describe, threads)] = new, None
+            return new, new.start.remote(build_answerers, describe, threads)
 
-        for _ in range(min(workers.count, len(jobs))):
-            hire()
-        while busy:
-            (ready, *_), _ = ray.wait(list(busy))
-            worker, job = busy.pop(ready)
-            answers: list[Answer] = []
-            stopped = None
-            try:
-                if job is None:
-                    stopped, environments[worker] = ray.get(ready)
-                else:
-                    answers, stopped = ray.get(ready)
-            except ray.exceptions.RayTaskError:
-                raise
-            except ray.exceptions.RayError as error:  # it was killed, or its machine is gone
-                question = None if job is None else job[0].question_id
-                deaths[question] += 1
-                last = deaths[question] >= TRIES
-                doing = "loading the model" if job is None else f"question {question}"
-                print(
-                    f"a worker died of {doing} ({brief(error)})"
-                    + (", for the last time" if last else ", another takes its place"),
-                    file=sys.stderr,
-                )
-                if last and job is None:
-                    raise InputError(
-                        f"{TRIES} workers died while they loaded the model; it may not fit into "
-                        "memory so many times"
-                    ) from error
-                if last and job is not None:
-                    reason = f"{TRIES} workers died of it"
-                    answers = [Answer(name, failure(job[0], name, reason)) for name in job[1]]
-                elif job is not None:
-                    waiting.appendleft(job)
-                if waiting:
-                    hire()
-            else:
-                if waiting and stopped is None:
-                    job_next = waiting.popleft()
-                    busy[worker.answer.remote(job_next)] = worker, job_next
-            for name, record, _ in answers:
-                yield Answer(name, record, environments.get(worker))
-            if stopped is not None:
-                raise InputError(stopped)
+        yield from Crew(ray, hire, jobs, workers.count, strict=strict).answers()
 
 
 @contextmanager
@@ -157,12 +237,14 @@ def cluster(ray: Any, address: str | None) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
-            address=address,
+            address=address or "local",  # not one that happens to run here
             log_to_driver=False,
             logging_level="ERROR",
             runtime_env={"env_vars": {"PYTHONPATH": path}},
             **own,
         )
+    except SystemExit as error:  # Ray's own answer to SIGTERM
+        raise KeyboardInterrupt from error
     except Exception as error:  # of many kinds
         where = f"to the Ray cluster at {address}" if address else "Ray"
         raise InputError(

@@ -19,7 +19,8 @@ COMMON = (
 )  # fmt: skip
 # What an environment in a sidecar says that matters to a comparison.
 ENVIRONMENT = (
-    "device_names", "threads", "kernels", "platform", "versions", "commit", "uncommitted_changes",
+    "device_names", "threads", "workers", "kernels", "platform", "versions", "commit",
+    "uncommitted_changes",
 )  # fmt: skip
 
 
@@ -46,15 +47,27 @@ class Sidecar:
             settings = dict.fromkeys((*LATER, *FILTERS)) | meta["settings"]
             for key in COMMON:
                 settings[key]
-            environments = [
-                {key: environment.get(key) for key in ENVIRONMENT}
-                for environment in meta["environments"]
-            ]
+            environments = [known_environment(dict(given)) for given in meta["environments"]]
             return cls(settings, environments, [int(start) for start in meta.get("starts", ())])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{place} does not say how the trace was made; delete it or run again"
             ) from error
+
+
+def known_environment(given: Record) -> Record:
+    """What ENVIRONMENT names of an environment; older versions lack some.
+
+    Raises:
+        TypeError: it is not as this project writes it.
+    """
+    found = {key: given.get(key) for key in ENVIRONMENT} | {"workers": given.get("workers", 1)}
+    for key, kind in (("versions", dict), ("device_names", list)):
+        if not isinstance(found[key], kind):
+            raise TypeError(f"{key} is no {kind.__name__}")
+    found["device_names"] = [str(name) for name in given["device_names"]]
+    found["commit"] = None if found["commit"] is None else str(found["commit"])
+    return found
 
 
 def doubts(sidecars: Mapping[str, Sidecar]) -> list[str]:
@@ -65,7 +78,7 @@ def doubts(sidecars: Mapping[str, Sidecar]) -> list[str]:
     """
     said = []
     unknown = [name for name, sidecar in sidecars.items() if not sidecar.settings]
-    if unknown and len(unknown) < len(sidecars):
+    if unknown:
         said.append(f"How {', '.join(unknown)} came about is not known: there is no sidecar.")
     known = {name: sidecar for name, sidecar in sidecars.items() if sidecar.settings}
     if known:

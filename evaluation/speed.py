@@ -227,6 +227,12 @@ def report(args: argparse.Namespace) -> None:
         read_pair(*paths, strict=args.strict)
         for paths in zip(args.file_path, args.base_path, strict=True)
     ]
+    asked = [{record["question_id"] for record in trace} for trace, _ in pairs]
+    if any(ids != asked[0] for ids in asked):
+        raise InputError(
+            "the runs given to --mean-report answer different questions; run those that lack some "
+            "again"
+        )
     count: TokenCount = recorded_tokens
     if args.tokenizer_path is not None:
         from evaluation.targets import load_tokenizer  # transformers takes seconds to import

@@ -26,6 +26,7 @@ from model.logitspec.errors import InputError
 from .arguments import Parser, run_command
 from .comparison import Comparison, Trace, check_comparable, read_comparison
 from .published import PUBLISHED
+from .speed import failures
 
 RESAMPLES = 10_000
 PUBLISHED_NOTE = "Published figures are their sources' own, on other machines and models."
@@ -335,8 +336,13 @@ def report(args: argparse.Namespace) -> None:
             raise InputError("--by-bench and --by-temperature are two tables; give one of them")
         if args.by_temperature and args.published:
             raise InputError("there are no published figures by temperature; leave out --published")
+        reasons: dict[int | str, str] = {}
+        if args.by_temperature:  # the same questions in every group
+            reasons = failures({path: Trace.read(path).failed for path in args.traces})
         comparisons = [
-            read_comparison(paths, first_turns=args.first_turns, strict=args.strict)
+            read_comparison(
+                paths, first_turns=args.first_turns, strict=args.strict, without=reasons
+            )
             for paths in groups(args.traces, grouping)
         ]
         table = compare_groups(comparisons, grouping, published=args.published)
@@ -378,7 +384,7 @@ def add_trace_flags(parser: Parser) -> None:
         "--strict",
         action="store_true",
         help="refuse traces that were made on different machines or with different versions, "
-        "instead of saying so below the table",
+        "instead of saying so",
     )
 
 

@@ -85,7 +85,7 @@ class Limits:
     async def _take_in(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             whole: Any = await asyncio.wait_for(whole_body(scope, receive), BODY_SECONDS)
-        except TimeoutError:
+        except (TimeoutError, asyncio.TimeoutError):  # one and the same from Python 3.11 on
             late = Refused(f"the request did not come within {BODY_SECONDS} seconds", 408)
             await response(late, CLOSE)(scope, receive, send)
             return

@@ -30,6 +30,7 @@ import evaluation.arguments, evaluation.eval, evaluation.questions, evaluation.s
 from evaluation.run import inference_main
 import model.logitspec
 root = Path(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's is ignored
 evaluation.questions.ROOT = evaluation.arguments.ROOT = root
 for line in sys.stdin:
     asked = json.loads(line)

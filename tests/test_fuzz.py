@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data import prepare
-from evaluation import demo, equal, record, replay, run, serve, speed, tables
+from evaluation import demo, equal, record, replay, report, run, serve, speed, tables
 from evaluation.chat import Chat
 from evaluation.questions import load_questions
 from evaluation.serve import make_app
@@ -87,7 +87,10 @@ META = {
         "template": "t", "max_new_tokens": 9, "temperature": 0.0, "dtype": "float32",
         "device": "cpu", "num_gpus_per_model": 1, "method": "baseline",
     },
-    "environments": [{"versions": {"torch": "2"}, "device_names": ["x"], "threads": 2}],
+    "environments": [
+        {"versions": {"torch": "2"}, "device_names": ["x"], "threads": 2, "platform": "Linux",
+         "commit": "0123", "uncommitted_changes": False, "kernels": "plain", "workers": 1}
+    ],
     "starts": [0],
 }  # fmt: skip
 ANSWER = trace_line(
@@ -115,6 +118,9 @@ def test_traces_and_their_sidecars(content: bytes, meta: Any, tmp_path: Path) ->
     assert tables.main([str(path), str(base)]) in (0, 2)
     assert tables.main([str(path), str(base), "--first-turns"]) in (0, 2)
     assert equal.main([str(path), str(base)]) in (0, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evaluation.report.draw_all", lambda *_: [])
+        assert report.main([str(path), str(base), "--output", str(tmp_path / "r.md")]) in (0, 2)
     try:
         TraceWriter(path, META["settings"], {}).close()  # type: ignore[arg-type]
     except InputError as error:

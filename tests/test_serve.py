@@ -481,6 +481,7 @@ def test_ctrl_c_ends_it_though_answers_are_under_way(default_model_path: str) ->
     server = subprocess.Popen(
         [sys.executable, "-m", "evaluation.serve", *argv, "--device", "cpu"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert server.stdout is not None
     said = server.stdout.readline()
