@@ -3,9 +3,9 @@
 A question that could not be answered has a line with its `error` and no choices; a later line for
 the same question takes its place.
 
-The lines have the reference implementation's fields, so its tools read them, and besides per turn
-output_ids, prompt_tokens, the seconds of each of PHASES, and a number of every step of the turn:
-tree_sizes, step_seconds, misses, next_next_ranks (as in decoding.DecodingResult).
+The lines of answers have the reference implementation's fields, so its tools read them, and besides
+per turn output_ids, prompt_tokens, the seconds of each of PHASES, and a number of every step of the
+turn: tree_sizes, step_seconds, misses, next_next_ranks (as in decoding.DecodingResult).
 `NAME.jsonl` has the sidecar `NAME.meta.json`.
 """
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.faults import content
 from evaluation.eval import Workers, find_workers
 from evaluation.run import main
 from evaluation.sharding import room
@@ -57,18 +58,6 @@ def run(chat_path: str, *flags: str, methods: str = "vanilla,logitspec,baseline"
             "--warmup", "0", *flags,
         ]
     )  # fmt: skip
-
-
-def content(path: Path) -> list[dict[str, Any]]:
-    """A trace without times and names of its own, in the order of the ids."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    for line in lines:
-        for key in ("answer_id", "tstamp"):
-            del line[key]
-        for choice in line.get("choices", ()):
-            for key in [key for key in choice if key.endswith(("_seconds", "_time"))]:
-                del choice[key]
-    return sorted(lines, key=lambda line: str(line["question_id"]))
 
 
 def test_two_workers_write_the_trace_that_one_process_does(
