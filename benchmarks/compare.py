@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from evaluation.answering import WARMUP_TOKENS, allowed_tokens, synchronize
 from evaluation.arguments import (
     Parser,
     add_machine_flags,
@@ -28,13 +29,7 @@ from evaluation.arguments import (
 )
 from evaluation.engines import Engine, Models
 from evaluation.environment import describe_environment
-from evaluation.eval import (
-    WARMUP_TOKENS,
-    allowed_tokens,
-    chosen_questions,
-    list_jobs,
-    synchronize,
-)
+from evaluation.eval import chosen_questions, list_jobs
 from evaluation.methods import METHODS, Method, Options, add_options, find_methods
 from evaluation.plots import new_figure, require_matplotlib, save_figure, style
 from evaluation.questions import Question, sha256

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from evaluation.answering import Answerer
 from evaluation.arguments import Parser, add_machine_flags, at_least, run_command
 from evaluation.engines import KVEngine, Models
-from evaluation.eval import Answerer, chosen_questions
+from evaluation.eval import chosen_questions
 from evaluation.questions import Question
 from evaluation.targets import Target, model_name
 from evaluation.traces import write_atomically

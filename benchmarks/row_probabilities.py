@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from evaluation.answering import allowed_tokens
 from evaluation.arguments import Parser, add_machine_flags, run_command
 from evaluation.engines import KVEngine, Models
-from evaluation.eval import allowed_tokens, chosen_questions
+from evaluation.eval import chosen_questions
 from evaluation.targets import Target
 from model.logitspec import LlamaKVForCausalLM, VanillaDrafter
 from model.logitspec.decoding import read_in

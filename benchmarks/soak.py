@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.answering import allowed_tokens, check_prompts
 from evaluation.arguments import Parser, add_machine_flags, at_least, run_command
 from evaluation.engines import KVEngine, Models
-from evaluation.eval import allowed_tokens, check_prompts, chosen_questions
+from evaluation.eval import chosen_questions
 from evaluation.methods import find_method
 from evaluation.replaying import drafter_method
 from evaluation.targets import Target

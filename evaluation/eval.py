@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import shortuuid
-import torch
 from tqdm import tqdm
 
-from model.logitspec.decoding import check_lengths
-from model.logitspec.devices import resolve_device
-from model.logitspec.errors import InputError, brief
+from model.logitspec.errors import InputError
 from model.logitspec.sampling import Sampling
 
+from .answering import Answer, Answerer, Job, check_prompts
 from .arguments import Incomplete, check_slice
-from .engines import GREEDY, Engine, KVEngine, Models
+from .engines import KVEngine, Models
 from .environment import describe_run
 from .methods import Method, Options
-from .prompts import answer_text
 from .questions import Question, load_questions, question_path, sha256
+from .sharding import answer_in_workers, find_workers
 from .step_costs import METER_EVERY, StepCosts, measured_rounds, what_is_measured
 from .targets import Target, model_name
-from .traces import FILTERS, PHASES, Record, TraceWriter, check_writable
-
-WARMUP_TOKENS = 64
+from .traces import FILTERS, Record, TraceWriter, check_writable
 
 
 @dataclass(frozen=True)
@@ -41,198 +35,6 @@ class Run:
     options: Options  # all of the method's
     model_id: str  # names the run in its trace; unique among the runs of an evaluation
     answer_file: Path
-
-
-Job = tuple[Question, list[str]]  # a question and the model_ids of the runs to ask, in order
-
-
-class Answer(NamedTuple):
-    """A trace line, and where it belongs."""
-
-    model_id: str
-    record: Record  # with choices, or an error
-    environment: Record | None = None  # that it was made in, if not this process's
-
-
-class Broken(InputError):
-    """This process can answer no more."""
-
-
-class Answerer:
-    """Asks an engine a question's turns and keeps the books: one trace line per question.
-
-    Args:
-        target: the checkpoint.
-        engine: decodes with it.
-        model_id: of the run.
-        args: the shared flags.
-        sampling: of the first choice; each further one takes the next seed.
-    """
-
-    def __init__(
-        self,
-        target: Target,
-        engine: Engine,
-        model_id: str,
-        args: argparse.Namespace,
-        sampling: Sampling = GREEDY,
-    ) -> None:
-        self.target = target
-        self.engine = engine
-        self.model_id = model_id
-        self.args = args
-        self.sampling = sampling
-
-    def answer(self, question: Question) -> Record:
-        """Generate all choices of all turns of one question, or say why they could not be.
-
-        Raises:
-            InputError: they could not be, and --strict is given (the question is named).
-            Broken: nothing can be answered any more.
-        """
-        try:
-            choices = [self._choice(question, index) for index in range(self.args.num_choices)]
-        except Exception as error:  # one question must not cost the run
-            if isinstance(error, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
-            elif "CUDA error" in str(error):  # after which every call fails
-                raise Broken(
-                    f"question {question.question_id}: {brief(error)}; what is finished is on "
-                    "disk, run again, without --overwrite, to go on"
-                ) from error
-            named = f"question {question.question_id}: "
-            reason = why_it_failed(error).removeprefix(named)
-            if self.args.strict:
-                raise InputError(f"{named}{reason}") from error
-            return failure(question, self.model_id, reason)
-        return identity(question, self.model_id) | {"choices": choices, "tstamp": time.time()}
-
-    def warm_up(self, question: Question, times: int) -> None:
-        """Answer a question unmeasured and briefly, so that kernels and memory are in place.
-
-        What the method learnt from it is forgotten: it must not meet the question warm.
-        """
-        prompt_ids = self.target.prompts.start().ask(question.turns[0])
-        tokens = allowed_tokens(question, prompt_ids, self.target, self.args)
-        with suppress(Exception):  # the question's own line will say why
-            for _ in range(times):
-                self.engine.generate(prompt_ids, min(tokens, WARMUP_TOKENS), self.sampling)
-        self.engine.forget()
-
-    def _choice(self, question: Question, index: int) -> Record:
-        sampling = replace(self.sampling, seed=self.sampling.seed + index)
-        conversation = self.target.prompts.start()
-        choice: Record = {"index": index, "turns": [], "accept_lengths": []}
-        for asked in question.turns:
-            prompt_ids = conversation.ask(asked)
-            max_new_tokens = allowed_tokens(question, prompt_ids, self.target, self.args)
-            synchronize(self.target.device)
-            start = time.perf_counter()
-            result = self.engine.generate(prompt_ids, max_new_tokens, sampling)
-            synchronize(self.target.device)
-            seconds = time.perf_counter() - start
-            text = answer_text(self.target.tokenizer, result.tokens, conversation.stop_strings)
-            conversation.answer(text)
-            choice["turns"].append(text)
-            # one list for all turns, as in the reference
-            choice["accept_lengths"] += result.accept_lengths
-            per_turn = {
-                "decoding_steps": result.steps,
-                "new_tokens": len(result.tokens),
-                "wall_time": seconds,
-                "output_ids": result.tokens,
-                "prompt_tokens": result.prompt_tokens,
-                "tree_sizes": result.tree_sizes,
-                "step_seconds": [round(seconds, 6) for seconds in result.step_seconds],
-                "misses": result.misses,
-                "next_next_ranks": result.next_next_ranks,
-            }
-            for phase in PHASES:
-                per_turn[phase] = getattr(result, phase) if self.engine.splits_time else None
-            for key, value in per_turn.items():
-                choice.setdefault(key, []).append(value)
-        return choice
-
-
-def identity(question: Question, model_id: str) -> Record:
-    """What every line of a trace begins with."""
-    return {
-        "question_id": question.question_id,
-        "category": question.category,
-        "answer_id": shortuuid.uuid(),
-        "model_id": model_id,
-    }
-
-
-def failure(question: Question, model_id: str, reason: str) -> Record:
-    """The trace line of a question that could not be answered."""
-    return identity(question, model_id) | {"error": reason, "tstamp": time.time()}
-
-
-def why_it_failed(error: Exception) -> str:
-    """An exception as the reason in a trace line."""
-    if isinstance(error, InputError):
-        return str(error)
-    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if out_of_memory or "can't allocate memory" in str(error):  # as PyTorch says on a CPU
-        return (
-            "out of memory; it may do with a lower --max-new-tokens (a run of its own) or more "
-            "--num-gpus-per-model"
-        )
-    return brief(error)
-
-
-def check_prompts(
-    questions: Sequence[Question], target: Target, args: argparse.Namespace
-) -> list[Question]:
-    """The questions whose first turn's prompt is not too long for the model, at least one.
-
-    Raises:
-        InputError: all are too long, or one is and --strict is given.
-    """
-    fitting, refused = [], []
-    for question in questions:
-        try:
-            allowed_tokens(question, target.prompts.start().ask(question.turns[0]), target, args)
-            fitting.append(question)
-        except InputError as error:
-            refused.append(str(error))
-    if refused and (args.strict or not fitting):
-        raise InputError(refused[0])
-    if refused:
-        print(
-            f"{len(refused)} of {len(questions)} questions cannot be answered, the first is "
-            f"{refused[0]}"
-        )
-    return fitting
-
-
-def allowed_tokens(
-    question: Question, prompt_ids: list[int], target: Target, args: argparse.Namespace
-) -> int:
-    """How many tokens a turn may generate: --max-new-tokens, or what --cap-new-tokens leaves of it.
-
-    Raises:
-        InputError: the prompt and as many tokens exceed the model's positions.
-    """
-    wanted = int(args.max_new_tokens)
-    if args.cap_new_tokens:
-        wanted = max(1, min(wanted, target.max_positions - len(prompt_ids)))
-    try:
-        check_lengths(len(prompt_ids), wanted, target.max_positions)
-    except InputError as error:
-        way_out = "" if args.cap_new_tokens else "; --cap-new-tokens makes do with what is left"
-        raise InputError(f"question {question.question_id}: {error}{way_out}") from error
-    return wanted
-
-
-def synchronize(device: str) -> None:
-    """Wait for everything queued on the GPUs in use; nothing to wait for on a CPU."""
-    if device == "auto":
-        for index in range(torch.cuda.device_count()):
-            torch.cuda.synchronize(index)
-    elif device != "cpu":
-        torch.cuda.synchronize(device)
 
 
 def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
@@ -309,8 +111,6 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         if not todo:
             return
         if workers:
-            from .sharding import answer_in_workers
-
             found = answer_in_workers(build_answerers, describe, jobs, workers, strict=args.strict)
         else:
             found = answer_here(build_answerers(), jobs, args.step_cost, made)
@@ -412,65 +212,6 @@ def answer_here(
             costs.measure()
         for name in names:
             yield Answer(name, answerers[name].answer(question))
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Copies of the model, each in a process of its own."""
-
-    count: int
-    gpus: int  # of each; 0: it runs on CPUs
-    address: str | None = None  # of a Ray cluster; None: this machine alone
-
-
-def find_workers(args: argparse.Namespace) -> Workers | None:
-    """The workers that the flags ask for; None: this process does it.
-
-    Raises:
-        InputError: there cannot be so many, as far as can be told from here.
-    """
-    per_model = args.num_gpus_per_model
-    total = args.num_gpus_total or per_model
-    if args.num_workers is not None:
-        if args.num_gpus_total or per_model > 1:
-            raise InputError(
-                "--num-workers is for a CPU; with GPUs give --num-gpus-total, and "
-                "--num-gpus-per-model"
-            )
-        if resolve_device(args.device, 1) != "cpu":
-            raise InputError(
-                f"--num-workers {args.num_workers} is for a CPU, and the device is a GPU; give "
-                "--device cpu, or --num-gpus-total instead"
-            )
-        if args.num_workers == 1 and args.ray_address is None:
-            return None
-        return Workers(args.num_workers, 0, args.ray_address)
-    if total % per_model:
-        raise InputError(
-            f"--num-gpus-total {total} is no multiple of --num-gpus-per-model {per_model}"
-        )
-    workers = int(total // per_model)
-    if workers == 1 and args.ray_address is None:
-        return None
-    if args.device not in ("auto", "cuda"):
-        raise InputError(
-            f"--num-gpus-total {total} asks for {workers} copies of the model, "
-            f"--device {args.device} has room for one; use --device cuda"
-            if workers > 1
-            else f"--ray-address with --device {args.device} wants --num-workers"
-        )
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if args.ray_address is None and total > gpus:
-        raise InputError(
-            f"--num-gpus-total is {total}, torch sees {gpus} GPU(s) here; ask for no more than "
-            "that, or for --num-workers on a CPU"
-        )
-    if gpus == 0:
-        raise InputError(
-            f"--ray-address {args.ray_address}: torch sees no GPU here; run this on a machine like "
-            "the workers', or ask for --num-workers on CPUs"
-        )
-    return Workers(workers, per_model, args.ray_address)
 
 
 def write_with_progress(

@@ -25,6 +25,7 @@ from model.logitspec.decoding import PREFILL_LOGITS, read_in
 from model.logitspec.errors import InputError
 from model.logitspec.sampling import Sampling
 
+from .answering import allowed_tokens, check_prompts
 from .arguments import (
     Parser,
     add_machine_flags,
@@ -35,7 +36,7 @@ from .arguments import (
 )
 from .engines import Models
 from .environment import describe_run
-from .eval import allowed_tokens, check_prompts, chosen_questions, run_settings
+from .eval import chosen_questions, run_settings
 from .prompts import answer_text
 from .questions import Question
 from .recordings import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
@@ -16,15 +17,75 @@ from typing import Any
 
 import torch
 
+from model.logitspec.devices import resolve_device
 from model.logitspec.errors import InputError, brief
 
+from .answering import Answer, Answerer, Broken, Job, failure
 from .arguments import ROOT
-from .eval import Answer, Answerer, Broken, Job, Workers, failure
 from .methods import FROM_FILE
 from .traces import Record
 
 TRIES = 3  # of an answer, or of loading a model, that workers die of
 NOTICE_SECONDS, PATIENCE_SECONDS = 60, 1800  # of waiting for any worker to begin
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Copies of the model, each in a process of its own."""
+
+    count: int
+    gpus: int  # of each; 0: it runs on CPUs
+    address: str | None = None  # of a Ray cluster; None: this machine alone
+
+
+def find_workers(args: argparse.Namespace) -> Workers | None:
+    """The workers that the flags ask for; None: this process does it.
+
+    Raises:
+        InputError: there cannot be so many, as far as can be told from here.
+    """
+    per_model = args.num_gpus_per_model
+    total = args.num_gpus_total or per_model
+    if args.num_workers is not None:
+        if args.num_gpus_total or per_model > 1:
+            raise InputError(
+                "--num-workers is for a CPU; with GPUs give --num-gpus-total, and "
+                "--num-gpus-per-model"
+            )
+        if resolve_device(args.device, 1) != "cpu":
+            raise InputError(
+                f"--num-workers {args.num_workers} is for a CPU, and the device is a GPU; give "
+                "--device cpu, or --num-gpus-total instead"
+            )
+        if args.num_workers == 1 and args.ray_address is None:
+            return None
+        return Workers(args.num_workers, 0, args.ray_address)
+    if total % per_model:
+        raise InputError(
+            f"--num-gpus-total {total} is no multiple of --num-gpus-per-model {per_model}"
+        )
+    workers = int(total // per_model)
+    if workers == 1 and args.ray_address is None:
+        return None
+    if args.device not in ("auto", "cuda"):
+        raise InputError(
+            f"--num-gpus-total {total} asks for {workers} copies of the model, "
+            f"--device {args.device} has room for one; use --device cuda"
+            if workers > 1
+            else f"--ray-address with --device {args.device} wants --num-workers"
+        )
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if args.ray_address is None and total > gpus:
+        raise InputError(
+            f"--num-gpus-total is {total}, torch sees {gpus} GPU(s) here; ask for no more than "
+            "that, or for --num-workers on a CPU"
+        )
+    if gpus == 0:
+        raise InputError(
+            f"--ray-address {args.ray_address}: torch sees no GPU here; run this on a machine like "
+            "the workers', or ask for --num-workers on CPUs"
+        )
+    return Workers(workers, per_model, args.ray_address)
 
 
 class Worker:

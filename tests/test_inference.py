@@ -197,7 +197,7 @@ def test_ctrl_c_keeps_what_is_finished(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from evaluation.eval import Answerer
+    from evaluation.answering import Answerer
 
     folder = make_bench(*(question(i) for i in range(3)))
     answer = Answerer.answer

@@ -281,7 +281,7 @@ def test_transformers_prompt_lookup_counts_its_steps(default_model_path: str) ->
 
 
 def test_warming_up_teaches_a_method_nothing(chat_path: str, make_bench: Make) -> None:
-    from evaluation.eval import Answerer
+    from evaluation.answering import Answerer
 
     make_bench(question(1))
     resolved = target(chat_path)

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 from benchmarks.faults import content
-from evaluation.eval import Workers, find_workers
 from evaluation.run import main
-from evaluation.sharding import room
+from evaluation.sharding import Workers, find_workers, room
 from evaluation.traces import meta_path, read_lines
 from model.logitspec import InputError
 

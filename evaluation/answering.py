@@ -1,0 +1,215 @@
+"""Asks an engine a benchmark's questions, one at a time: a trace line each, whatever happens."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import NamedTuple
+
+import shortuuid
+import torch
+
+from model.logitspec.decoding import check_lengths
+from model.logitspec.errors import InputError, brief
+from model.logitspec.sampling import Sampling
+
+from .engines import GREEDY, Engine
+from .prompts import answer_text
+from .questions import Question
+from .targets import Target
+from .traces import PHASES, Record
+
+WARMUP_TOKENS = 64
+Job = tuple[Question, list[str]]  # a question and the model_ids of the runs to ask, in order
+
+
+class Answer(NamedTuple):
+    """A trace line, and where it belongs."""
+
+    model_id: str
+    record: Record  # with choices, or an error
+    environment: Record | None = None  # that it was made in, if not this process's
+
+
+class Broken(InputError):
+    """This process can answer no more."""
+
+
+class Answerer:
+    """Asks an engine a question's turns and keeps the books: one trace line per question.
+
+    Args:
+        target: the checkpoint.
+        engine: decodes with it.
+        model_id: of the run.
+        args: the shared flags.
+        sampling: of the first choice; each further one takes the next seed.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        engine: Engine,
+        model_id: str,
+        args: argparse.Namespace,
+        sampling: Sampling = GREEDY,
+    ) -> None:
+        self.target = target
+        self.engine = engine
+        self.model_id = model_id
+        self.args = args
+        self.sampling = sampling
+
+    def answer(self, question: Question) -> Record:
+        """Generate all choices of all turns of one question, or say why they could not be.
+
+        Raises:
+            InputError: they could not be, and --strict is given (the question is named).
+            Broken: nothing can be answered any more.
+        """
+        try:
+            choices = [self._choice(question, index) for index in range(self.args.num_choices)]
+        except Exception as error:  # one question must not cost the run
+            if isinstance(error, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+            elif "CUDA error" in str(error):  # after which every call fails
+                raise Broken(
+                    f"question {question.question_id}: {brief(error)}; what is finished is on "
+                    "disk, run again, without --overwrite, to go on"
+                ) from error
+            named = f"question {question.question_id}: "
+            reason = why_it_failed(error).removeprefix(named)
+            if self.args.strict:
+                raise InputError(f"{named}{reason}") from error
+            return failure(question, self.model_id, reason)
+        return identity(question, self.model_id) | {"choices": choices, "tstamp": time.time()}
+
+    def warm_up(self, question: Question, times: int) -> None:
+        """Answer a question unmeasured and briefly, so that kernels and memory are in place.
+
+        What the method learnt from it is forgotten: it must not meet the question warm.
+        """
+        prompt_ids = self.target.prompts.start().ask(question.turns[0])
+        tokens = allowed_tokens(question, prompt_ids, self.target, self.args)
+        with suppress(Exception):  # the question's own line will say why
+            for _ in range(times):
+                self.engine.generate(prompt_ids, min(tokens, WARMUP_TOKENS), self.sampling)
+        self.engine.forget()
+
+    def _choice(self, question: Question, index: int) -> Record:
+        sampling = replace(self.sampling, seed=self.sampling.seed + index)
+        conversation = self.target.prompts.start()
+        choice: Record = {"index": index, "turns": [], "accept_lengths": []}
+        for asked in question.turns:
+            prompt_ids = conversation.ask(asked)
+            max_new_tokens = allowed_tokens(question, prompt_ids, self.target, self.args)
+            synchronize(self.target.device)
+            start = time.perf_counter()
+            result = self.engine.generate(prompt_ids, max_new_tokens, sampling)
+            synchronize(self.target.device)
+            seconds = time.perf_counter() - start
+            text = answer_text(self.target.tokenizer, result.tokens, conversation.stop_strings)
+            conversation.answer(text)
+            choice["turns"].append(text)
+            # one list for all turns, as in the reference
+            choice["accept_lengths"] += result.accept_lengths
+            per_turn = {
+                "decoding_steps": result.steps,
+                "new_tokens": len(result.tokens),
+                "wall_time": seconds,
+                "output_ids": result.tokens,
+                "prompt_tokens": result.prompt_tokens,
+                "tree_sizes": result.tree_sizes,
+                "step_seconds": [round(seconds, 6) for seconds in result.step_seconds],
+                "misses": result.misses,
+                "next_next_ranks": result.next_next_ranks,
+            }
+            for phase in PHASES:
+                per_turn[phase] = getattr(result, phase) if self.engine.splits_time else None
+            for key, value in per_turn.items():
+                choice.setdefault(key, []).append(value)
+        return choice
+
+
+def identity(question: Question, model_id: str) -> Record:
+    """What every line of a trace begins with."""
+    return {
+        "question_id": question.question_id,
+        "category": question.category,
+        "answer_id": shortuuid.uuid(),
+        "model_id": model_id,
+    }
+
+
+def failure(question: Question, model_id: str, reason: str) -> Record:
+    """The trace line of a question that could not be answered."""
+    return identity(question, model_id) | {"error": reason, "tstamp": time.time()}
+
+
+def why_it_failed(error: Exception) -> str:
+    """An exception as the reason in a trace line."""
+    if isinstance(error, InputError):
+        return str(error)
+    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if out_of_memory or "can't allocate memory" in str(error):  # as PyTorch says on a CPU
+        return (
+            "out of memory; it may do with a lower --max-new-tokens (a run of its own) or more "
+            "--num-gpus-per-model"
+        )
+    return brief(error)
+
+
+def check_prompts(
+    questions: Sequence[Question], target: Target, args: argparse.Namespace
+) -> list[Question]:
+    """The questions whose first turn's prompt is not too long for the model, at least one.
+
+    Raises:
+        InputError: all are too long, or one is and --strict is given.
+    """
+    fitting, refused = [], []
+    for question in questions:
+        try:
+            allowed_tokens(question, target.prompts.start().ask(question.turns[0]), target, args)
+            fitting.append(question)
+        except InputError as error:
+            refused.append(str(error))
+    if refused and (args.strict or not fitting):
+        raise InputError(refused[0])
+    if refused:
+        print(
+            f"{len(refused)} of {len(questions)} questions cannot be answered, the first is "
+            f"{refused[0]}"
+        )
+    return fitting
+
+
+def allowed_tokens(
+    question: Question, prompt_ids: list[int], target: Target, args: argparse.Namespace
+) -> int:
+    """How many tokens a turn may generate: --max-new-tokens, or what --cap-new-tokens leaves of it.
+
+    Raises:
+        InputError: the prompt and as many tokens exceed the model's positions.
+    """
+    wanted = int(args.max_new_tokens)
+    if args.cap_new_tokens:
+        wanted = max(1, min(wanted, target.max_positions - len(prompt_ids)))
+    try:
+        check_lengths(len(prompt_ids), wanted, target.max_positions)
+    except InputError as error:
+        way_out = "" if args.cap_new_tokens else "; --cap-new-tokens makes do with what is left"
+        raise InputError(f"question {question.question_id}: {error}{way_out}") from error
+    return wanted
+
+
+def synchronize(device: str) -> None:
+    """Wait for everything queued on the GPUs in use; nothing to wait for on a CPU."""
+    if device == "auto":
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(index)
+    elif device != "cpu":
+        torch.cuda.synchronize(device)
