@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.arguments import ROOT, Incomplete, Parser, at_least, plain_name, run_command
+from evaluation.traces import meta_path
 from model.logitspec.errors import InputError
 
 from .measure import INTERRUPTED, Results, Row, Table
@@ -97,6 +98,8 @@ class Trials:
         self.check(before)
         if status == 0:
             self.compare()
+            self.trace.unlink()  # a small disk has room for one
+            meta_path(self.trace).unlink(missing_ok=True)
             self._next()
 
     def check(self, before: dict[Any, str]) -> None:
