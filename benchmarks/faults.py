@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,12 +254,12 @@ class Faults:
         with small_disk(self._args.disk) as disk:
             trials = Trials(self.start, disk, self._whole)
             ballast = disk / "ballast"
-            size = self._args.disk * 1024
-            while size > 4096:  # less room each time
-                ballast.write_bytes(bytes(size // 2))
+            room = self._args.disk * 1024 // 2
+            while room >= 4096:  # less each time
+                ballast.write_bytes(bytes(max(0, shutil.disk_usage(disk).free - room)))
                 trials.one(600, lambda process: process.kill())
                 ballast.unlink()
-                size //= 2
+                room //= 2
             trials.finish()
         return trials.row(f"disk of {self._args.disk} KiB full")
 
