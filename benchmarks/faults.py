@@ -82,15 +82,14 @@ class Trials:
 
         Args:
             after: seconds.
-            fault: done to the run's process, unless it has ended by then.
+            fault: done to the run's process, unless it has ended by then; False: it hit nothing.
         """
         before = content(self.trace)
         process = self._start(self.trace)
         try:
             process.wait(after)
         except subprocess.TimeoutExpired:
-            fault(process)
-            self.hit += 1
+            self.hit += fault(process) is not False
         status = process.wait()
         self.tried += 1
         if status in self._never:
@@ -195,11 +194,15 @@ class Faults:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self._args = args
         self._folder = folder
+        self._said = folder / "said.txt"
         self._chance = random.Random(args.seed)
         clock = time.perf_counter()
         whole = folder / "whole.jsonl"
         if self.start(whole).wait() != 0:
-            raise InputError("the undisturbed run failed; what it said is above")
+            said = self._said.read_text().strip().splitlines()
+            raise InputError(
+                f"the undisturbed run failed: {said[-1] if said else 'it said nothing'}"
+            )
         self.span = time.perf_counter() - clock
         self._whole = content(whole)
 
@@ -213,15 +216,15 @@ class Faults:
             "--device", args.device, "--dtype", args.dtype, "--warmup", "0", "--answer-file",
             str(trace), *flags,
         ]  # fmt: skip
-        said = (self._folder / "said.txt").open("ab")
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdout=said,
-            stderr=said,
-            # a shell's background jobs ignore Ctrl-C, and what they begin inherits it
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        with self._said.open("wb") as said:
+            return subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdout=said,
+                stderr=said,
+                # a shell's background jobs ignore Ctrl-C, and what they begin inherits it
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
 
     def signalled(self, name: str, number: signal.Signals, times: int) -> Row:
         trials = self._trials(name)
@@ -234,19 +237,15 @@ class Faults:
         """Kill a worker of each run; the run itself is to end well."""
         trials = self._trials("worker", "--num-workers", "2")
 
-        killed = 0
-
-        def kill(process: subprocess.Popen[bytes]) -> None:
-            nonlocal killed
+        def kill(process: subprocess.Popen[bytes]) -> bool:
             while process.poll() is None:
                 if kill_a_worker(process, self._chance):
-                    killed += 1
-                    return
+                    return True
                 time.sleep(0.05)
+            return False
 
         for _ in range(times):
             trials.one(self._moment(), kill)
-        trials.hit = killed
         return trials.row("SIGKILL of one of two workers")
 
     def disk_full(self) -> Row:

@@ -24,7 +24,7 @@ from .speed import (
     say_left_out,
     task_of,
 )
-from .traces import Record, differing, read_lines, read_trace
+from .traces import Record, check_answered, differing, read_lines
 
 BASELINES = {"baseline": "transformers' generate()", "vanilla": "one-node loop"}  # main one first
 
@@ -46,12 +46,11 @@ class Trace:
         Raises:
             InputError: the trace cannot be read, or the sidecar is there and broken.
         """
-        answered, failed = read_lines(path)
-        if not answered:
-            read_trace(path)  # says why
+        lines = read_lines(path)
+        check_answered(path, lines)
         sidecar = Sidecar.read(path)
-        label = str(sidecar.settings.get("method") or answered[0]["model_id"])
-        return cls(path, answered, failed, sidecar, label)
+        label = str(sidecar.settings.get("method") or lines.answered[0]["model_id"])
+        return cls(path, lines.answered, lines.failed, sidecar, label)
 
     @property
     def settings(self) -> dict[str, Any]:

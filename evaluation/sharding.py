@@ -163,18 +163,23 @@ class Crew:
         actor, loaded = self._hire()
         self._busy[loaded] = Awaited(actor, {})
 
+    @property
+    def _answering(self) -> bool:
+        """Whether a question is under way."""
+        return any(awaited.job is not None for awaited in self._busy.values())
+
     def answers(self) -> Generator[Answer, None, None]:
         """All answers, in the order in which they come."""
         idle_since = time.monotonic()
         told = False
-        while self._waiting or any(awaited.job is not None for awaited in self._busy.values()):
+        while self._waiting or self._answering:
             while self._waiting and self._idle:
                 worker = self._idle.pop()
                 job = self._waiting.popleft()
                 result = worker.actor.answer.remote(job)
                 self._busy[result] = Awaited(worker.actor, worker.environment, job)
             ready, _ = self._ray.wait(list(self._busy), timeout=NOTICE_SECONDS)
-            if ready or any(awaited.job is not None for awaited in self._busy.values()):
+            if ready or self._answering:
                 idle_since = time.monotonic()
             elif not told:
                 told = True

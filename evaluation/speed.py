@@ -27,7 +27,7 @@ from rich.text import Text
 from evaluation.arguments import Parser, run_command
 from evaluation.questions import MT_BENCH_CATEGORIES
 from evaluation.sidecars import Sidecar, doubts
-from evaluation.traces import Record, read_lines, read_trace
+from evaluation.traces import Record, check_answered, read_lines
 from model.logitspec.errors import InputError
 
 TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
@@ -119,13 +119,14 @@ def read_pair(
             speaks against it, and `strict`.
     """
     lines = {place: read_lines(place) for place in (path, base_path)}
+    for place, found in lines.items():
+        check_answered(place, found)
     reasons = failures({place: failed for place, (_, failed) in lines.items()})
     trace, base = (
         [record for record in lines[place].answered if record["question_id"] not in reasons]
         for place in (path, base_path)
     )
     if not (trace and base):
-        read_trace(path), read_trace(base_path)  # says why, if it is one
         raise InputError(f"no question is answered in both, {path} and {base_path}; run them again")
     check_same_questions(path, trace, base_path, base)
     against = doubts({str(place): Sidecar.read(place) for place in (path, base_path)})

@@ -93,13 +93,18 @@ def read_trace(path: Path) -> list[Record]:
     Raises:
         InputError: as read_lines(), or there is none.
     """
-    answered, failed = read_lines(path)
-    if not answered:
+    lines = read_lines(path)
+    check_answered(path, lines)
+    return lines.answered
+
+
+def check_answered(path: Path, lines: Lines) -> None:
+    """Raise InputError if there is no answer among the lines of a trace; it says why."""
+    if not lines.answered:
         raise InputError(
-            f"no question was answered in the trace {path}: {failed[0]['error']}; "
+            f"no question was answered in the trace {path}: {lines.failed[0]['error']}; "
             "mend that and run the inference script again"
         )
-    return answered
 
 
 def read_lines(path: Path) -> Lines:

@@ -162,7 +162,7 @@ def new_app(most: int) -> FastAPI:
     return app
 
 
-class Stopping(uvicorn.Server):
+class ChatServer(uvicorn.Server):
     """Gives up all answers first when it is to stop, so that their requests end by themselves."""
 
     def __init__(self, config: uvicorn.Config, chat: Chat) -> None:
@@ -194,7 +194,7 @@ def run_app(
     address = f"http://{host}:{listening.getsockname()[1]}"
     print(f"{hello.format(address)}, Ctrl-C ends it", flush=True)
     try:
-        Stopping(config, chat).run([listening])
+        ChatServer(config, chat).run([listening])
     finally:
         chat.close()
 
