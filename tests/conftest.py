@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from data.prepare import DEFAULT_MODEL, is_whole
 from model.logitspec import LlamaKVForCausalLM, load
+
+# The same examples every time, but in `sh test.sh full`, which looks for new ones.
+settings.register_profile("same", derandomize=True)
+if not os.environ.get("FULL"):
+    settings.load_profile("same")
 
 TINY = {
     "vocab_size": 97,

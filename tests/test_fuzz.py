@@ -141,6 +141,7 @@ VALUES = (
     "\udcff", "auto", "cpu", "cuda:7", "logitspec", "logitspec@0", "calibrated@auto",
     "no.py:Class", "./nowhere", "quick", "float32", "127.0.0.1", "name=1,2", "=", "--", "-",
 )  # fmt: skip
+WORDS = st.text(st.characters(exclude_characters="\0"), max_size=6)  # no process is given a NUL
 COMMANDS: dict[str, Any] = {
     "run": run.main, "serve": serve.main, "demo": demo.main, "record": record.main,
     "replay": replay.main, "speed": speed.main, "tables": tables.main, "equal": equal.main,
@@ -164,7 +165,7 @@ NEEDED = {
 @given(
     words=st.lists(
         st.tuples(st.sampled_from(FLAGS), st.sampled_from(VALUES))
-        | st.tuples(st.sampled_from(FLAGS) | st.sampled_from(VALUES) | st.text(max_size=6)),
+        | st.tuples(st.sampled_from(FLAGS) | st.sampled_from(VALUES) | WORDS),
         max_size=3,
     ).map(lambda parts: [word for part in parts for word in part]),
     needed=st.booleans(),
