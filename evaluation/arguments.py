@@ -6,12 +6,15 @@ Also how a command of this repository ends on bad input: one sentence and exit s
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -281,18 +284,30 @@ def run_command(prog: str, command: Callable[[], None], interrupted: str = INTER
     """Run a command and give its exit status.
 
     0; 2 for bad input and 3 where some of the work could not be done (one sentence on stderr);
-    130 for Ctrl-C and SIGTERM.
+    130 for Ctrl-C and SIGTERM; 1 where nobody reads what it prints any more (as behind `| head`).
 
     Args:
         prog: its name, before what it says on stderr.
         command: what it does.
         interrupted: what to say at Ctrl-C.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # whatever characters a terminal or a log has
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with terminable():
             command()
+            sys.stdout.flush()
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is not flushed
+        if error.errno == errno.EPIPE:
+            return 1
+        where = error.filename or "standard output"
+        print(f"{prog}: cannot write {where}: {error.strerror}; make room", file=sys.stderr)
         return 2
     except Incomplete as error:
         print(f"{prog}: {error}", file=sys.stderr)

@@ -47,7 +47,7 @@ class Sidecar:
             settings = dict.fromkeys((*LATER, *FILTERS)) | meta["settings"]
             for key in COMMON:
                 settings[key]
-            environments = [known_environment(dict(given)) for given in meta["environments"]]
+            environments = [known_environment({**given}) for given in meta["environments"]]
             return cls(settings, environments, [int(start) for start in meta.get("starts", ())])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(

@@ -27,6 +27,7 @@ from .arguments import Parser, run_command
 from .comparison import Comparison, Trace, check_comparable, read_comparison
 from .published import PUBLISHED
 from .speed import failures
+from .traces import HALF_PAIRS
 
 RESAMPLES = 10_000
 PUBLISHED_NOTE = "Published figures are their sources' own, on other machines and models."
@@ -363,7 +364,7 @@ def report(args: argparse.Namespace) -> None:
 def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors=HALF_PAIRS)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
 

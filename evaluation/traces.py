@@ -25,10 +25,11 @@ from model.logitspec.errors import InputError
 
 Record = dict[str, Any]
 
+HALF_PAIRS = "backslashreplace"  # halves of surrogate pairs are no UTF-8: JSON's own escape, \ud800
+
 PHASES = tuple(
     f"{phase}_seconds" for phase in ("prefill", "draft", "build", "verify", "accept", "commit")
 )
-
 
 PER_TURN = ("decoding_steps", "prompt_tokens", *PHASES)  # a number each, or null
 PER_STEP = ("output_ids", "tree_sizes", "step_seconds", "misses", "next_next_ranks")  # or token
@@ -239,9 +240,9 @@ class TraceWriter:
             return [], []
         try:
             meta = json.loads(meta_path(self.path).read_text(encoding="utf-8"))
-            before, environments = dict(meta["settings"]), list(meta["environments"])
+            before, environments = {**meta["settings"]}, list(meta["environments"])
             starts = list(meta.get("starts", ()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{self.path} exists without a readable {meta_path(self.path).name} "
                 "that says how it was made; "
@@ -291,7 +292,8 @@ class TraceWriter:
                 )
             self._note(environment or self._environment)
             size = os.fstat(self._file.fileno()).st_size
-            line = memoryview(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            text = json.dumps(record, ensure_ascii=False)
+            line = memoryview(text.encode(errors=HALF_PAIRS) + b"\n")
             while line:
                 line = line[self._file.write(line) :]
             os.fsync(self._file.fileno())
@@ -354,7 +356,7 @@ def open_locked(path: Path) -> FileIO:
 
 def write_atomically(path: Path, content: Record) -> None:
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
+    with part.open("w", encoding="utf-8", errors=HALF_PAIRS) as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")
         file.flush()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.traces import TraceWriter, meta_path, read_lines, read_trace
+from evaluation.traces import TraceWriter, meta_path, read_lines, read_trace, write_atomically
 from model.logitspec import InputError
 
 SETTINGS = {"method": "logitspec", "dtype": "float32"}
@@ -174,6 +174,15 @@ def test_line_separators_inside_an_answer_do_not_end_its_line(tmp_path: Path) ->
     writer(path).write(record(1, turns=[text]))
     assert read_trace(path)[0]["choices"][0]["turns"] == [text]
     assert writer(path).done == [1]
+
+
+def test_half_surrogate_pairs_come_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    writer(path).write(failure(1, "no file \udcff: é😀"))
+    assert read_lines(path)[1][0]["error"] == "no file \udcff: é😀"
+    path.read_text(encoding="utf-8")
+    write_atomically(path, {"files": ["\ud800", "é"]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"files": ["\ud800", "é"]}
 
 
 def test_every_trace_has_a_sidecar_of_its_own(tmp_path: Path) -> None:
