@@ -259,12 +259,23 @@ def test_a_question_that_fails_is_noted_and_the_run_goes_on(
     assert {line["question_id"] for line in lines[5:]} == {1, 2, 3}
 
 
-def test_strict_stops_at_a_question_that_fails(
+@pytest.mark.parametrize(
+    ("flags", "error", "reason"),
+    [
+        (["--strict"], ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zer"),
+        ([], RuntimeError("CUDA error: an illegal memory access"), "CUDA error: an illegal memory"),
+    ],
+)
+def test_what_stops_a_run_leaves_no_line_for_the_rest(
+    flags: list[str],
+    error: Exception,
+    reason: str,
     run: Callable[..., int],
     make_bench: Make,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """--strict, and a CUDA context that is broken: every further question would fail."""
     from evaluation.engines import KVEngine
 
     folder = make_bench(*(question(i) for i in range(3)))
@@ -273,11 +284,14 @@ def test_strict_stops_at_a_question_that_fails(
 
     def failing(self: KVEngine, *args: Any) -> Any:
         asked.append(0)
-        return generate(self, *args) if len(asked) == 1 else 1 / 0
+        if len(asked) > 1:
+            raise error
+        return generate(self, *args)
 
     monkeypatch.setattr(KVEngine, "generate", failing)
-    assert run("logitspec", "--warmup", "0", "--strict") == 2
-    assert "question 1: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    assert run("logitspec", *flags) == 2
+    said = capsys.readouterr().err
+    assert "question 1: " in said and reason in said and "Traceback" not in said
     assert [line["question_id"] for line in answers(folder, "logitspec")] == [0]
 
 

@@ -11,11 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from benchmarks.faults import content
+from evaluation import sharding
+from evaluation.questions import Question
 from evaluation.run import main
 from evaluation.sharding import Workers, find_workers, room
 from evaluation.traces import meta_path, read_lines
@@ -137,6 +140,21 @@ def test_what_stops_a_worker_stops_the_run_and_loses_nothing(
     assert "question 1: the prompt's" in capsys.readouterr().err
     answered, failed = read_lines(folder / "model_answer" / "m-pld.jsonl")
     assert [line["question_id"] for line in answered] in ([], [0]) and not failed
+
+
+def test_workers_that_never_begin_are_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Ray whose machines are full: nothing that is awaited ever comes."""
+    seconds = iter(range(0, 100_000, sharding.NOTICE_SECONDS))
+    full = SimpleNamespace(wait=lambda awaited, timeout: ([], awaited))
+    monkeypatch.setattr(sharding, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    jobs = [(Question(1, "qa", ("Hi?",)), ["vanilla"])]
+    crew = sharding.Crew(full, lambda: (None, object()), jobs, 2, strict=False)
+    with pytest.raises(InputError, match="no worker could begin within 30 minutes"):
+        list(crew.answers())
+    assert capsys.readouterr().err.count("no worker has begun yet") == 1
+    assert next(seconds) == sharding.PATIENCE_SECONDS + 2 * sharding.NOTICE_SECONDS
 
 
 @pytest.fixture
