@@ -226,6 +226,20 @@ def test_the_page_in_a_browser(page: str, tmp_path: Path) -> None:
         tab.click("#vanilla")
         tab.wait_for_selector(".numbers[data-done] >> nth=1", timeout=30_000)
         assert "the same text" in tab.inner_text(".numbers >> nth=1")
+        tab.route("**/answer", lambda _: None)  # never answered
+        tab.fill("#prompt", "And then?")
+        tab.keyboard.press("Enter")
+        tab.wait_for_selector("#send:text('Stop')")
+        tab.keyboard.press("Enter")  # is for the next prompt
+        assert tab.inner_text(".numbers >> nth=2") == "reading the prompt"
+        tab.click("#send")
+        tab.wait_for_selector("#send:text('Ask')")
+        assert tab.inner_text(".numbers >> nth=2") == "reading the prompt; stopped"
+        assert tab.is_disabled("#vanilla")
+        tab.unroute_all()
+        tab.fill("#prompt", "And then?")
+        tab.click("#send")
+        tab.wait_for_selector(".numbers[data-done] >> nth=2", timeout=30_000)
         tab.click("#anew")
         assert tab.inner_text("#talk") == ""
         assert not errors
