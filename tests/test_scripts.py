@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,30 @@ def test_logitspec_gives_the_baselines_output_in_float32(
         "overall",
     ):
         assert row in speed.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_readmes_manual_control_runs_as_it_stands(
+    default_model_path: str, tmp_path: Path
+) -> None:
+    """Sections 1 to 5 in a copy of the repository, but for the number of tokens."""
+    copy = tmp_path / "logitspec"
+    left_out = shutil.ignore_patterns(".*", "checkpoints", "model_answer", "*.egg-info", "build")
+    shutil.copytree(ROOT, copy, ignore=left_out)
+    (copy / "checkpoints").symlink_to(Path(default_model_path).parent)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## Manual control")[2].partition("**6. See it**")[0]
+    commands = "".join(re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL))
+    assert commands.count("python ") == 9
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euc", commands.replace("--max-new-tokens 128", "--max-new-tokens 8")],
+        cwd=copy, env=os.environ | {"PATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "28 of 28 turns equal" in done.stdout
+    assert (copy / "pictures" / "speedup.png").stat().st_size > 5000
 
 
 @pytest.mark.slow
