@@ -3,7 +3,7 @@
 #
 #   sh test.sh fast       without the real model and without Ray; no coverage
 #   sh test.sh            all but the slow tests, and coverage by line: under ten minutes on two cores
-#   sh test.sh full       all, every reference trace and quick question to its end: about an hour
+#   sh test.sh full       all, every reference trace and quick question to its end: half an hour
 #   sh test.sh -k pool    those of the tests that pytest chooses so
 #
 # BENCH_FROM=DIR takes the published question sets from DIR/NAME/question.jsonl, so that the tests

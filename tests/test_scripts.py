@@ -32,6 +32,7 @@ def python(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.timeout(1800)
 def test_logitspec_gives_the_baselines_output_in_float32(
     one_per_task: str, default_model_path: str
 ) -> None:
