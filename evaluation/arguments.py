@@ -306,7 +306,7 @@ def run_command(prog: str, command: Callable[[], None], interrupted: str = INTER
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is not flushed
         if error.errno == errno.EPIPE:
             return 1
-        where = error.filename or "standard output"
+        where = error.filename or "the output"
         print(f"{prog}: cannot write {where}: {error.strerror}; make room", file=sys.stderr)
         return 2
     except Incomplete as error:

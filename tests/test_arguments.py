@@ -31,7 +31,7 @@ def test_a_full_disk_behind_standard_output_is_said() -> None:
         done = finished(full)
     assert done.returncode == 2
     assert done.stderr == (
-        "command: cannot write standard output: No space left on device; make room\n"
+        "command: cannot write the output: No space left on device; make room\n"
     )
 
 
