@@ -14,7 +14,7 @@ from evaluation.plots import require_matplotlib, save_figure
 from evaluation.tables import write_text
 from model.logitspec.errors import InputError
 
-from . import compare, scale, step_cost
+from . import compare_results, scale, step_cost
 from .measure import Row, spread
 
 Content = dict[str, Any]
@@ -143,16 +143,16 @@ def scale_section(content: Content, folder: Path) -> str:
 
 def compare_section(path: Path, folder: Path) -> str:
     """Of one of compare's results."""
-    results = compare.Results.read(path)
-    compare.check_drawable([*results.records], path)
+    results = compare_results.Results.read(path)
+    compare_results.check_drawable([*results.records], path)
     picture = folder / f"{path.stem}.png"
-    save_figure(compare.draw(results), picture)
+    save_figure(compare_results.draw(results), picture)
     dtype = str(results.settings["dtype"])
     return (
         f"## Beside generate(), {dtype}\n\n"
         f"`python -m benchmarks.compare --dtype {dtype}`: the methods take turns question by "
         f"question.\n\n![speed and phases]({folder.name}/{picture.name})\n\n"
-        + compare.markdown(results)
+        + compare_results.markdown(results)
     )
 
 

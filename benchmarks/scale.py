@@ -7,10 +7,7 @@ without a model, over contexts.
 from __future__ import annotations
 
 import argparse
-import random
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +17,7 @@ import numpy as np
 from evaluation.arguments import Parser, at_least, picture, run_command
 from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
 from evaluation.targets import load_tokenizer
-from model.logitspec import DRAFTERS, Drafter, DraftTree, InputError, LlamaKVForCausalLM, load
+from model.logitspec import DRAFTERS, InputError, LlamaKVForCausalLM, load
 from model.logitspec.decoding import DecodingResult, check_lengths, decode
 from model.logitspec.devices import resolve_device, resolve_dtype
 from model.logitspec.loading import load_config
@@ -29,6 +26,7 @@ from model.logitspec.step_cost import wide_tree
 from model.logitspec.verification import node_bucket
 
 from . import memory
+from .drafting_cost import measure_drafting
 from .measure import INTERRUPTED, Results, Row, Table, quartiles, spread
 from .memory import MIB
 from .step_cost import step_seconds
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 MEASUREMENTS = ("context", "output", "drafting")
 METHODS = ("vanilla", "logitspec")  # of the long generation
 PROMPT = "Write a long story about a lighthouse keeper who learns to read the weather."
-SEED = 0
 
 
 def in_mib(size: int | None) -> float | None:
@@ -194,141 +191,6 @@ def show_output(row: Row) -> None:
         f"{shown(row['cache_mib'])} cache + {shown(row['rest_mib'])} rest; "
         f"peak of {row['peak_of']}: {shown(row['peak_mib'])}"
     )
-
-
-# The drafters -----------------------------------------------------------------------------------
-
-
-class BigramModel:
-    """A made-up target: what it ranks best after a token depends on that token alone.
-
-    Args:
-        vocabulary: token ids, from 0.
-        seed: of the rankings.
-    """
-
-    def __init__(self, vocabulary: int = 400, seed: int = SEED) -> None:
-        self._chance = random.Random(seed)
-        self._ranked = [
-            self._chance.sample(range(vocabulary), vocabulary) for _ in range(vocabulary)
-        ]
-
-    def best(self, token: int, count: int) -> list[int]:
-        return self._ranked[token][:count]
-
-    def text(self, length: int) -> list[int]:
-        """A walk along the rankings, a third of it passages of 20 to 60 tokens said before."""
-        text = [0]
-        while len(text) < length:
-            if self._chance.random() < 1 / 80:
-                start = self._chance.randrange(len(text))
-                text += text[start : start + self._chance.randint(20, 60)]
-            rank = min(int(self._chance.expovariate(0.5)), 20)
-            text.append(self._ranked[text[-1]][rank])
-        return text[:length]
-
-
-def measure_drafting(args: argparse.Namespace, results: Results) -> None:
-    """A row per drafter and context: microseconds of draft and observe, of reset per token.
-
-    All contexts are the ends of one text, and go on alike: only how much came before differs. The
-    contexts are measured in turn, step by step.
-    """
-    contexts = sorted(set(args.draft_contexts))
-    target = BigramModel()
-    text = target.text(contexts[-1] + MOST_ACCEPTED * args.steps + 2)
-    table = Table(
-        f"draft() + observe(), microseconds of {args.steps} steps: median [quartiles]",
-        {"drafter": 10, "context": 7, "µs": 24, "to shortest": 11, "nodes": 5, "accepted": 8,
-         "reset µs/token": 14},
-    )  # fmt: skip
-    for name, drafter in DRAFTERS.items():
-        try:
-            drafter()
-        except InputError as error:
-            print(f"left out: {error}")
-            continue
-        runs = {}
-        for context in contexts:
-            runs[context] = DraftingRun(drafter(), target, text[contexts[-1] - context :], context)
-        for _ in range(args.steps):
-            for run in runs.values():
-                run.step()
-        for context, run in runs.items():
-            row: Row = {
-                "drafter": name,
-                "context": context,
-                **quartiles(run.seconds, 1e6),
-                "mean_nodes": statistics.fmean(run.nodes),
-                "mean_accepted": statistics.fmean(run.accepted),
-                "reset_us_per_token": 1e6 * run.reset_seconds / context,
-            }
-            shortest = quartiles(runs[contexts[0]].seconds, 1e6)["median"]
-            row["to_shortest"] = row["median"] / shortest
-            results.add("drafting", row)
-            table.add(
-                name, context, spread(row, 1), f"{row['to_shortest']:.2f}",
-                f"{row['mean_nodes']:.1f}", f"{row['mean_accepted']:.2f}",
-                f"{row['reset_us_per_token']:.1f}",
-            )  # fmt: skip
-
-
-MOST_ACCEPTED = 3  # tokens of a step of DraftingRun
-
-
-class DraftingRun:
-    """One drafter going through a text, timed.
-
-    Args:
-        drafter: a new one.
-        target: ranks the tokens.
-        text: what the target says: the context, then what is to be drafted.
-        context: tokens of the text that the drafter is reset with.
-    """
-
-    def __init__(
-        self, drafter: Drafter, target: BigramModel, text: Sequence[int], context: int
-    ) -> None:
-        self.seconds: list[float] = []
-        self.nodes: list[int] = []
-        self.accepted: list[int] = []
-        self._drafter, self._target, self._text = drafter, target, text
-        self._at = context
-        prompt = text[:context]
-        top_ids = self._rank(prompt, drafter.prompt_top_k)
-        start = time.perf_counter()
-        drafter.reset(prompt, top_ids)
-        self.reset_seconds = time.perf_counter() - start
-
-    def _rank(self, tokens: Sequence[int], width: int) -> list[list[int]]:
-        return [self._target.best(token, width) for token in tokens] if width else []
-
-    def step(self) -> None:
-        """Draft after the next token of the text, and commit what of it the text says."""
-        root = self._text[self._at]
-        top_ids = self._target.best(self._text[self._at - 1], self._drafter.top_k)
-        start = time.perf_counter()
-        tree = self._drafter.draft(root, top_ids)
-        drafted = time.perf_counter()
-        path = agreed(tree, self._text[self._at : self._at + MOST_ACCEPTED])
-        ranked = self._rank(tree.tokens, self._drafter.node_top_k)
-        observing = time.perf_counter()
-        self._drafter.observe(tree, path, ranked)
-        end = time.perf_counter()
-        self.seconds.append(drafted - start + end - observing)
-        self.nodes.append(len(tree))
-        self.accepted.append(len(path))
-        self._at += len(path)
-
-
-def agreed(tree: DraftTree, text: Sequence[int]) -> list[int]:
-    """The longest path of the tree that says the text from its first token on."""
-    paths = {0: [0]}
-    for node in range(1, len(tree)):
-        depth, above = tree.depths[node], paths.get(tree.parents[node])
-        if above is not None and depth < len(text) and tree.tokens[node] == text[depth]:
-            paths[node] = [*above, node]
-    return max(paths.values(), key=len)
 
 
 # The pictures -----------------------------------------------------------------------------------

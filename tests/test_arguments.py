@@ -30,9 +30,7 @@ def test_a_full_disk_behind_standard_output_is_said() -> None:
     with Path("/dev/full").open("w") as full:
         done = finished(full)
     assert done.returncode == 2
-    assert done.stderr == (
-        "command: cannot write the output: No space left on device; make room\n"
-    )
+    assert done.stderr == ("command: cannot write the output: No space left on device; make room\n")
 
 
 def test_nobody_reading_is_no_fault_to_speak_of() -> None:

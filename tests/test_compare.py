@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from benchmarks import compare
-from benchmarks.compare import (
+from benchmarks.compare import main
+from benchmarks.compare_results import (
     PHASES,
     Ratio,
     Record,
     Results,
     draw,
-    main,
     markdown,
     phase_table,
     speed_table,

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import memory, scale
+from benchmarks import drafting_cost, memory, scale
+from benchmarks.drafting_cost import agreed
 from benchmarks.measure import quartiles
-from benchmarks.scale import agreed, attention_share, fitting, growth, main, windowed
+from benchmarks.scale import attention_share, fitting, growth, main, windowed
 from model.logitspec import DRAFTERS, DraftTree, InputError, LlamaKVForCausalLM, RacerDrafter, load
 from model.logitspec.decoding import DecodingResult
 from model.logitspec.kernels import KERNELS
@@ -167,7 +168,7 @@ def test_drafting(tmp_path: Path) -> None:
     assert {(name, c) for name in DRAFTERS if name != "suffix" for c in (50, 500)} <= set(found)
     for row in found.values():
         assert 0 < row["low"] <= row["median"] <= row["high"]
-        assert 1 <= row["mean_accepted"] <= scale.MOST_ACCEPTED
+        assert 1 <= row["mean_accepted"] <= drafting_cost.MOST_ACCEPTED
     assert found["vanilla", 50]["mean_nodes"] == 1
     assert found["logitspec", 50]["mean_nodes"] == 64
     assert found["racer", 500]["mean_accepted"] > 1
@@ -188,9 +189,9 @@ def test_a_drafter_that_cannot_run_is_named_and_left_out(
 
 
 def test_the_made_up_text_repeats_itself_and_is_the_same_every_time() -> None:
-    text = scale.BigramModel().text(2000)
+    text = drafting_cost.BigramModel().text(2000)
     assert len(text) == 2000
-    assert text == scale.BigramModel().text(2000)
+    assert text == drafting_cost.BigramModel().text(2000)
     eights = [tuple(text[i : i + 8]) for i in range(len(text) - 7)]
     assert len(set(eights)) < 0.9 * len(eights)
 
