@@ -79,7 +79,7 @@ def compare_live(
             cells[3:] = f"{measured:.3f}", f"{predicted:.3f}", f"{predicted / measured:.3f}"
         cells.append(alike(recording, trace))
         table.add_row(*cells)
-    Console(width=max(120, Console().width)).print(table)
+    Console(width=max(200, Console().width)).print(table)
 
 
 def check_same_run(recording: Recording, trace: Trace) -> None:

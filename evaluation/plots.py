@@ -76,22 +76,30 @@ def save_figure(figure: Figure, path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
 
 
-def style(index: int, count: int) -> dict[str, Any]:
-    """Colour and hatching of the bars of one method among several."""
+def shade(index: int, count: int) -> Any:
+    """Colour of one among several, light to dark, but neither too light for a line nor too dark to
+    show a hatching."""
     import matplotlib
 
-    shade = matplotlib.colormaps["viridis"](1 - 0.7 * index / max(1, count - 1))
-    return {"color": shade, "hatch": HATCHES[index % len(HATCHES)], "edgecolor": "black",
-            "linewidth": 0.6}  # fmt: skip
+    return matplotlib.colormaps["viridis"](0.9 - 0.7 * index / max(1, count - 1))
+
+
+def style(index: int, count: int) -> dict[str, Any]:
+    """Colour and hatching of the bars of one method among several."""
+    hatch = HATCHES[index % len(HATCHES)]
+    return {"color": shade(index, count), "hatch": hatch, "edgecolor": "black", "linewidth": 0.6}
 
 
 def line_style(index: int, count: int) -> dict[str, Any]:
     """The same for lines."""
-    import matplotlib
-
-    shade = matplotlib.colormaps["viridis"](0.85 - 0.85 * index / max(1, count - 1))
-    return {"color": shade, "linestyle": DASHES[index % len(DASHES)],
+    return {"color": shade(index, count), "linestyle": DASHES[index % len(DASHES)],
             "marker": MARKERS[index % len(MARKERS)], "markersize": 4, "linewidth": 1.4}  # fmt: skip
+
+
+def place(comparison: Comparison, label: str) -> tuple[int, int]:
+    """Of a trace among all: it looks alike in every picture."""
+    labels = [trace.label for trace in comparison.traces]
+    return labels.index(label), len(labels)
 
 
 def drafting(comparison: Comparison) -> list[Trace]:
@@ -115,7 +123,9 @@ def speedup_per_task(figure: Figure, comparison: Comparison, _: argparse.Namespa
     for index, trace in enumerate(traces):
         heights = [trace.speeds(task).mean() / base.speeds(task).mean() for task in tasks]
         places = np.arange(len(tasks)) + (index - (len(traces) - 1) / 2) * width
-        axes.bar(places, heights, width, label=trace.label, **style(index, len(traces)))
+        axes.bar(
+            places, heights, width, label=trace.label, **style(*place(comparison, trace.label))
+        )
     axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
     axes.set_xticks(range(len(tasks)), [task or "overall" for task in tasks])
     axes.set_ylabel(f"speedup over {name}")
@@ -138,7 +148,7 @@ def accept_lengths(figure: Figure, comparison: Comparison, _: argparse.Namespace
         axes.bar(lengths, shares, 0.85, color="0.6", edgecolor="black", linewidth=0.6)
         axes.axvline(trace.mat, color="black", linestyle="--", linewidth=1)
         axes.set_title(f"{trace.label}, MAT {trace.mat:.2f}", fontsize=10)
-    ticks = [1, 3, 5, 7, 9, LONGEST]
+    ticks = range(2, LONGEST + 1, 2)
     grid[0, 0].set_xticks(ticks, [f"{n}+" if n == LONGEST else str(n) for n in ticks])
     figure.supxlabel("accept length (dashed: mean)", fontsize=10)
     figure.supylabel("share of steps", fontsize=10)
@@ -173,9 +183,11 @@ def acceptance_by_depth(figure: Figure, comparison: Comparison, _: argparse.Name
 
     figure.set_size_inches(7, 4)
     axes = figure.add_subplot()
-    for index, (label, known) in enumerate(rates.items()):
-        axes.plot([*known], [*known.values()], label=label, **line_style(index, len(rates)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for label, known in rates.items():
+        kind = line_style(*place(comparison, label))
+        axes.plot([*known], [*known.values()], label=label, **kind)
+    axes.set_xlim(0.5, max(depth for known in rates.values() for depth in known) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel(f"depth of the draft (root: 0; depths with {FEWEST} steps or more)")
     axes.set_ylabel("right, given that its parent was")
     axes.set_ylim(0, 1)
@@ -194,12 +206,13 @@ def acceptance_by_rank(figure: Figure, comparison: Comparison, _: argparse.Names
     for index, (label, ranks) in enumerate(found.items()):
         counted = np.bincount([r for r in ranks if r >= 0], minlength=16) / len(ranks)
         places = np.arange(16) + (index - (len(found) - 1) / 2) * width
-        single.bar(places, counted[:16], width, label=label, **style(index, len(found)))
+        among = place(comparison, label)
+        single.bar(places, counted[:16], width, label=label, **style(*among))
         cumulative.plot(
             np.arange(1, len(counted) + 1),
             np.cumsum(counted),
             label=label,
-            **line_style(index, len(found)),
+            **line_style(*among),
         )
     single.set_xlabel("rank r in the last logits (0: the next token itself)")
     single.set_ylabel("share of steps: token after next has rank r")

@@ -223,8 +223,7 @@ def show(
             f"{row['mat']:.2f}", f"{row['mean_nodes']:.1f}", f"{row['draft_ms']:.3f}",
             f"{row['tokens_per_second']:.1f}", f"{row['speedup']:.2f}",
         )  # fmt: skip
-    console = Console(width=max(120, Console().width))
-    console.print(table)
+    Console(width=max(200, Console().width)).print(table)  # wide enough never to cut a cell
     measured = f"of {args.step_cost}" if args.step_cost else "measured where the recording was made"
     print(
         "MAT by task and over all; tokens/s and speedup over the one-node loop are predicted from "
