@@ -286,6 +286,8 @@ def prepare(name: str, local: Path | None) -> None:
         else:
             for each in [*QUESTION_SETS, "mt_bench"] if name == "all" else [name]:
                 print(prepare_questions(each, local))
+    except BrokenPipeError:  # nobody reads where it is
+        raise
     except OSError as error:
         raise InputError(f"cannot write {error.filename or name}: {error.strerror}") from error
 

@@ -21,7 +21,7 @@ from .engines import KVEngine, Models
 from .environment import describe_run
 from .methods import Method, Options
 from .questions import Question, load_questions, question_path, sha256
-from .sharding import answer_in_workers, find_workers
+from .sharding import answer_in_workers, find_workers, require_ray
 from .step_costs import METER_EVERY, StepCosts, measured_rounds, what_is_measured
 from .targets import Target, model_name
 from .traces import FILTERS, Record, TraceWriter, check_writable
@@ -52,6 +52,8 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     """
     sampling = sampling_of(args)
     workers = find_workers(args)
+    if workers:
+        require_ray()
     if args.step_cost is not None and (workers or not any(run.method.own_loop for run in runs)):
         raise InputError(
             f"--step-cost {args.step_cost} measures this project's own loop in one process; leave "
@@ -220,6 +222,8 @@ def write_with_progress(
     """Write each record as it comes, with its run's MAT and speed so far on the progress bar."""
     accept_lengths: dict[str, list[int]] = {name: [] for name in writers}
     speeds: dict[str, list[float]] = {name: [] for name in writers}
+    several = len(writers) > 1
+    short = {name: name.rpartition("-")[2] if several else name for name in writers}
 
     def so_far(name: str) -> str:
         return f"MAT {np.mean(accept_lengths[name]):.2f}, {np.mean(speeds[name]):.1f} tokens/s"
@@ -228,15 +232,16 @@ def write_with_progress(
         for name, record, environment in bar:
             writers[name].write(record, environment)
             if "error" in record:
-                bar.write(f"{name}: question {record['question_id']} failed: {record['error']}")
+                asked = f"{short[name]}: question {record['question_id']}"
+                bar.write(f"{asked} failed: {record['error']}")
                 continue
             choice = record["choices"][0]
             accept_lengths[name] += choice["accept_lengths"]
             speeds[name].append(sum(choice["new_tokens"]) / sum(choice["wall_time"]))
-            bar.set_postfix_str(so_far(name) if len(writers) == 1 else f"{name}: {so_far(name)}")
+            bar.set_postfix_str(f"{short[name]}: {so_far(name)}" if several else so_far(name))
     for name in writers:
         if speeds[name]:
-            print(f"{name}: {so_far(name)}")
+            print(f"{short[name]}: {so_far(name)}")
 
 
 def say_what_failed(writers: Mapping[str, TraceWriter], questions: Sequence[Question]) -> None:

@@ -63,8 +63,8 @@ def configurations(methods: str, grid: Mapping[str, Sequence[str]]) -> list[Conf
         if not any(key in varied for varied in varied_by.values()):
             known = sorted({o.name for m in found_methods.values() for o in options_of(m)})
             raise InputError(
-                f"--grid: {key!r} is an option of none of {methods}; "
-                f"there are {', '.join(known) or 'none'}"
+                f"--grid: {methods} has no option {key!r}; "
+                + (f"there are {', '.join(known)}" if known else "leave --grid out, there is none")
             )
     count = sum(math.prod(map(len, varied.values())) for varied in varied_by.values())
     if count > MOST_CONFIGURATIONS:

@@ -244,6 +244,19 @@ class Crew:
                 yield Answer(name, failure(question, name, reason))
 
 
+def require_ray() -> Any:
+    """The module ray.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("workers need Ray; `pip install -e '.[ray]'` installs it") from error
+    return ray
+
+
 def answer_in_workers(
     build_answerers: Callable[[], dict[str, Answerer]],
     describe: Callable[[], Record],
@@ -270,10 +283,7 @@ def answer_in_workers(
         InputError: Ray is not installed, or there is no room for so many workers; the model cannot
             be loaded; a question failed, and --strict is given.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise InputError("workers need Ray; `pip install -e '.[ray]'` installs it") from error
+    ray = require_ray()
     for name, module in sys.modules.items():
         if name.startswith(FROM_FILE):
             ray.cloudpickle.register_pickle_by_value(module)

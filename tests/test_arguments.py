@@ -1,12 +1,18 @@
-"""How a command ends whose output has no place, no reader, or no such letters."""
+"""How a command ends that is stopped early, or whose output has no place, reader or letters."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
 
 COMMAND = """
 import sys
@@ -21,7 +27,7 @@ def finished(stdout: Any, **environment: str) -> subprocess.CompletedProcess[str
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         env=os.environ | environment,
     )
 
@@ -46,3 +52,21 @@ def test_letters_that_an_output_has_not_are_escaped() -> None:
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "7 \\xd7 2 \\udcff\n")
     done = finished(subprocess.PIPE, PYTHONIOENCODING="utf-8")
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "7 × 2 \\udcff\n")
+
+
+@pytest.mark.parametrize("module", ["evaluation.run", "benchmarks.soak"])
+def test_ctrl_c_while_torch_is_imported_leaves_no_traceback(module: str) -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-m", module, "--no-such-flag"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        # a background job's children ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while "libtorch_cpu" not in Path(f"/proc/{started.pid}/maps").read_text():
+        assert started.poll() is None
+        time.sleep(0.01)
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=60)
+    assert (started.returncode, said) == (-signal.SIGINT, "interrupted\n")  # 130 in a shell

@@ -349,7 +349,7 @@ def test_live_traces_are_compared_with(
 @pytest.mark.parametrize(
     ("flags", "methods", "complaint"),
     [
-        (["--grid", "size=1,2"], "logitspec", "'size' is an option of none of logitspec"),
+        (["--grid", "size=1,2"], "logitspec", "logitspec has no option 'size'; there are"),
         (["--grid", "max_ngram_size="], "logitspec", "gives no values"),
         (["--grid", "max_ngram_size"], "logitspec", "gives no values"),
         (["--grid", "max_ngram_size=0"], "logitspec", "'0' is not a whole number"),
@@ -363,7 +363,7 @@ def test_live_traces_are_compared_with(
         ([], "nothing", "no method 'nothing'"),
         ([], ",", "names none"),
         ([], "pld,logitspec,pld", "names pld twice"),
-        (["--grid", "draft_tree_capacity=8,16"], "logitspec@4", "is an option of none of logit"),
+        (["--grid", "draft_tree_capacity=8,16"], "logitspec@4", "@4 has no option 'draft_tree"),
         (["--grid", "num_pred_tokens=150"], "pld", "trees of up to 151 nodes, and the step costs"),
         ([], "no/file.py:Mine", "there is no file no/file.py"),
         (["--step-cost", "no.json"], "pld", "cannot read the step costs no.json"),

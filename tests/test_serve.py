@@ -251,6 +251,12 @@ def test_malformed_requests_are_refused_in_openais_form(
         assert error["param"] == param
 
 
+def test_a_body_that_is_not_called_json_is_told_so(address: str) -> None:
+    answer = httpx.post(address + CHAT, content=b'{"model": "tiny"}')
+    assert answer.status_code == 400
+    assert "header content-type: application/json" in answer.json()["error"]["message"]
+
+
 def test_other_paths_methods_and_sizes_are_refused(address: str) -> None:
     assert httpx.get(address + "/v1/nothing").status_code == 404
     assert "error" in httpx.get(address + "/v1/nothing").json()

@@ -74,7 +74,14 @@ def load_config(path: str, *, trust_remote_code: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **gguf)
     except Exception as error:  # whatever a broken file makes of it
-        raise InputError(f"cannot read the config of the model {path}: {brief(error)}") from error
+        way_out = (
+            ""
+            if Path(place).exists()
+            else "; give a checkpoint directory, or see that the hub has it and can be reached"
+        )
+        raise InputError(
+            f"cannot read the config of the model {path}: {brief(error)}{way_out}"
+        ) from error
     if gguf:
         check_gguf_rope(path, place, gguf["gguf_file"])
     return check_config(config, path)
