@@ -207,9 +207,10 @@ def loop(talk: TerminalChat) -> None:
     while True:
         try:
             said = input("\n> ").strip()
-        except EOFError:
-            return
             said.encode()
+        except EOFError:
+            print()
+            return
         except UnicodeError:
             print("that was not UTF-8 text")
             continue

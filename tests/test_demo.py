@@ -124,12 +124,13 @@ def test_what_is_typed_is_no_markup(chat_path: str, capsys: pytest.CaptureFixtur
 def test_a_conversation_at_the_keyboard(
     chat_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    typed = ["/vanilla", "", "Hello?", "/vanilla", "/what", "/new", "word " * 600, "Hi?", "/quit"]
+    typed = ["/vanilla", "", "Hello?", "/vanilla", "/what", "/new", "word " * 600, "Hi?"]
+    typed += ["half a pair: \udcff", "/quit"]
     lines = iter(typed)
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     assert demo(chat_path, "--system", "Be brief.") == 0
     said = capsys.readouterr().out
-    assert "nothing was asked yet" in said
+    assert "nothing was asked yet" in said and said.count("that was not UTF-8 text") == 1
     assert said.count("MAT ") == 3 and "vanilla: the same text" in said
     assert said.count("/vanilla: the last prompt again") == 2
     assert "exceed the model's 512 positions" in " ".join(said.split())
