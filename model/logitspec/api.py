@@ -6,6 +6,7 @@ import copy
 import secrets
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import FrameType
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -336,12 +337,12 @@ def custom_generate(
 
 def calling_frame() -> dict[str, Any]:
     """The local names of the transformers generate() that is running; empty where there is none."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = str(frame.f_globals.get("__name__"))
         if frame.f_code.co_name == "generate" and module.startswith("transformers."):
             return dict(frame.f_locals)
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return {}
 
 
