@@ -13,10 +13,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from model.logitspec.errors import InputError
 
@@ -46,6 +46,16 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         given = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args([hyphenated(word) for word in given], namespace)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        lost = flush(sys.stdout)  # of --help and the like
+        if lost is not None and status == 0:
+            status, said = unwritable(lost)
+            message = f"{self.prog}: {said}\n" if said else None
+        if message:
+            self._print_message(message, sys.stderr)
+        flush(sys.stderr)
+        sys.exit(status)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; --help lists the flags\n")
@@ -284,7 +294,7 @@ def run_command(prog: str, command: Callable[[], None], interrupted: str = INTER
     """Run a command and give its exit status.
 
     0; 2 for bad input and 3 where some of the work could not be done (one sentence on stderr);
-    130 for Ctrl-C and SIGTERM; 1 where nobody reads what it prints any more (as behind `| head`).
+    130 for Ctrl-C and SIGTERM; 141 where nobody reads what it prints any more (as behind `| head`).
 
     Args:
         prog: its name, before what it says on stderr.
@@ -293,29 +303,52 @@ def run_command(prog: str, command: Callable[[], None], interrupted: str = INTER
     """
     if isinstance(sys.stdout, TextIOWrapper):  # whatever characters a terminal or a log has
         sys.stdout.reconfigure(errors="backslashreplace")
+    status, said = 0, ""
     try:
         with terminable():
             command()
-            sys.stdout.flush()
     except InputError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is not flushed
-        if error.errno == errno.EPIPE:
-            return 1
-        where = error.filename or "the output"
-        print(f"{prog}: cannot write {where}: {error.strerror}; make room", file=sys.stderr)
-        return 2
+        status, said = 2, str(error)
     except Incomplete as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 3
+        status, said = 3, str(error)
     except KeyboardInterrupt:
-        print(f"{prog}: {interrupted}", file=sys.stderr)
-        return 130
-    return 0
+        status, said = 130, interrupted
+    except OSError as error:
+        status, said = unwritable(error)
+    lost = flush(sys.stdout)
+    if lost is not None and status == 0:
+        status, said = unwritable(lost)
+    if said:
+        with suppress(OSError):
+            print(f"{prog}: {said}", file=sys.stderr)
+        flush(sys.stderr)
+    return status
+
+
+def unwritable(error: OSError) -> tuple[int, str]:
+    """Exit status, and what to say of something that could not be written.
+
+    Raises:
+        OSError: it is another error.
+    """
+    if error.errno == errno.EPIPE:
+        return 141, ""  # as a shell has it
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        raise error
+    return 2, f"cannot write {error.filename or 'the output'}: {error.strerror}; make room"
+
+
+def flush(stream: TextIO | None) -> OSError | None:
+    """Write out what a stream holds; what kept it from that, after which it leads nowhere."""
+    if stream is None:
+        return None
+    try:
+        stream.flush()
+    except OSError as error:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())  # else the interpreter tries again
+        return error
+    return None
 
 
 @contextmanager

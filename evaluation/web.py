@@ -148,7 +148,7 @@ def new_app(most: int) -> FastAPI:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return response(Refused(f"the body is not JSON: {first['ctx']['error']}"))
-        if first["loc"] == ("body",) and isinstance(first["input"], str | bytes):
+        if first["loc"] == ("body",) and isinstance(first["input"], bytes):
             return response(Refused("the body wants the header content-type: application/json"))
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         return response(Refused(f"{where or 'the body'}: {first['msg']}", param=where or None))

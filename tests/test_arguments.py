@@ -16,35 +16,82 @@ ROOT = Path(__file__).parent.parent
 
 COMMAND = """
 import sys
-from evaluation.arguments import run_command
-sys.exit(run_command("command", lambda: print("7 × 2 \\udcff")))
+from evaluation.arguments import Incomplete, Parser, run_command
+from model.logitspec.errors import InputError
+
+def command():
+    print("7 × 2 \\udcff")
+    if sys.argv[1:]:
+        raise eval(sys.argv[1])
+
+if sys.argv[1:] == ["help"]:
+    Parser("command", "Does something.").parse_args(["--help"])
+sys.exit(run_command("command", command, "interrupted"))
 """
+FULL = "OSError(28, 'No space left on device', 'there')"
+NO_ROOM = "command: cannot write the output: No space left on device; make room\n"
 
 
-def finished(stdout: Any, **environment: str) -> subprocess.CompletedProcess[str]:
+def finished(
+    stdout: Any, *words: str, stderr: Any = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     return subprocess.run(
-        [sys.executable, "-c", COMMAND],
+        [sys.executable, "-c", COMMAND, *words],
         stdout=stdout,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         cwd=ROOT,
-        env=os.environ | environment,
+        env=buffered | environment,
     )
 
 
-def test_a_full_disk_behind_standard_output_is_said() -> None:
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ([], 2, NO_ROOM),
+        (["help"], 2, NO_ROOM),
+        (["Incomplete('a part')"], 3, "command: a part\n"),
+    ],
+)
+def test_a_full_disk_behind_standard_output_is_said(
+    words: list[str], status: int, said: str
+) -> None:
     with Path("/dev/full").open("w") as full:
-        done = finished(full)
-    assert done.returncode == 2
-    assert done.stderr == ("command: cannot write the output: No space left on device; make room\n")
+        done = finished(full, *words)
+    assert (done.returncode, done.stderr) == (status, said)
 
 
-def test_nobody_reading_is_no_fault_to_speak_of() -> None:
+def test_a_full_disk_that_shows_at_once_or_behind_everything() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = finished(full, PYTHONUNBUFFERED="1")
+        assert (done.returncode, done.stderr) == (2, NO_ROOM)
+        assert finished(full, stderr=full).returncode == 2
+        assert finished(full, "help", stderr=full).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [([], 141, ""), (["help"], 141, ""), (["KeyboardInterrupt"], 130, "command: interrupted\n")],
+)
+def test_nobody_reading_is_no_fault_to_speak_of(words: list[str], status: int, said: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = finished(writer)
+    done = finished(writer, *words)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_another_full_disk_costs_nothing_that_was_printed() -> None:
+    done = finished(subprocess.PIPE, FULL)
+    assert (done.returncode, done.stdout) == (2, "7 × 2 \\udcff\n")
+    assert done.stderr == "command: cannot write there: No space left on device; make room\n"
+
+
+def test_no_output_at_all() -> None:
+    script = 'exec "$0" -c "$1" >&-'
+    done = subprocess.run(["sh", "-c", script, sys.executable, COMMAND], cwd=ROOT, stderr=-1)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_letters_that_an_output_has_not_are_escaped() -> None:

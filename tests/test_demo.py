@@ -230,15 +230,12 @@ def test_the_page_in_a_browser(page: str, tmp_path: Path) -> None:
         tab.route("**/answer", lambda _: None)  # never answered
         tab.fill("#prompt", "And then?")
         tab.keyboard.press("Enter")
-        tab.wait_for_selector("#send:text('Stop')")
-        tab.keyboard.press("Enter")  # is for the next prompt
-        assert tab.inner_text(".numbers >> nth=2") == "reading the prompt"
-        tab.click("#send")
-        tab.wait_for_selector("#send:text('Ask')")
+        tab.click("#stop")
+        tab.wait_for_selector("#send:enabled")
         assert tab.inner_text(".numbers >> nth=2") == "reading the prompt; stopped"
-        assert tab.is_disabled("#vanilla")
+        assert tab.is_disabled("#vanilla") and tab.is_disabled("#stop")
+        assert tab.input_value("#prompt") == "And then?"  # to be asked again
         tab.unroute_all()
-        tab.fill("#prompt", "And then?")
         tab.click("#send")
         tab.wait_for_selector(".numbers[data-done] >> nth=2", timeout=30_000)
         tab.click("#anew")

@@ -84,8 +84,12 @@ def test_the_readmes_manual_control_runs_as_it_stands(
 ) -> None:
     """Sections 1 to 5 in a copy of the repository, but for the number of tokens."""
     copy = tmp_path / "logitspec"
-    left_out = shutil.ignore_patterns(".*", "checkpoints", "model_answer", "*.egg-info", "build")
-    shutil.copytree(ROOT, copy, ignore=left_out)
+    for package in ("model", "evaluation"):
+        shutil.copytree(
+            ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    (copy / "data" / "quick").mkdir(parents=True)
+    shutil.copy(QUICK, copy / "data" / "quick")
     (copy / "checkpoints").symlink_to(Path(default_model_path).parent)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme.partition("## Manual control")[2].partition("**6. See it**")[0]

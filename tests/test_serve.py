@@ -184,6 +184,7 @@ JSON = {"content-type": "application/json"}
         (CHAT, b"{", "the body is not JSON", None),
         (CHAT, b"\xff\xfe", "", None),
         (CHAT, b"[]", "", None),
+        (CHAT, b'"text"', "the body: Input should be", None),
         (CHAT, {"messages": HELLO}, "model: Field required", "model"),
         (CHAT, {"model": "tiny"}, "messages: Field required", "messages"),
         (CHAT, {"messages": []}, "messages:", "messages"),
@@ -252,7 +253,8 @@ def test_malformed_requests_are_refused_in_openais_form(
 
 
 def test_a_body_that_is_not_called_json_is_told_so(address: str) -> None:
-    answer = httpx.post(address + CHAT, content=b'{"model": "tiny"}')
+    header = {"content-type": "text/plain"}
+    answer = httpx.post(address + CHAT, content=b'{"model": "tiny"}', headers=header)
     assert answer.status_code == 400
     assert "header content-type: application/json" in answer.json()["error"]["message"]
 

@@ -74,9 +74,10 @@ def load_config(path: str, *, trust_remote_code: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **gguf)
     except Exception as error:  # whatever a broken file makes of it
+        there = Path(place).exists() or not isinstance(error, OSError)
         way_out = (
             ""
-            if Path(place).exists()
+            if there
             else "; give a checkpoint directory, or see that the hub has it and can be reached"
         )
         raise InputError(
