@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from model.logitspec.errors import InputError
@@ -15,6 +14,7 @@ from .equal import output_ids
 from .methods import find_method
 from .recordings import Recording
 from .replaying import Configuration, Summary
+from .terminal import drawn
 from .traces import differing
 
 # Settings in which a live run and a recording must agree to be of the same answers.
@@ -79,7 +79,7 @@ def compare_live(
             cells[3:] = f"{measured:.3f}", f"{predicted:.3f}", f"{predicted / measured:.3f}"
         cells.append(alike(recording, trace))
         table.add_row(*cells)
-    Console(width=max(200, Console().width)).print(table)
+    print(drawn(table), end="")
 
 
 def check_same_run(recording: Recording, trace: Trace) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
@@ -39,6 +38,7 @@ from .plots import require_matplotlib
 from .recordings import Recording, load_recording
 from .replaying import VANILLA, Configuration, Summary, check_drafter, drafter_method, replay
 from .speed import list_tasks
+from .terminal import drawn
 from .traces import check_writable
 
 MOST_CONFIGURATIONS = 10_000
@@ -223,7 +223,7 @@ def show(
             f"{row['mat']:.2f}", f"{row['mean_nodes']:.1f}", f"{row['draft_ms']:.3f}",
             f"{row['tokens_per_second']:.1f}", f"{row['speedup']:.2f}",
         )  # fmt: skip
-    Console(width=max(200, Console().width)).print(table)  # wide enough never to cut a cell
+    print(drawn(table), end="")
     measured = f"of {args.step_cost}" if args.step_cost else "measured where the recording was made"
     print(
         "MAT by task and over all; tokens/s and speedup over the one-node loop are predicted from "

@@ -20,13 +20,13 @@ if not __package__:  # run as a script: make the repository root importable
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from evaluation.arguments import Parser, run_command
 from evaluation.questions import MT_BENCH_CATEGORIES
 from evaluation.sidecars import Sidecar, doubts
+from evaluation.terminal import drawn
 from evaluation.traces import Record, check_answered, read_lines
 from model.logitspec.errors import InputError
 
@@ -206,7 +206,7 @@ def show(rows: dict[str, Row], title: str) -> None:
             cell("baseline_tokens_per_second"),
             cell("speedup"),
         )
-    Console(width=max(Console().width, 120)).print(table)  # wide enough never to cut a cell
+    print(drawn(table), end="")
 
 
 def report(args: argparse.Namespace) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -27,6 +26,7 @@ from .arguments import Parser, run_command
 from .comparison import Comparison, Trace, check_comparable, read_comparison
 from .published import PUBLISHED
 from .speed import failures
+from .terminal import drawn
 from .traces import HALF_PAIRS
 
 RESAMPLES = 10_000
@@ -237,13 +237,7 @@ def to_terminal(table: Table) -> str:
             table.rows[index + 1].source
         )
         shown.add_row(Text(row.title), *cells, end_section=ends)
-    console = Console(
-        file=io.StringIO(), width=max(200, Console().width), force_terminal=sys.stdout.isatty()
-    )
-    console.print(shown)
-    for note in table.notes:
-        console.print(Text(note))
-    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+    return drawn(shown, *(Text(note) for note in table.notes))
 
 
 def to_markdown(table: Table) -> str:

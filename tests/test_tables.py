@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.table import Table as RichTable
 
 from evaluation.comparison import read_comparison
 from evaluation.published import PUBLISHED
@@ -24,6 +25,7 @@ from evaluation.tables import (
     to_latex,
     to_markdown,
 )
+from evaluation.terminal import drawn
 from model.logitspec import InputError
 
 SETTINGS = {
@@ -378,3 +380,16 @@ def test_benches_need_one_kind_of_baseline(
     loop = write(tmp_path, "b", "vanilla", seconds=3.0, step=1, bench_name="gsm8k", questions="z")
     assert main([*map(str, traces), str(loop), "--by-bench"]) == 2
     assert "that of gsm8k is one-node loop; give both one of a kind" in capsys.readouterr().err
+
+
+def test_a_table_is_drawn_in_the_letters_that_the_output_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = RichTable("method", "×")
+    shown.add_row("a" * 150, "1")
+    assert "━" in drawn(shown) and "×" in drawn(shown)
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    text = drawn(shown)
+    assert text.isascii() and "+----" in text and "a" * 150 in text
+    monkeypatch.setattr("sys.stdout", None)
+    assert "a" * 150 in drawn(shown)

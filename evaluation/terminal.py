@@ -1,0 +1,21 @@
+"""What rich draws, as text."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+from rich.console import Console, RenderableType
+
+
+def drawn(*shown: RenderableType) -> str:
+    """As rich draws it for standard output, its letters and colours, but too wide to cut a cell."""
+    out = sys.stdout or io.StringIO()  # there is none behind >&-
+    encoding = out.encoding or "utf-8"
+    content = io.BytesIO()
+    text = io.TextIOWrapper(content, encoding=encoding, errors="backslashreplace")
+    console = Console(file=text, width=max(200, Console().width), force_terminal=out.isatty())
+    for each in shown:
+        console.print(each)
+    text.flush()
+    return content.getvalue().decode(encoding)
