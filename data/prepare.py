@@ -280,16 +280,15 @@ def prepare(name: str, local: Path | None) -> None:
     """Prepare what the command line names and print where it is."""
     if local is not None and not local.is_dir():
         raise InputError(f"no directory {local}; --from takes a directory")
-    try:
-        if name == "default-model":
-            print(prepare_default_model(local))
-        else:
-            for each in [*QUESTION_SETS, "mt_bench"] if name == "all" else [name]:
-                print(prepare_questions(each, local))
-    except BrokenPipeError:  # nobody reads where it is
-        raise
-    except OSError as error:
-        raise InputError(f"cannot write {error.filename or name}: {error.strerror}") from error
+    for each in [*QUESTION_SETS, "mt_bench"] if name == "all" else [name]:
+        try:
+            if each == "default-model":
+                path = prepare_default_model(local)
+            else:
+                path = prepare_questions(each, local)
+        except OSError as error:
+            raise InputError(f"cannot write {error.filename or name}: {error.strerror}") from error
+        print(path)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -48,17 +48,10 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args([hyphenated(word) for word in given], namespace)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        lost = flush(sys.stdout)  # of --help and the like
-        if lost is not None and status == 0:
-            status, said = unwritable(lost)
-            message = f"{self.prog}: {said}\n" if said else None
-        if message:
-            self._print_message(message, sys.stderr)
-        flush(sys.stderr)
-        sys.exit(status)
+        sys.exit(ended(self.prog, status, message or ""))
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; --help lists the flags\n")
+        self.exit(2, f"{message}; --help lists the flags")
 
 
 def hyphenated(word: str) -> str:
@@ -315,6 +308,17 @@ def run_command(prog: str, command: Callable[[], None], interrupted: str = INTER
         status, said = 130, interrupted
     except OSError as error:
         status, said = unwritable(error)
+    return ended(prog, status, said)
+
+
+def ended(prog: str, status: int, said: str) -> int:
+    """Write out what a command printed, and say how it ended; its exit status, as in run_command.
+
+    Args:
+        prog: its name.
+        status: of what it did.
+        said: why, if there is something to say.
+    """
     lost = flush(sys.stdout)
     if lost is not None and status == 0:
         status, said = unwritable(lost)

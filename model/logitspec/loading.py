@@ -74,12 +74,9 @@ def load_config(path: str, *, trust_remote_code: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **gguf)
     except Exception as error:  # whatever a broken file makes of it
-        there = Path(place).exists() or not isinstance(error, OSError)
-        way_out = (
-            ""
-            if there
-            else "; give a checkpoint directory, or see that the hub has it and can be reached"
-        )
+        way_out = ""
+        if isinstance(error, OSError) and not Path(place).exists():
+            way_out = "; give a checkpoint directory, or see that the hub has it and can be reached"
         raise InputError(
             f"cannot read the config of the model {path}: {brief(error)}{way_out}"
         ) from error
