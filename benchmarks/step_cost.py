@@ -42,6 +42,8 @@ SHAPES = {
         tie_word_embeddings=True,
     ),
 }  # fmt: skip
+LARGEST = {"cpu": 2048, "cuda": 8192}  # size of the square matrices of Machine.measure
+SLOW = 2.0  # seconds of a product of the size for a CPU
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,15 @@ class Machine:
     def measure(cls, device: torch.device, dtype: torch.dtype, rounds: int = 7) -> Machine:
         """Best of a few rounds: summing 256 MiB, and a product of two square matrices."""
         words = torch.ones(2**26, device=device)
-        size = 2048 if device.type == "cpu" else 8192
-        square = torch.ones(size, size, dtype=dtype, device=device)
         reading = min(seconds_of(lambda: words.sum(), device) for _ in range(rounds))
-        product = min(seconds_of(lambda: square @ square, device) for _ in range(rounds))
-        return cls(words.numel() * 4 / reading, 2 * size**3 / product)
+        # Larger matrices up to LARGEST, but not where one product takes seconds.
+        for size in (256, 512, 1024, LARGEST[device.type]):
+            square = torch.ones(size, size, dtype=dtype, device=device)
+            product = min(seconds_of(lambda s=square: s @ s, device) for _ in range(rounds))  # type: ignore[misc]
+            rate = 2 * size**3 / product
+            if 2 * LARGEST["cpu"] ** 3 / rate > SLOW:
+                break
+        return cls(words.numel() * 4 / reading, rate)
 
     def better(self, other: Machine) -> Machine:
         """The best that either reached."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from model.logitspec.kernels import cpu_info
+from model.logitspec.instruction_set import cpu_info
 
 from .arguments import ROOT
 from .targets import Target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,14 @@ import torch
 from transformers import AutoConfig, LlamaConfig
 
 from evaluation.engines import transformers_twin
-from model.logitspec import DraftTree, InputError, KVCache, LlamaKVForCausalLM, load
+from model.logitspec import (
+    DraftTree,
+    InputError,
+    KVCache,
+    LlamaKVForCausalLM,
+    instruction_set,
+    load,
+)
 from model.logitspec.kernels import choose_kernels
 from model.logitspec.linear import Linear, why_not_packable
 from model.logitspec.native import compiler
@@ -44,11 +50,21 @@ def rebuilt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.
     compiler.build.cache_clear()
 
 
-def test_the_default_model_runs_natively(default_model_path: str) -> None:
+@pytest.mark.parametrize(
+    ("flags", "float32"),
+    [("avx2 avx512f avx512vl", "native"), ("avx2", "packed"), ("asimd bf16", "packed")],
+)
+def test_the_default_model_runs_on_what_is_fastest_here(
+    default_model_path: str, monkeypatch: pytest.MonkeyPatch, flags: str, float32: str
+) -> None:
+    monkeypatch.delenv("LOGITSPEC_ISA", raising=False)
+    monkeypatch.setattr("model.logitspec.instruction_set.cpu_info", lambda *keys: flags)
     config = AutoConfig.from_pretrained(default_model_path)
-    for dtype in (torch.float32, torch.bfloat16):
-        chosen = choose_kernels(config, dtype, "cpu")
-        assert str(chosen) == "native"
+    chosen = choose_kernels(config, torch.float32, "cpu")
+    assert chosen.name == float32
+    assert ("several nodes are slow" in str(chosen)) is (float32 == "packed")
+    assert choose_kernels(config, torch.float32, "cpu", "native").name == "native"
+    assert str(choose_kernels(config, torch.bfloat16, "cpu")) == "native"
     assert choose_kernels(config, torch.bfloat16, "cuda:0").name == "plain"
 
 
@@ -128,14 +144,15 @@ def refuse_to_compile(run: Any) -> Any:
     return fake
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="compiles for another x86 CPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cpus_without_avx512_compute_the_same(
-    rebuilt: pytest.MonkeyPatch, wide_path: str, dtype: torch.dtype
+@pytest.mark.parametrize("lower", instruction_set.X86)
+def test_lower_instruction_sets_compute_the_same(
+    rebuilt: pytest.MonkeyPatch, wide_path: str, dtype: torch.dtype, lower: str
 ) -> None:
+    if instruction_set.X86[lower][1] not in instruction_set.cpu_info("flags").split():
+        pytest.skip(f"this CPU has no {lower}")
     expected = prefilled(load(wide_path, dtype=dtype, cpu_kernels="native"), IDS)[1].float()
-    older = [flag.replace("native", "x86-64-v3") for flag in compiler.SOURCES["layers"]]
-    rebuilt.setitem(compiler.SOURCES, "layers", older)
+    rebuilt.setenv("LOGITSPEC_ISA", lower)
     compiler.build.cache_clear()
     found = prefilled(load(wide_path, dtype=dtype, cpu_kernels="native"), IDS)[1].float()
     tolerance = (1e-4 if dtype == torch.float32 else 0.05) * expected.abs().max().item()
@@ -271,7 +288,8 @@ def test_matrices_that_are_not_plain_linears_run_on_plain_kernels(
     expected = prefilled(load(wide_path, dtype=torch.float32, cpu_kernels="plain"), IDS)[1]
     monkeypatch.setattr(LlamaKVForCausalLM, "fuse", replaced)
     model = load(wide_path, dtype=torch.float32)
-    assert str(model.kernels).startswith("plain (not native: not all matrices of")
+    assert model.kernels.name == "plain"
+    assert "not all matrices of the model are plain linears" in str(model.kernels)
     torch.testing.assert_close(prefilled(model, IDS)[1], expected)
     with pytest.raises(InputError, match="native CPU kernels do not run here: not all matrices"):
         load(wide_path, dtype=torch.float32, cpu_kernels="native")

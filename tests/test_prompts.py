@@ -110,7 +110,8 @@ def test_dtypes_by_name() -> None:
 def test_auto_dtype_follows_the_processor(
     flags: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.logitspec.devices.cpu_info", lambda *keys: flags)
+    monkeypatch.delenv("LOGITSPEC_ISA", raising=False)
+    monkeypatch.setattr("model.logitspec.instruction_set.cpu_info", lambda *keys: flags)
     assert resolve_dtype("auto", "cpu") == dtype
 
 

@@ -6,6 +6,8 @@ The names below are imported when they are first used: torch and transformers ta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .instruction_set import lower_libraries
+
 if TYPE_CHECKING:
     from .api import custom_generate, generate, wrap
     from .decoding import DecodingResult, decode
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from .modeling_llama_kv import LlamaKVForCausalLM
     from .ngram_pool import NgramPool
     from .sampling import Sampling
+
+lower_libraries()
 
 _MODULES = {
     "CalibratedDrafter": "drafters",

@@ -7,7 +7,7 @@ import re
 import torch
 
 from .errors import InputError
-from .kernels import cpu_info
+from .instruction_set import computes_in
 
 DTYPES = {
     "float16": torch.float16,
@@ -60,9 +60,7 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
         if device != "cpu":
             native = torch.cuda.is_bf16_supported(including_emulation=False)
             return torch.bfloat16 if native else torch.float16
-        features = cpu_info("flags", "Features").split()
-        native = any(name in features for name in ("avx512_bf16", "amx_bf16", "bf16"))
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if computes_in("bfloat16") else torch.float32
     if name not in DTYPES:
         raise InputError(f"dtype {name!r} is not known; give auto, {', '.join(DTYPES)}")
     return DTYPES[name]

@@ -8,12 +8,12 @@ plain: PyTorch's operators as they are; what a GPU runs on as well.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .errors import InputError
+from .instruction_set import has_avx512
 from .linear import why_not_packable
 from .native import layers
 from .native.compiler import Unavailable, library
@@ -40,7 +40,7 @@ def choose_kernels(config: Any, dtype: torch.dtype, device: str, wanted: str = "
         config: of a model that the patched model can run.
         dtype: of the weights.
         device: where they will lie, as a device_map.
-        wanted: one of KERNELS, or auto for the fastest of them.
+        wanted: one of KERNELS, or auto for the fastest of them here.
 
     Raises:
         InputError: no kernels of that name, or they do not run here; the message says why.
@@ -52,6 +52,8 @@ def choose_kernels(config: Any, dtype: torch.dtype, device: str, wanted: str = "
     passed_over: dict[str, str] = {}
     for name in KERNELS[:-1] if wanted == "auto" else (wanted,):
         why = f"the device is {device}" if device != "cpu" else why_not(name, config, dtype)
+        if not why and wanted == "auto":
+            why = why_slow(name, dtype)
         if not why:
             return Kernels(name, passed_over)
         passed_over[name] = why
@@ -74,16 +76,13 @@ def why_not(name: str, config: Any, dtype: torch.dtype) -> str:
     return ""
 
 
+def why_slow(name: str, dtype: torch.dtype) -> str:
+    """What makes others faster on this CPU than kernels that come first; empty if nothing does."""
+    if name == "native" and dtype == torch.float32 and not has_avx512():
+        return "without AVX-512 their steps over several nodes are slow"
+    return ""
+
+
 def is_quantized(config: Any) -> bool:
     """Whether a checkpoint's matrices are packed by a library such as bitsandbytes."""
     return getattr(config, "quantization_config", None) is not None
-
-
-def cpu_info(*keys: str) -> str:
-    """The first of some entries of /proc/cpuinfo; empty where there is none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    entries = (line.partition(":") for line in lines)
-    return next((value.strip() for key, _, value in entries if key.strip() in keys), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.utils import (
 
 from .devices import resolve_device, resolve_dtype
 from .errors import InputError, brief
+from .instruction_set import computes_in
 from .kernels import Kernels, choose_kernels
 from .modeling_llama_kv import ARCHITECTURES, LlamaKVForCausalLM
 from .verification import use_graphs
@@ -262,6 +264,13 @@ def load(
         dtype = resolve_dtype(dtype, place if on_gpu else "cpu")
     config = load_config(path, trust_remote_code=trust_remote_code)
     kernels = choose_kernels(config, dtype, place, cpu_kernels)
+    name = str(dtype).removeprefix("torch.")
+    if place == "cpu" and not computes_in(name):
+        warnings.warn(
+            f"this CPU has no instructions for {name}, so prompts and draft trees take several "
+            "times as long as in float32",
+            stacklevel=2,
+        )
     model: LlamaKVForCausalLM = load_weights(
         LlamaKVForCausalLM,
         path,

@@ -19,7 +19,7 @@ import torch
 
 from .decoding import prefill
 from .draft_tree import DraftTree
-from .kernels import cpu_info
+from .instruction_set import cpu_info
 from .kv_cache import KVCache
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .storage import remembered

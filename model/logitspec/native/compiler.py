@@ -13,11 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..instruction_set import compiler_target
 from ..storage import cache_folder
 
 SOURCES = {
     # name -> flags
-    "layers": ("-O3", "-march=native", "-fopenmp"),
+    "layers": ("-O3", "-march={target}", "-fopenmp"),
     "drafting": ("-O2", "-ffp-contract=off"),  # the very sums of Python
 }
 FLAGS = ("-std=c++17", "-shared", "-fPIC", "-w")
@@ -54,7 +55,8 @@ def build(name: str) -> ctypes.CDLL | str:
         if shutil.which(compiler[0]) is None:
             return f"there is no C++ compiler {compiler[0]!r} (the variable CXX names another)"
         source = source_of(name)
-        command = [*compiler, *FLAGS, *SOURCES[name], str(source)]
+        flags = [flag.format(target=compiler_target()) for flag in SOURCES[name]]
+        command = [*compiler, *FLAGS, *flags, str(source)]
         target = cache_folder() / f"{name}-{fingerprint(compiler, command, source)}.so"
         if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
