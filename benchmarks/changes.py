@@ -17,13 +17,15 @@ import torch.nn.functional as F
 
 from evaluation.arguments import Parser, at_least, run_command
 from model.logitspec import InputError, LlamaKVForCausalLM, load
+from model.logitspec.decoding import prefill
 from model.logitspec.devices import resolve_dtype
 from model.logitspec.kernels import why_not
+from model.logitspec.kv_cache import KVCache
 from model.logitspec.linear import Linear, Product
 from model.logitspec.loading import load_config
 from model.logitspec.modeling_llama_kv import Attention, max_positions
 from model.logitspec.native.layers import Matrix, best_tokens
-from model.logitspec.step_cost import filled_cache, interleaved, wide_tree
+from model.logitspec.step_cost import interleaved, wide_tree
 from model.logitspec.verification import verify
 
 from .measure import INTERRUPTED, Results, Row, Table, quartiles, spread
@@ -120,9 +122,16 @@ def native(linear: Linear) -> Product:
 # Attention of one layer over a filled cache -----------------------------------------------------
 
 
+def filled(model: LlamaKVForCausalLM, context: int, room: int) -> KVCache:
+    """A cache with so many committed tokens, and slots for so many more."""
+    cache = model.new_cache(context + room)
+    prefill(model, [i % 1000 for i in range(context)], cache, top_k=0)
+    return cache
+
+
 def attention(model: LlamaKVForCausalLM, rows: int, context: int) -> Change:
     """A tree's queries against every layer's own keys and values, behind the projections."""
-    cache = filled_cache(model, context, rows)
+    cache = filled(model, context, rows)
     seen = [store[:, :, : context + rows].unbind() for store in cache.store]
     layer = model.layers[0].self_attn
     q = noise(model, rows, layer.heads, layer.head_dim)
@@ -214,7 +223,7 @@ def step(models: Models, nodes: int) -> Change:
     return Change(
         f"a whole step, context {STEP_CONTEXT}",
         {
-            name: partial(verify, model, tree, filled_cache(model, STEP_CONTEXT, nodes), BEST)
+            name: partial(verify, model, tree, filled(model, STEP_CONTEXT, nodes), BEST)
             for name, model in models.items()
         },
     )

@@ -18,7 +18,7 @@ from model.logitspec.kv_cache import KVCache
 
 STATUS = Path("/proc/self/status")
 MIB = 1 << 20
-WORK_SPACE = ("_workspace", "_rope")  # attributes of a model that are no weights
+WORK_SPACE = ("_rope",)  # attributes of a model that are no weights
 
 
 def held(device: str) -> int | None:

@@ -42,7 +42,7 @@ Candidate = tuple[int, int, int, bool]  # grades: n-grams, row by rank, row by p
 def rows_of(model: LlamaKVForCausalLM, ids: Sequence[int]) -> list[Row]:
     """The row after every token of a sequence."""
     found: list[Row] = []
-    for x in torch.split(read_in(model, ids, model.cache_for(len(ids))), PIECE):
+    for x in torch.split(read_in(model, ids, model.new_cache(len(ids))), PIECE):
         best = model.logits(x).float().softmax(-1).topk(WIDTH)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         found += [list(zip(tokens, shares, strict=True)) for tokens, shares in pairs]

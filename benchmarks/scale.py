@@ -92,7 +92,7 @@ def measure_context(
             row: Row = {"context": context, "nodes": nodes, **quartiles(measured, 1e3)}
             first = shortest.setdefault(nodes, row["median"])
             row["attention_share"] = attention_share(row["median"], first)
-            row["cache_mib"] = model.cache_for(1).nbytes / MIB
+            row["cache_mib"] = model.caches.nbytes / MIB
             row["held_mib"] = held
             results.add("context", row)
             share = f"{row['attention_share']:.0%}"
@@ -114,8 +114,8 @@ def measure_output(
     for name in METHODS:
         drafter = DRAFTERS[name]()
         slots = len(prompt) + args.new_tokens + node_bucket(drafter.capacity)
-        cache = model.cache_for(slots)  # the one that decode() finds
-        before = cache.store.data_ptr(), cache.capacity
+        with model.cache(slots) as cache:  # the one that decode() finds
+            before = cache.store.data_ptr(), cache.capacity
         memory.trim(args.device)
         fresh = memory.reset_peak(args.device)
         result = decode(model, prompt, drafter, max_new_tokens=args.new_tokens)
@@ -123,7 +123,9 @@ def measure_output(
         memory.trim(args.device)
         held = memory.held(args.device)
         weights = memory.weight_bytes(model)
-        after = model.cache_for(1)
+        with model.cache(1) as after:
+            now = after.store.data_ptr(), after.capacity
+            cache_bytes = after.nbytes
         windows = windowed(result, args.window)
         row: Row = {
             "method": name,
@@ -132,12 +134,12 @@ def measure_output(
             "steps": result.steps,
             "windows": windows,
             "growth_ms_per_1000_tokens": growth(windows),
-            "cache_capacity": after.capacity,
-            "cache_reallocated": (after.store.data_ptr(), after.capacity) != before,
+            "cache_capacity": now[1],
+            "cache_reallocated": now != before,
             "weights_mib": in_mib(weights),
-            "cache_mib": in_mib(after.nbytes),
+            "cache_mib": in_mib(cache_bytes),
             "held_mib": in_mib(held),
-            "rest_mib": None if held is None else in_mib(held - weights - after.nbytes),
+            "rest_mib": None if held is None else in_mib(held - weights - cache_bytes),
             "peak_mib": in_mib(peak),
             "peak_of": "the generation" if fresh else "the process",
         }

@@ -155,10 +155,10 @@ def step_times(
         nodes: tree sizes to measure.
         rounds: measurements of each; one unmeasured round comes first.
     """
-    cache = filled_cache(model, context, room=max(nodes))
-    step = verifier(model, cache, top_k=min(64, model.config.vocab_size))
-    steps = {n: StepOnDevice(step, wide_tree(n), model.device) for n in nodes}
-    measured = interleaved(steps, rounds)
+    with filled_cache(model, context, room=max(nodes)) as cache:
+        step = verifier(model, cache, top_k=min(64, model.config.vocab_size))
+        steps = {n: StepOnDevice(step, wide_tree(n), model.device) for n in nodes}
+        measured = interleaved(steps, rounds)
     return {n: (seconds, steps[n].device_seconds[1:]) for n, seconds in measured.items()}
 
 

@@ -118,7 +118,7 @@ class Recorder:
     @torch.inference_mode()
     def _turn(self, prompt_ids: list[int], most: int) -> RecordedTurn:
         model = self._model
-        cache = model.cache_for(len(prompt_ids) + most)
+        cache = model.new_cache(len(prompt_ids) + most)
         start = time.perf_counter()
         x = read_in(model, prompt_ids, cache)
         cache.keep(range(len(prompt_ids)))

@@ -265,7 +265,7 @@ def test_tensors_that_are_not_the_models_are_refused(wide_path: str) -> None:
     other = KVCache([CPU] * 2, 2, 64, 64, torch.float32)  # a layer too few
     with pytest.raises(ValueError, match="is not of this model"):
         model(torch.tensor([3]), torch.tensor([0]), other, last_position=0)
-    cache = model.cache_for(64)
+    cache = model.new_cache(64)
     with pytest.raises(ValueError, match="for 2 tokens"):
         model(
             torch.tensor([3, 4]), torch.tensor([0, 1]), cache,

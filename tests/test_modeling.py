@@ -6,6 +6,7 @@ import copy
 import json
 import random
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from model.logitspec import (
 from model.logitspec.acceptance import TreeTensors
 from model.logitspec.decoding import last_logits
 from model.logitspec.kernels import KERNELS, Kernels
+from model.logitspec.kv_cache import MOST_IDLE
 from model.logitspec.loading import load_weights
 from model.logitspec.native.layers import CHUNK
 
@@ -87,7 +89,7 @@ def reference_logits(model: Any, ids: list[int]) -> torch.Tensor:
 
 def prefilled(model: LlamaKVForCausalLM, ids: list[int]) -> tuple[Any, torch.Tensor]:
     """A cache that holds `ids`, and the logits after each of them."""
-    cache = model.cache_for(len(ids) + 64)
+    cache = model.new_cache(len(ids) + 64)
     n = len(ids)
     logits = model(torch.tensor(ids), torch.arange(n), cache, last_position=n - 1)
     cache.keep(range(n))
@@ -218,9 +220,24 @@ def test_layers_that_accelerate_offloads_run_unfused(tiny_path: str, tmp_path: P
 
 
 def test_the_cache_is_reused_while_it_is_large_enough(tiny: LlamaKVForCausalLM) -> None:
-    first = tiny.cache_for(100)
-    assert tiny.cache_for(60) is first
-    assert tiny.cache_for(first.capacity + 1).capacity > first.capacity
+    with tiny.cache(100) as first:
+        first.length = 7
+    with tiny.cache(60) as again:
+        assert again is first
+        assert again.length == 0
+        with tiny.cache(60) as other:  # it is in use
+            assert other is not first
+    with tiny.cache(first.capacity + 1) as larger:
+        assert larger.capacity >= min(2 * first.capacity, tiny.max_positions)
+
+
+def test_idle_caches_are_few(tiny: LlamaKVForCausalLM) -> None:
+    with ExitStack() as stack:
+        taken = [stack.enter_context(tiny.cache(100 * n)) for n in range(1, 6)]
+        assert len(set(map(id, taken))) == 5
+    largest = sorted(taken, key=lambda cache: cache.capacity)[-MOST_IDLE:]
+    assert tiny.caches.nbytes == sum(cache.nbytes for cache in largest)
+    assert copy.deepcopy(tiny.caches).nbytes == 0
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -273,7 +273,7 @@ def test_padded_steps_choose_as_plain_ones(tiny_path: str, sampling: Sampling) -
     rng = random.Random(5)
     models = [load(tiny_path, dtype=torch.float64) for _ in range(2)]
     prompt = [rng.randrange(97) for _ in range(30)]
-    caches = [model.cache_for(128) for model in models]
+    caches = [model.new_cache(128) for model in models]
     for model, cache in zip(models, caches, strict=True):
         prefill(model, prompt, cache, top_k=0)
     choosers = [sampling.chooser(prompt) for _ in models]

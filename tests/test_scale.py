@@ -19,6 +19,7 @@ from benchmarks.scale import attention_share, fitting, growth, main, windowed
 from model.logitspec import DRAFTERS, DraftTree, InputError, LlamaKVForCausalLM, RacerDrafter, load
 from model.logitspec.decoding import DecodingResult
 from model.logitspec.kernels import KERNELS
+from model.logitspec.kv_cache import CachePool
 from model.logitspec.step_cost import interleaved
 
 from .conftest import TINY, save_tiny
@@ -135,8 +136,8 @@ def test_a_cache_that_moves_is_noticed(
     kept = []
 
     def forgetful(model: LlamaKVForCausalLM, *args: Any, **options: Any) -> DecodingResult:
-        kept.append(model._cache)  # keeps its address from being used again
-        model._cache = None
+        kept.append(model.caches)  # keeps its addresses from being used again
+        model.caches = CachePool()
         return decode(model, *args, **options)
 
     decode = scale.decode
@@ -278,7 +279,7 @@ def test_all_tensors_of_a_model_are_counted(kernels: str, tmp_path: Path) -> Non
     numbers = 3 * layer + 128 + (97 + head) * 128
     assert memory.weight_bytes(model) == 4 * numbers
     model.forward(
-        torch.arange(5), torch.arange(5), model.cache_for(300), last_position=4
+        torch.arange(5), torch.arange(5), model.new_cache(300), last_position=4
     )  # makes the rotary table, the native layers' workspace, the cache: none are weights
     assert memory.weight_bytes(model) == 4 * numbers
 

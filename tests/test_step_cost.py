@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 
 from benchmarks import step_cost
 from model.logitspec import LlamaKVForCausalLM
+from model.logitspec.kernels import choose_kernels
 from model.logitspec.step_cost import wide_tree
 
 from .conftest import TINY
@@ -70,7 +71,8 @@ def test_random_weights_need_no_checkpoint(
     monkeypatch.setitem(step_cost.SHAPES, "tiny", LlamaConfig(**TINY, tie_word_embeddings=True))
     argv = ["--random-weights", "tiny", "--dtype", "bfloat16", "--device", "cpu"]
     assert step_cost.main([*argv, "--context", "8", "--nodes", "2", "--rounds", "1"]) == 0
-    assert "tiny, bfloat16, cpu, packed kernels" in capsys.readouterr().out
+    kernels = choose_kernels(LlamaConfig(**TINY), torch.bfloat16, "cpu").name
+    assert f"tiny, bfloat16, cpu, {kernels} kernels" in capsys.readouterr().out
     model = step_cost.random_model("tiny", torch.float32, "cpu", "plain", "auto")
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.dtype == torch.float32

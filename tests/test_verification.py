@@ -6,6 +6,7 @@ import gc
 import random
 import weakref
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from model.logitspec import (
     load,
 )
 from model.logitspec.decoding import prefill
+from model.logitspec.kv_cache import MOST_IDLE
 from model.logitspec.verification import (
     EagerVerifier,
     GraphVerifier,
@@ -56,7 +58,7 @@ def test_padded_verdicts_are_those_of_plain_steps(
     rng = random.Random(3)
     models = [load(tiny_path, dtype=torch.float64) for _ in range(2)]
     prompt = [rng.randrange(97) for _ in range(240)]
-    caches = [model.cache_for(512) for model in models]
+    caches = [model.new_cache(512) for model in models]
     for model, cache in zip(models, caches, strict=True):
         prefill(model, prompt, cache, top_k=0)
     plain = EagerVerifier(models[0], caches[0], top_k, node_top_k)
@@ -95,7 +97,8 @@ def test_a_step_kept_by_a_generation_serves_outside_of_inference_mode(
 ) -> None:
     decode(static, [5, 6, 7], LogitSpecDrafter(), max_new_tokens=5)
     drafter = LogitSpecDrafter()
-    cache = static.cache_for(1)
+    with static.cache(1) as cache:
+        pass
     tree = DraftTree(5, 1)
     again = verify(static, tree, cache, drafter.top_k)
     assert cache.graphs
@@ -104,45 +107,53 @@ def test_a_step_kept_by_a_generation_serves_outside_of_inference_mode(
 
 
 def test_a_position_that_the_model_lacks_is_refused(static: LlamaKVForCausalLM) -> None:
-    cache = static.cache_for(static.max_positions + 64)
+    cache = static.new_cache(static.max_positions + 64)
     cache.length = static.max_positions
     with pytest.raises(InputError, match="position 512 is past the model's 512 positions"):
         verifier(static, cache, 0).build(DraftTree(5, 1))
 
 
 def test_steps_are_kept_with_the_cache(static: LlamaKVForCausalLM) -> None:
-    cache = static.cache_for(100)
-    first = verifier(static, cache, 2)
-    assert verifier(static, static.cache_for(90), 2) is first
-    assert verifier(static, cache, 3) is not first
-    assert verifier(static, static.cache_for(cache.capacity + 1), 2) is not first
+    with static.cache(100) as cache:
+        first = verifier(static, cache, 2)
+    with static.cache(90) as cache:
+        assert verifier(static, cache, 2) is first
+        assert verifier(static, cache, 3) is not first
+    with static.cache(cache.capacity + 1) as cache:
+        assert verifier(static, cache, 2) is not first
 
 
 def test_the_rotary_table_stays_where_graphs_read_it(static: LlamaKVForCausalLM) -> None:
     decode(static, [5, 6, 7], LogitSpecDrafter(), max_new_tokens=5)
-    static.extend_rope(10 * static.max_positions, static.device)
-    before = static._rope.data_ptr()
-    assert static._rope.shape[0] == static.max_positions
-    static.extend_rope(10 * static.max_positions, static.device)
-    assert static._rope.data_ptr() == before
+    before = static.rope(10 * static.max_positions, static.device)
+    assert before.shape[0] == static.max_positions
+    again = static.rope(10 * static.max_positions, static.device)
+    assert again.data_ptr() == before.data_ptr()
 
 
 def test_a_cache_that_is_replaced_is_freed(static: LlamaKVForCausalLM) -> None:
-    cache = static.cache_for(static._cache.capacity if static._cache else 100)
-    verifier(static, cache, 2)
+    with static.cache(100) as cache:
+        verifier(static, cache, 2)
     gone = weakref.ref(cache)
     capacity = cache.capacity
     gc.disable()  # as a GPU's memory would have to wait for the collector
     try:
         del cache
-        static.cache_for(capacity + 1)
+        with static.cache(capacity + 1) as larger:
+            assert gone() is None
+            verifier(static, larger, 2)
+            gone = weakref.ref(larger)
+            del larger
+        with ExitStack() as stack:  # those that are too many when they are given back
+            for more in range(1, MOST_IDLE + 1):
+                stack.enter_context(static.cache(2 * capacity + more))
         assert gone() is None
     finally:
         gc.enable()
 
 
 def test_a_padded_tree_that_does_not_fit_is_refused(static: LlamaKVForCausalLM) -> None:
-    cache = static.cache_for(100)
+    cache = static.new_cache(100)
     step = verifier(static, cache, 0)
     cache.length = cache.capacity - 20
     with pytest.raises(InputError, match="24 more tokens after"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .instruction_set import lower_libraries
 
 if TYPE_CHECKING:
-    from .api import custom_generate, generate, wrap
+    from .api import custom_generate, generate
     from .decoding import DecodingResult, decode
     from .draft_tree import DraftTree
     from .drafters import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .modeling_llama_kv import LlamaKVForCausalLM
     from .ngram_pool import NgramPool
     from .sampling import Sampling
+    from .wrapping import wrap
 
 lower_libraries()
 
@@ -55,7 +56,7 @@ _MODULES = {
     "generate": "api",
     "load": "loading",
     "register": "drafters",
-    "wrap": "api",
+    "wrap": "wrapping",
 }
 
 __all__ = [

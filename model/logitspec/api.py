@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import secrets
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import FrameType
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
-from accelerate import init_empty_weights
-from torch import nn
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import (
     EosTokenCriteria,
@@ -22,15 +18,14 @@ from transformers.generation import (
 
 from .decoding import DecodingResult, Step, decode
 from .drafters import DRAFTERS, Drafter
-from .errors import InputError
-from .kernels import choose_kernels
-from .loading import check_config, eos_of, finish
+from .errors import InputError, is_whole
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .sampling import Chooser, Sampling
+from .wrapping import wrap
 
 
 def generate(
-    model: LlamaKVForCausalLM,
+    model: Any,
     input_ids: Sequence[int] | torch.Tensor,
     method: str | Drafter = "calibrated",
     *,
@@ -41,7 +36,7 @@ def generate(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     seed: int | None = None,
-    eos_token_ids: Collection[int] | None = None,
+    eos_token_ids: int | Collection[int] | None = None,
     logits_processor: LogitsProcessorList | None = None,
     stopping_criteria: StoppingCriteriaList | None = None,
     streamer: Any = None,
@@ -51,14 +46,15 @@ def generate(
     """Generate after a prompt; the tokens are the target's own, only the forwards are fewer.
 
     Args:
-        model: the target, from load() or wrap().
+        model: the target, from load(), or a model that wrap() takes.
         input_ids: of the prompt, n of them or a tensor [n] or [1, n].
         method: a name in DRAFTERS, or a drafter, which keeps from one call to the next what its
             method keeps.
         max_new_tokens: most tokens to generate; never exceeded.
         temperature: of sampling; 0: the best token, always. The other filters are Sampling's.
         seed: of sampling; None: a new one, each time.
-        eos_token_ids: the first of these ends the generation and is kept; None: the checkpoint's.
+        eos_token_ids: the first of these, or this one, ends the generation and is kept; None: the
+            checkpoint's.
         logits_processor: transformers' or yours, called before temperature and filters with the
             ids up to a token and its logits: functions of these two alone.
         stopping_criteria: transformers' or yours, asked after every token, without scores.
@@ -93,7 +89,7 @@ def generate(
         processors=processors,
         seed=sampling.seed if temperature > 0 else None,
         max_new_tokens=max_new_tokens,
-        eos_token_ids=model.eos_token_ids if eos_token_ids is None else eos_token_ids,
+        eos_token_ids=model.eos_token_ids if eos_token_ids is None else ids_of(eos_token_ids),
         stopping_criteria=stopping_criteria,
         streamer=streamer,
         on_commit=on_commit,
@@ -162,9 +158,24 @@ def one_prompt(input_ids: Sequence[int] | torch.Tensor) -> list[int]:
                 "one prompt, [n] or [1, n]: a draft tree fills the batch"
             )
         input_ids = input_ids.tolist()
-    if not all(isinstance(token, int) for token in input_ids):
+    if not isinstance(input_ids, Sequence) or not all(is_whole(token) for token in input_ids):
         raise InputError("input_ids holds what is no token id; give the token ids of one prompt")
-    return list(input_ids)
+    return [int(token) for token in input_ids]
+
+
+def ids_of(eos_token_ids: Any) -> set[int]:
+    """EOS ids as transformers takes them: one, several, or None.
+
+    Raises:
+        InputError: they are no token ids.
+    """
+    given = [] if eos_token_ids is None else eos_token_ids
+    if isinstance(given, torch.Tensor):
+        given = given.tolist()
+    given = [given] if isinstance(given, int) else given
+    if not isinstance(given, Collection) or not all(is_whole(token) for token in given):
+        raise InputError(f"eos_token_ids is {eos_token_ids!r}; give a token id, or several")
+    return {int(token) for token in given}
 
 
 def find_drafter(method: str | Drafter) -> Drafter:
@@ -198,81 +209,6 @@ def check_processors(processors: LogitsProcessorList) -> None:
                 f"the logits processor {type(processor).__name__} keeps a state from token to "
                 "token, and a draft tree asks for many at once; leave it out"
             )
-
-
-Signature = tuple[tuple[Any, ...], ...]
-wrapped: WeakKeyDictionary[nn.Module, tuple[LlamaKVForCausalLM, Signature]] = WeakKeyDictionary()
-
-
-def wrap(model: Any, *, cpu_kernels: str = "auto", cuda_graphs: str = "auto") -> LlamaKVForCausalLM:
-    """A transformers model as this package runs it, over the same weights; remembered with it.
-
-    On a CPU the native and packed kernels hold a second copy of the weights, laid out for them;
-    with `plain` there is none. When the weights have changed or moved, wrap() makes a new one: do
-    not go on with the old.
-
-    Args:
-        model: a causal language model of transformers, of an architecture covered.
-        cpu_kernels: as load(), and cuda_graphs. They count in the first call for a model.
-
-    Raises:
-        InputError: it is none that is covered, it has forward hooks, or the kernels do not run
-            here.
-    """
-    if isinstance(model, LlamaKVForCausalLM):
-        return model
-    check_hooks(model)
-    known = wrapped.get(model)
-    if known is None or known[1] != signature(model):
-        ours = twin(model, cpu_kernels, cuda_graphs)
-        known = wrapped[model] = ours, signature(model)
-    return known[0]
-
-
-def signature(model: nn.Module) -> Signature:
-    """What changes when weights are replaced, moved or written to, be it through `.data`, where
-    nothing but the values tells."""
-    return tuple(
-        (
-            p.data_ptr(),
-            None if p.is_inference() else p._version,
-            p.dtype,
-            p.device,
-            *p.detach().flatten()[:: max(1, p.numel() // 2)].tolist(),
-        )
-        for p in model.parameters()
-    )
-
-
-def check_hooks(model: nn.Module) -> None:
-    """Raise InputError for hooks on a model's parts, which run its own layers and not ours."""
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise InputError(
-                f"{name or type(model).__name__} has forward hooks, which do not run here; remove "
-                "them, or generate without this package"
-            )
-
-
-def twin(model: Any, cpu_kernels: str, cuda_graphs: str) -> LlamaKVForCausalLM:
-    name = type(model).__name__
-    config = copy.deepcopy(check_config(model.config, name))
-    config._attn_implementation = "eager"  # ours attends by itself
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise InputError(
-            f"the {name} has weights that are offloaded to the CPU or a disk; load it where it fits"
-        )
-    with init_empty_weights():
-        ours = LlamaKVForCausalLM(config)
-    for path, module in list(ours.named_modules()):
-        if isinstance(module, nn.Linear | nn.Embedding):
-            parent, _, leaf = path.rpartition(".")
-            setattr(ours.get_submodule(parent), leaf, model.get_submodule(path))
-        elif "weight" in module._parameters:  # a norm
-            module.weight = model.get_submodule(path).weight
-    ours.eos_token_ids = eos_of(getattr(model, "generation_config", None), config)
-    kernels = choose_kernels(config, ours.dtype, str(ours.device), cpu_kernels)
-    return finish(ours, kernels, cpu_kernels, cuda_graphs, keep_weights=True)
 
 
 def custom_generate(
@@ -310,8 +246,7 @@ def custom_generate(
     )
     prompt = one_prompt(input_ids)
     target = wrap(model)
-    eos = generation_config.eos_token_id
-    eos_ids = set() if eos is None else {eos} if isinstance(eos, int) else {int(i) for i in eos}
+    eos_ids = ids_of(generation_config.eos_token_id)
     result = run(
         target,
         prompt,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ import torch
 
 from .acceptance import TreeTensors, Verdict, accept
 from .draft_tree import DraftTree
-from .errors import InputError
+from .errors import InputError, is_whole
 from .kv_cache import KVCache
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .sampling import Chooser
@@ -97,67 +99,78 @@ def decode(
         chooser: of the target's tokens, after all of the prompt but its last token; None: the best
             ones.
 
+    Several threads may decode with one model at a time, and a callback may decode again: each call
+    has a KV cache of its own.
+
     Raises:
-        InputError: an empty prompt, no new tokens, more tokens than the model has positions, or a
-            draft tree over the drafter's capacity.
+        InputError: an empty prompt, no new tokens, more tokens than the model has positions, a
+            drafter that another call is using, or a draft tree over the drafter's capacity.
     """
     check_lengths(len(prompt_ids), max_new_tokens, model.max_positions)
-    drafter.prepare(model)
     if chooser is not None:
         chooser.until(len(prompt_ids) + max_new_tokens, len(prompt_ids), eos_token_ids)
     result = DecodingResult(prompt_tokens=len(prompt_ids))
-    cache = model.cache_for(len(prompt_ids) + max_new_tokens + node_bucket(drafter.capacity))
-    step = verifier(model, cache, drafter.top_k, drafter.node_top_k, chooser)
+    with reserved(drafter):
+        drafter.prepare(model)
+        slots = len(prompt_ids) + max_new_tokens + node_bucket(drafter.capacity)
+        with model.cache(slots) as cache:
+            step = verifier(model, cache, drafter.top_k, drafter.node_top_k, chooser)
 
-    clock = time.perf_counter()
-    verdict = prefill(model, prompt_ids, cache, drafter.top_k, drafter.prompt_top_k, chooser)
-    result.prefill_seconds = time.perf_counter() - clock
+            clock = time.perf_counter()
+            verdict = prefill(
+                model, prompt_ids, cache, drafter.top_k, drafter.prompt_top_k, chooser
+            )
+            result.prefill_seconds = time.perf_counter() - clock
 
-    clock = time.perf_counter()
-    drafter.reset(prompt_ids, verdict.node_top_ids)
-    result.draft_seconds = time.perf_counter() - clock
+            clock = time.perf_counter()
+            drafter.reset(prompt_ids, verdict.node_top_ids)
+            result.draft_seconds = time.perf_counter() - clock
 
-    finished = False
-    while not finished:
-        remaining = max_new_tokens - len(result.tokens)
-        start = time.perf_counter()
-        last_top_ids = verdict.top_ids
-        drafted_tree = check_capacity(drafter.draft(verdict.next_root, last_top_ids), drafter)
-        tree = drafted_tree.without_deeper_than(remaining - 1)
-        drafted = time.perf_counter()
-        origins = drafter.origins(drafted_tree) if on_step is not None else []
-        step.build(tree)
-        built = time.perf_counter()
-        step.forward()
-        verified = time.perf_counter()
-        verdict = step.accept()
-        accepted = time.perf_counter()
-        path, ended = until_end(tree, verdict.path, result.tokens, eos_token_ids, stop)
-        cache.keep(path)
-        drafter.observe(tree, path, verdict.node_top_ids)
-        committed = [tree.tokens[node] for node in path]
-        if chooser is not None:
-            chooser.commit(committed)
-        result.tokens += committed
-        result.accept_lengths.append(len(path))
-        result.tree_sizes.append(len(tree))
-        result.misses.append(int(not ended and has_drafts_below(tree, path)))
-        if last_top_ids and committed[0] not in eos_token_ids:
-            next_next = committed[1] if len(path) > 1 else verdict.next_root
-            result.next_next_ranks.append(rank(next_next, last_top_ids))
-        result.draft_seconds += drafted - start
-        result.build_seconds += built - drafted
-        result.verify_seconds += verified - built
-        result.accept_seconds += accepted - verified
-        end = time.perf_counter()
-        result.commit_seconds += end - accepted
-        result.step_seconds.append(end - start)
-        if on_commit is not None:
-            on_commit(committed)
-        if on_step is not None:
-            whole = zip(origins, drafted_tree.depths, strict=True)
-            on_step(Step(tree, path, [origin for origin, depth in whole if depth < remaining]))
-        finished = ended or len(result.tokens) >= max_new_tokens
+            finished = False
+            while not finished:
+                remaining = max_new_tokens - len(result.tokens)
+                start = time.perf_counter()
+                last_top_ids = verdict.top_ids
+                drafted_tree = check_capacity(
+                    drafter.draft(verdict.next_root, last_top_ids), drafter
+                )
+                tree = drafted_tree.without_deeper_than(remaining - 1)
+                drafted = time.perf_counter()
+                origins = drafter.origins(drafted_tree) if on_step is not None else []
+                step.build(tree)
+                built = time.perf_counter()
+                step.forward()
+                verified = time.perf_counter()
+                verdict = step.accept()
+                accepted = time.perf_counter()
+                path, ended = until_end(tree, verdict.path, result.tokens, eos_token_ids, stop)
+                cache.keep(path)
+                drafter.observe(tree, path, verdict.node_top_ids)
+                committed = [tree.tokens[node] for node in path]
+                if chooser is not None:
+                    chooser.commit(committed)
+                result.tokens += committed
+                result.accept_lengths.append(len(path))
+                result.tree_sizes.append(len(tree))
+                result.misses.append(int(not ended and has_drafts_below(tree, path)))
+                if last_top_ids and committed[0] not in eos_token_ids:
+                    next_next = committed[1] if len(path) > 1 else verdict.next_root
+                    result.next_next_ranks.append(rank(next_next, last_top_ids))
+                result.draft_seconds += drafted - start
+                result.build_seconds += built - drafted
+                result.verify_seconds += verified - built
+                result.accept_seconds += accepted - verified
+                end = time.perf_counter()
+                result.commit_seconds += end - accepted
+                result.step_seconds.append(end - start)
+                if on_commit is not None:
+                    on_commit(committed)
+                if on_step is not None:
+                    whole = zip(origins, drafted_tree.depths, strict=True)
+                    on_step(
+                        Step(tree, path, [origin for origin, depth in whole if depth < remaining])
+                    )
+                finished = ended or len(result.tokens) >= max_new_tokens
     return result
 
 
@@ -192,7 +205,8 @@ def prefill(
 @torch.inference_mode()
 def last_logits(model: LlamaKVForCausalLM, ids: Sequence[int]) -> torch.Tensor:
     """The target's logits after a sequence, [vocab], in one forward over all of it."""
-    logits: torch.Tensor = model.logits(read_in(model, ids, model.cache_for(len(ids)))[-1:])
+    with model.cache(len(ids)) as cache:
+        logits: torch.Tensor = model.logits(read_in(model, ids, cache)[-1:])
     return logits[0]
 
 
@@ -202,6 +216,30 @@ def read_in(model: LlamaKVForCausalLM, ids: Sequence[int], cache: KVCache) -> to
     positions = torch.arange(len(ids), device=model.device)
     x: torch.Tensor = model.hidden_states(tokens, positions, cache, last_position=len(ids) - 1)
     return x
+
+
+IN_USE: set[int] = set()  # ids of the drafters of the generations under way
+IN_USE_LOCK = threading.Lock()
+
+
+@contextmanager
+def reserved(drafter: Drafter) -> Iterator[None]:
+    """Keep a drafter to one generation.
+
+    Raises:
+        InputError: another one is using it.
+    """
+    with IN_USE_LOCK:
+        if id(drafter) in IN_USE:
+            raise InputError(
+                f"this {type(drafter).__name__} is drafting for another generation; give each "
+                "generation that runs at the same time a drafter of its own"
+            )
+        IN_USE.add(id(drafter))
+    try:
+        yield
+    finally:
+        IN_USE.discard(id(drafter))
 
 
 def has_drafts_below(tree: DraftTree, path: Sequence[int]) -> bool:
@@ -258,7 +296,7 @@ def check_capacity(tree: DraftTree, drafter: Drafter) -> DraftTree:
 
 def check_lengths(prompt_tokens: int, max_new_tokens: int, max_positions: int) -> None:
     """Raise InputError unless prompt and new tokens fit the model's positions."""
-    if max_new_tokens < 1:
+    if not is_whole(max_new_tokens) or max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}; give 1 or more")
     if prompt_tokens < 1:
         raise InputError("the prompt is empty; give at least one token")

@@ -1,5 +1,9 @@
 """The one exception the package raises for what a user asked and cannot have."""
 
+from __future__ import annotations
+
+from numbers import Integral
+
 
 class InputError(ValueError):
     """Bad input: the message is one sentence naming the thing, its value and the way out."""
@@ -10,6 +14,11 @@ def require_positive(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise InputError(f"{name} is {value}; give 1 or more")
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, numpy's included; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def brief(error: BaseException) -> str:

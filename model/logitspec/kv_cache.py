@@ -1,9 +1,11 @@
-"""The preallocated KV cache of one model: written by its forward, committed by decoding.py."""
+"""The preallocated KV caches of one model: written by its forward, committed by decoding.py."""
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,6 +89,7 @@ class KVCache:
         self.capacity = capacity
         self.length = 0
         self.graphs: dict[Any, Any] = {}  # what verification.py captured over this memory
+        self.workspace = torch.empty(0, dtype=torch.uint8)  # of the native layers, as they need it
         with torch.inference_mode(False):  # writable inside and outside of inference mode
             self._store: dict[torch.device, torch.Tensor] = {
                 # zeros: attention at fixed shapes reads, and weighs with 0, what was never written
@@ -150,3 +153,72 @@ class KVCache:
                 source = nodes.to(device, non_blocking=True)
                 store[..., first:last, :] = store.index_select(-2, source)
         self.length += len(path)
+
+
+CACHE_STEP = 256  # slots that a cache is allocated by
+MOST_IDLE = 2  # caches that a pool keeps
+
+
+class CachePool:
+    """The caches of one model: each generation in flight has one of its own.
+
+    One that is given back is kept for the next generation, with its memory and CUDA graphs; of
+    those that nobody uses at most MOST_IDLE, the larger ones.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[KVCache] = []
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> Any:  # a copy of a model begins without caches
+        return CachePool, ()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the caches that nobody uses."""
+        return sum(cache.nbytes for cache in self._idle)
+
+    @contextmanager
+    def lend(
+        self, capacity: int, most: int, allocate: Callable[[int], KVCache]
+    ) -> Iterator[KVCache]:
+        """An empty cache of at least `capacity` slots, to the end of the block.
+
+        Where none is large enough the largest idle one goes, and the new one is at least twice its
+        size, up to `most` slots.
+
+        Args:
+            capacity: slots that are needed.
+            most: slots beyond which none grows by itself.
+            allocate: makes a cache of so many slots.
+        """
+        cache = self._take(capacity)
+        if cache is None:
+            if (smaller := self._drop_largest()) is not None:
+                capacity = max(capacity, min(2 * smaller, most))
+            cache = allocate(-(-capacity // CACHE_STEP) * CACHE_STEP)
+        try:
+            yield cache
+        finally:
+            cache.reset()
+            with self._lock:
+                self._idle = sorted([*self._idle, cache], key=lambda c: c.capacity)
+                while len(self._idle) > MOST_IDLE:
+                    self._idle.pop(0).graphs.clear()  # they refer to it
+
+    def _take(self, capacity: int) -> KVCache | None:
+        """The smallest idle cache that is large enough."""
+        with self._lock:
+            for index, cache in enumerate(self._idle):
+                if cache.capacity >= capacity:
+                    return self._idle.pop(index)
+        return None
+
+    def _drop_largest(self) -> int | None:
+        """Free the largest idle cache before a larger one is allocated; how many slots it had."""
+        with self._lock:
+            if not self._idle:
+                return None
+            largest = self._idle.pop()
+        largest.graphs.clear()  # they refer to it
+        return largest.capacity

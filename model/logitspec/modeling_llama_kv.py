@@ -7,6 +7,7 @@ it. Parameter names are the checkpoint's own, so transformers loads the weights.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -18,7 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from .errors import InputError
 from .kernels import Kernels
-from .kv_cache import KVCache, Window
+from .kv_cache import CachePool, KVCache, Window
 from .linear import Linear
 from .native.layers import NativeLayers
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 # Query rows from which two matrix products beat scaled_dot_product_attention's blocks on a CPU, in
 # half precision: docs/performance.md
 MATMUL_ROWS = 48
-CACHE_STEP = 256  # slots that a KV cache is allocated by
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")  # config.model_type
 
 
@@ -194,11 +194,12 @@ class LlamaKVForCausalLM(PreTrainedModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.eos_token_ids: set[int] = set()  # the checkpoint's
         self.graphs = False  # whether steps are captured as CUDA graphs: verification.py
-        self._cache: KVCache | None = None
+        self.caches = CachePool()
         self.head = Linear(self, "lm_head")
         self.kernels = Kernels("plain")
         self.native: NativeLayers | None = None
-        self._rope = torch.empty(0)
+        self.rotary: nn.Module | None = None  # what turns queries and keys; None: the config's
+        self._rope = torch.empty(0, device="cpu")
         self.post_init()
 
     @property
@@ -269,25 +270,19 @@ class LlamaKVForCausalLM(PreTrainedModel):
         if not keep_weights and self.lm_head.weight is not self.model.embed_tokens.weight:
             self.head.release()
 
-    def cache_for(self, capacity: int) -> KVCache:
-        """An empty KV cache of at least `capacity` slots: the last one, if it is large enough.
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty KV cache of so many slots, the caller's own."""
+        return KVCache(
+            self.layer_devices,
+            self.config.num_key_value_heads,
+            head_dim(self.config),
+            capacity,
+            self.dtype,
+        )
 
-        One that must grow at least doubles, as far as the model's positions reach.
-        """
-        if self._cache is None or self._cache.capacity < capacity:
-            if self._cache is not None:
-                capacity = max(capacity, min(2 * self._cache.capacity, self.max_positions))
-                self._cache.graphs.clear()  # they refer to it
-            self._cache = None  # frees the old one before the new is allocated
-            self._cache = KVCache(
-                self.layer_devices,
-                self.config.num_key_value_heads,
-                head_dim(self.config),
-                -(-capacity // CACHE_STEP) * CACHE_STEP,
-                self.dtype,
-            )
-        self._cache.reset()
-        return self._cache
+    def cache(self, capacity: int) -> AbstractContextManager[KVCache]:
+        """`with model.cache(n) as cache`: an empty one of n slots or more, nobody else's then."""
+        return self.caches.lend(capacity, self.max_positions, self.new_cache)
 
     def require_position(self, position: int) -> None:
         """Raise InputError unless the model has this position."""
@@ -296,24 +291,24 @@ class LlamaKVForCausalLM(PreTrainedModel):
                 f"position {position} is past the model's {self.max_positions} positions"
             )
 
-    def extend_rope(self, positions: int, device: torch.device) -> None:
-        """Have the table of rotary cos and sin reach so many positions, or all, on this device.
+    def rope(self, positions: int, device: torch.device) -> torch.Tensor:
+        """The table of rotary cos and sin, which reaches so many positions, or all: [size, 2,
+        head_dim].
 
-        One that does is left where it is: a CUDA graph may read it.
+        One that does is left where it is: a CUDA graph may read it. Another thread may put a
+        shorter one in its place at any time, so take what is returned.
         """
         positions = min(positions, self.max_positions)
-        if self._rope.shape[0] < positions or self._rope.device != device:
+        table = self._rope
+        if table.shape[0] < positions or table.device != device:
             size = min(self.max_positions, max(1024, 2 * positions))
             like = torch.empty(0, dtype=self.dtype, device=device)
             rows = torch.arange(size, device=device)[None]
-            cos, sin = LlamaRotaryEmbedding(self.config).to(device)(like, rows)
+            rotary = self.rotary or LlamaRotaryEmbedding(self.config)
+            cos, sin = rotary.to(device)(like, rows)
             sin[..., : sin.shape[-1] // 2].neg_()
-            self._rope = torch.stack((cos[0], sin[0]), dim=1)  # [size, 2, head_dim]
-
-    def rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin for rotate_, each [n, 1, head_dim], of positions that the table reaches."""
-        rows = self._rope[positions]
-        return rows[:, :1], rows[:, 1:]
+            self._rope = table = torch.stack((cos[0], sin[0]), dim=1)
+        return table
 
     def additive_mask(self, visible: torch.Tensor, committed: int) -> torch.Tensor:
         """0 where a row sees a column, else -inf: [groups * n, committed + columns].
@@ -375,17 +370,16 @@ class LlamaKVForCausalLM(PreTrainedModel):
         n = input_ids.shape[0]
         cache.require(n)
         self.require_position(last_position)
-        self.extend_rope(last_position + 1, positions.device)
-        rotation = self.rotation(positions)
+        turns = rotation(self.rope(last_position + 1, positions.device), positions)
         x: torch.Tensor = self.model.embed_tokens(input_ids)
         if self.native is not None:
-            return self.native(x, *rotation, tree_mask, cache.store, cache.length)
+            return self.native(x, *turns, tree_mask, cache)
         mask = None
         if n > 1 and (tree_mask is not None or cache.length > 0):
             if tree_mask is None:
                 tree_mask = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
             mask = self.additive_mask(tree_mask, cache.length)
-        return self.run_layers(x, rotation, mask, cache.window(n))
+        return self.run_layers(x, turns, mask, cache.window(n))
 
     def run_layers(
         self,
@@ -408,6 +402,12 @@ class LlamaKVForCausalLM(PreTrainedModel):
         """Logits [n, vocab] of hidden states [n, hidden], where the head lies."""
         x = self.model.norm(x.to(execution_device(self.model.norm)))
         return self.head(x.to(execution_device(self.lm_head)))
+
+
+def rotation(table: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin for rotate_, each [n, 1, head_dim], of positions [n] that the table reaches."""
+    rows = table[positions]
+    return rows[:, :1], rows[:, 1:]
 
 
 def max_positions(config: Any) -> int:

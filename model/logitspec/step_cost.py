@@ -9,7 +9,8 @@ import platform
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TypeVar
@@ -149,19 +150,23 @@ class Meter:
     def run(self, few: int, many: int) -> None:
         """Measure so many rounds of the sizes up to FEW, and of the larger ones."""
         for context in self._contexts:
-            cache = filled_cache(self._model, context, room=NODES[-1])
-            root, true = continuation(self._model, cache)
-            child = true if not self._rejected else int(not true)
-            for rounds, wanted in ((few, True), (many, False)):
-                steps = {
-                    n: partial(
-                        verify, self._model, wide_tree(n, (root, child), true), cache, *self._widths
-                    )
-                    for n in self._nodes
-                    if (n <= FEW) is wanted
-                }
-                for n, seconds in interleaved(steps, rounds).items():
-                    self._took.setdefault((context, n), []).extend(seconds)
+            with filled_cache(self._model, context, room=NODES[-1]) as cache:
+                root, true = continuation(self._model, cache)
+                child = true if not self._rejected else int(not true)
+                for rounds, wanted in ((few, True), (many, False)):
+                    steps = {
+                        n: partial(
+                            verify,
+                            self._model,
+                            wide_tree(n, (root, child), true),
+                            cache,
+                            *self._widths,
+                        )
+                        for n in self._nodes
+                        if (n <= FEW) is wanted
+                    }
+                    for n, seconds in interleaved(steps, rounds).items():
+                        self._took.setdefault((context, n), []).extend(seconds)
 
     def cost(self, quantile: float) -> StepCost:
         """What was measured so far: this quantile of each size, smoothed so as never to fall."""
@@ -185,12 +190,13 @@ def rising(seconds: Sequence[float]) -> list[float]:
     return [mean for mean, count in pools for _ in range(count)]
 
 
-def filled_cache(model: LlamaKVForCausalLM, context: int, room: int) -> KVCache:
-    """The model's cache with so many committed tokens, and slots for a tree of `room` nodes."""
-    cache = model.cache_for(context + node_bucket(room))
-    tokens = min(1000, model.config.vocab_size)
-    prefill(model, [i % tokens for i in range(context)], cache, top_k=0)
-    return cache
+@contextmanager
+def filled_cache(model: LlamaKVForCausalLM, context: int, room: int) -> Iterator[KVCache]:
+    """A cache with so many committed tokens of a model, and slots for a tree of `room` nodes."""
+    with model.cache(context + node_bucket(room)) as cache:
+        tokens = min(1000, model.config.vocab_size)
+        prefill(model, [i % tokens for i in range(context)], cache, top_k=0)
+        yield cache
 
 
 def wide_tree(nodes: int, right: tuple[int, int] = (5, 5), true: int | None = None) -> DraftTree:

@@ -40,17 +40,19 @@ def successors(model: LlamaKVForCausalLM, count: int, width: int) -> list[list[i
 def find(model: LlamaKVForCausalLM, count: int, width: int) -> list[list[int]]:
     """The same, from the model."""
     start = getattr(model.config, "bos_token_id", None)
-    cache = model.cache_for(1 + BATCH)
-    prefill(model, [start if isinstance(start, int) else 0], cache, top_k=0)
-    rows: list[list[int]] = []
-    batches = torch.split(torch.arange(count, device=model.device), BATCH)
-    for tokens in tqdm(batches, "successors of the vocabulary, once for this model", leave=False):
-        n = len(tokens)
-        alone = torch.eye(n, dtype=torch.bool, device=model.device)  # none sees another
-        x = model.hidden_states(
-            tokens, torch.ones_like(tokens), cache, last_position=1, tree_mask=alone
-        )
-        rows += model.logits(x).topk(width).indices.tolist()
+    with model.cache(1 + BATCH) as cache:
+        prefill(model, [start if isinstance(start, int) else 0], cache, top_k=0)
+        rows: list[list[int]] = []
+        batches = torch.split(torch.arange(count, device=model.device), BATCH)
+        for tokens in tqdm(
+            batches, "successors of the vocabulary, once for this model", leave=False
+        ):
+            n = len(tokens)
+            alone = torch.eye(n, dtype=torch.bool, device=model.device)  # none sees another
+            x = model.hidden_states(
+                tokens, torch.ones_like(tokens), cache, last_position=1, tree_mask=alone
+            )
+            rows += model.logits(x).topk(width).indices.tolist()
     return rows
 
 

@@ -6,6 +6,7 @@ per bucket of tree size and context length; everywhere else they run as they are
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -25,12 +26,13 @@ from .acceptance import (
 from .draft_tree import DraftTree
 from .errors import InputError, brief
 from .kv_cache import KVCache, SlotWindow
-from .modeling_llama_kv import LlamaKVForCausalLM, execution_device
+from .modeling_llama_kv import LlamaKVForCausalLM, execution_device, rotation
 from .native.layers import best_tokens
 from .sampling import Chooser
 
 NODES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)  # tree sizes of the graphs; then multiples of 64
 LEAST_SEEN = 256  # shortest context of the graphs
+CAPTURE = threading.Lock()  # torch captures one graph at a time
 
 
 class Verifier(Protocol):
@@ -331,8 +333,7 @@ class StaticStep:
         self._seen = seen
         self._widths = widths
         self._out = out
-        model.extend_rope(cache.capacity, device)
-        self._rope = model._rope  # a graph reads it where it is now
+        self._rope = model.rope(cache.capacity, device)  # a graph reads it where it is now
         self._graph: Any = None
         self._answer = self._answer_on_host = torch.empty(0)
         with torch.inference_mode(False):  # written inside and outside of inference mode
@@ -366,8 +367,8 @@ class StaticStep:
         tree = ancestors[:, node.clamp(0, nodes - 1)]
         visible = (node < 0) | ((node < nodes) & tree)
         x = model.model.embed_tokens(tokens.clamp(min=0))
-        rotation = model.rotation(depths + length)
-        x = model.run_layers(x, rotation, model.additive_mask(visible, 0), self._window)
+        turns = rotation(self._rope, depths + length)
+        x = model.run_layers(x, turns, model.additive_mask(visible, 0), self._window)
         logits = model.logits(x)
         if self._out is not None:
             return self._out.copy_(logits)
@@ -387,7 +388,11 @@ class StaticStep:
                     self._compute()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=stream):
+            # thread_local: other threads may allocate and copy meanwhile.
+            capturing = torch.cuda.graph(
+                graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+            )
+            with CAPTURE, capturing:
                 self._answer = self._compute()
             untouched = torch.full_like(self._answer, -1 if self._out is None else torch.nan)
             with torch.inference_mode():
@@ -449,15 +454,15 @@ def use_graphs(model: LlamaKVForCausalLM, wanted: str = "auto") -> None:
             "give auto or off"
         )
     model.graphs = True
-    cache = model.cache_for(1 + node_bucket(1))
-    try:
-        verify(model, DraftTree(0, 1), cache, top_k=1)
-    except InputError as error:
-        model.graphs = False
-        cache.graphs.clear()
-        if wanted == "on":
-            raise
-        warnings.warn(f"running without CUDA graphs: {error}", stacklevel=2)
+    with model.cache(1 + node_bucket(1)) as cache:
+        try:
+            verify(model, DraftTree(0, 1), cache, top_k=1)
+        except InputError as error:
+            model.graphs = False
+            cache.graphs.clear()
+            if wanted == "on":
+                raise
+            warnings.warn(f"running without CUDA graphs: {error}", stacklevel=2)
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:

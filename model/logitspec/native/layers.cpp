@@ -27,13 +27,14 @@ struct Layer {  // matrices in blocks, vectors as they are; what the model lacks
 };
 
 struct Model {
-    int64_t layers, hidden, heads, kv_heads, head_dim, intermediate, threads;
+    int64_t layers, hidden, heads, kv_heads, head_dim, intermediate;
     double eps;
     const Layer* layer;
 };
 
 struct Step {
     int64_t rows, length, capacity;  // new tokens, slots committed before, slots of the cache
+    int64_t threads;
     const void *cos, *sin;           // [rows][head_dim]; the first half of sin is negated
     const uint8_t* sees;             // [rows][rows], which new tokens a row sees; null: causal
     void* cache;                     // [layers][2][kv_heads][capacity][head_dim]
@@ -312,9 +313,9 @@ template <class T> struct Workspace {
         take(queries, s.rows * m.heads * m.head_dim);
         take(attended, s.rows * m.heads * m.head_dim);
         take(activated, s.rows * m.intermediate);
-        take(scores, m.threads * QUERIES * seen);
-        take(shares, m.threads * QUERIES * seen);
-        take(block, m.threads * block_size);
+        take(scores, s.threads * QUERIES * seen);
+        take(shares, s.threads * QUERIES * seen);
+        take(block, s.threads * block_size);
     }
 };
 
@@ -373,7 +374,7 @@ template <class T> int64_t forward(const Model& m, const Step& s) {
     int64_t rows_per_task = QUERIES / groups;
     int64_t tasks_per_head = (s.rows + rows_per_task - 1) / rows_per_task;
 
-#pragma omp parallel num_threads(int(m.threads))
+#pragma omp parallel num_threads(int(s.threads))
     for (int64_t l = 0; l < m.layers; l++) {
         const Layer& layer = m.layer[l];
         T* keys = (T*)s.cache + l * 2 * m.kv_heads * s.capacity * size;

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..kv_cache import KVCache
 from .compiler import Int, Pointer, Unavailable, library, structure
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -22,12 +23,12 @@ POINTERS = (
     *("qkv", "qkv_bias", "output", "output_bias", "gate_up", "gate_up_bias", "down", "down_bias"),
     *("input_norm", "post_norm", "q_norm", "k_norm"),
 )
-SIZES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "threads")
+SIZES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate")
 Layer = structure("Layer", **dict.fromkeys(POINTERS, Pointer))
 Model = structure("Model", **dict.fromkeys(SIZES, Int), eps=ctypes.c_double, layer=Pointer)
 Step = structure(
     "Step",
-    **dict.fromkeys(("rows", "length", "capacity"), Int),
+    **dict.fromkeys(("rows", "length", "capacity", "threads"), Int),
     **dict.fromkeys(("cos", "sin", "sees", "cache", "x", "workspace"), Pointer),
 )
 
@@ -99,7 +100,6 @@ class NativeLayers:
             eps=config.rms_norm_eps,
             layer=ctypes.addressof(self._layers),
         )
-        self._workspace = torch.empty(0, dtype=torch.uint8)
 
     def append(self, layer: Any) -> None:
         """Take over the next decoder layer, whose q/k/v and gate/up are one Linear each."""
@@ -133,8 +133,7 @@ class NativeLayers:
         cos: torch.Tensor,
         sin: torch.Tensor,
         sees: torch.Tensor | None,
-        cache: torch.Tensor,
-        length: int,
+        cache: KVCache,
     ) -> torch.Tensor:
         """Hidden states [n, hidden] behind the last layer.
 
@@ -143,25 +142,24 @@ class NativeLayers:
             cos: [n, 1, head_dim].
             sin: the same, its first half negated.
             sees: [n, n] bool, which of the n tokens each sees; None: those up to it.
-            cache: [layers, 2, kv_heads, capacity, head_dim]; slots [length, length + n) are
-                written.
-            length: committed slots, which every token sees.
+            cache: of this model, on the CPU; slots [length, length + n) are written. Its committed
+                slots are seen by every token.
 
         Raises:
             ValueError: a tensor of another shape or dtype.
         """
         m = self._model
-        layout = (m.layers, 2, m.kv_heads, cache.shape[3], m.head_dim)
-        if cache.shape != layout or {cache.dtype, cos.dtype, sin.dtype, x.dtype} != {self._dtype}:
-            raise ValueError(f"a cache {tuple(cache.shape)} of {cache.dtype} is not of this model")
+        store = cache.store
+        layout = (m.layers, 2, m.kv_heads, cache.capacity, m.head_dim)
+        if store.shape != layout or {store.dtype, cos.dtype, sin.dtype, x.dtype} != {self._dtype}:
+            raise ValueError(f"a cache {tuple(store.shape)} of {store.dtype} is not of this model")
         if sees is not None and (sees.dtype != torch.bool or sees.shape != (len(x), len(x))):
             raise ValueError(f"a mask {tuple(sees.shape)} of {sees.dtype} for {len(x)} tokens")
-        self._model.threads = torch.get_num_threads()
         wide = x.float()  # the residual stream is float32 in every dtype
         size = len(x) if sees is not None else CHUNK
         for first in range(0, len(x), size):
             part = slice(first, first + size)
-            self._run(wide[part], cos[part], sin[part], sees, cache, length + first)
+            self._run(wide[part], cos[part], sin[part], sees, cache, cache.length + first)
         return wide.to(x.dtype)
 
     def _run(
@@ -170,7 +168,7 @@ class NativeLayers:
         cos: torch.Tensor,
         sin: torch.Tensor,
         sees: torch.Tensor | None,
-        cache: torch.Tensor,
+        cache: KVCache,
         length: int,
     ) -> None:
         cos, sin = cos.contiguous(), sin.contiguous()
@@ -178,18 +176,19 @@ class NativeLayers:
         step = Step(
             rows=len(x),
             length=length,
-            capacity=cache.shape[3],
+            capacity=cache.capacity,
+            threads=torch.get_num_threads(),
             cos=cos.data_ptr(),
             sin=sin.data_ptr(),
             sees=None if sees is None else sees.data_ptr(),
-            cache=cache.data_ptr(),
+            cache=cache.store.data_ptr(),
             x=x.data_ptr(),
         )
         model = ctypes.byref(self._model)
         needed = self._forward(model, ctypes.byref(step))
-        if needed > len(self._workspace):
-            self._workspace = torch.empty(needed, dtype=torch.uint8)
-        step.workspace = self._workspace.data_ptr()
+        if needed > len(cache.workspace):
+            cache.workspace = torch.empty(needed, dtype=torch.uint8)
+        step.workspace = cache.workspace.data_ptr()
         self._forward(model, ctypes.byref(step))
 
 
