@@ -60,7 +60,9 @@ def transformers_twin(model: LlamaKVForCausalLM) -> Any:
     wanted = twin.state_dict().keys()
     weights = {name: t for name, t in model.state_dict().items() if name in wanted}
     twin.load_state_dict(weights, strict=True, assign=True)
-    twin.tie_weights()
+    # As ours were loaded, not as the config says: a checkpoint may hold a head of its own.
+    if model.lm_head.weight is model.model.embed_tokens.weight:
+        twin.get_output_embeddings().weight = twin.get_input_embeddings().weight
     return twin.to(model.device).eval().requires_grad_(False)
 
 

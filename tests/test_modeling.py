@@ -257,6 +257,7 @@ def test_greedy_output_equals_that_of_transformers(name: str, tmp_path: Path) ->
     ("config", "cls"),
     [
         (MistralConfig(**TINY, sliding_window=30), MistralForCausalLM),
+        (LlamaConfig(**TINY, sliding_window=30), LlamaForCausalLM),
         (
             Qwen2Config(**TINY, sliding_window=30, use_sliding_window=True, max_window_layers=1),
             Qwen2ForCausalLM,
@@ -268,7 +269,7 @@ def test_greedy_output_equals_that_of_transformers(name: str, tmp_path: Path) ->
             Qwen3ForCausalLM,
         ),
     ],
-    ids=["mistral", "qwen2", "qwen3"],
+    ids=["mistral", "llama", "qwen2", "qwen3"],
 )
 def test_a_sliding_window_bounds_the_positions(config: Any, cls: Any, tmp_path: Path) -> None:
     path = save_tiny(tmp_path / "m", config, cls)
@@ -289,6 +290,31 @@ def test_a_window_that_is_switched_off_bounds_nothing(tmp_path: Path) -> None:
     config = Qwen2Config(**TINY, sliding_window=30, use_sliding_window=False)
     model = load(save_tiny(tmp_path / "m", config, Qwen2ForCausalLM), dtype=torch.float32)
     assert model.max_positions == TINY["max_position_embeddings"]
+
+
+FULL = ["full_attention"] * 3
+WINDOW = {"sliding_window": 30, "use_sliding_window": True}
+
+
+@pytest.mark.parametrize(
+    ("config", "cls"),
+    [
+        (Qwen2Config(**TINY, **WINDOW, max_window_layers=3), Qwen2ForCausalLM),
+        (Qwen2Config(**TINY, **WINDOW, layer_types=FULL), Qwen2ForCausalLM),
+        (Qwen3Config(**TINY, **WINDOW, head_dim=16, layer_types=FULL), Qwen3ForCausalLM),
+        (LlamaConfig(**TINY, sliding_window=30, layer_types=FULL), LlamaForCausalLM),
+    ],
+    ids=["max_window_layers", "layer_types", "qwen3", "llama"],
+)
+def test_a_window_that_no_layer_has_bounds_nothing(config: Any, cls: Any, tmp_path: Path) -> None:
+    path = save_tiny(tmp_path / "m", config, cls)
+    model = load(path, dtype=torch.float64)
+    assert model.max_positions == TINY["max_position_embeddings"]
+    ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7]])
+    reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
+    wanted = reference.generate(ids, max_new_tokens=60, do_sample=False, eos_token_id=None)
+    found = generate(model, ids, "pld", max_new_tokens=60, eos_token_ids=())
+    assert found.tokens == wanted[0, ids.shape[1] :].tolist()
 
 
 def test_the_checkpoints_eos_ids_are_all_of_them(tmp_path: Path) -> None:

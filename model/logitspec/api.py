@@ -186,7 +186,7 @@ def find_drafter(method: str | Drafter) -> Drafter:
     """
     if isinstance(method, Drafter):
         return method
-    if method not in DRAFTERS:
+    if not isinstance(method, str) or method not in DRAFTERS:
         raise InputError(f"no method {method!r}; there are {', '.join(DRAFTERS)}")
     return DRAFTERS[method]()
 

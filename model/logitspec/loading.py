@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 import transformers
 from transformers import AutoConfig, GenerationConfig
 from transformers.utils import (
+    CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     WEIGHTS_INDEX_NAME,
@@ -33,6 +36,7 @@ QUIETLY: dict[str, Any] = {
     "_raise_exceptions_for_gated_repo": False,
     "_raise_exceptions_for_connection_errors": False,
 }
+QUANTIZED = re.compile(r"scale|zero|g_idx|absmax|quant_|codebook|SCB")  # in names of tensors
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
@@ -170,14 +174,33 @@ def load_weights(
         raise InputError(
             f"the weights of {path} lack {len(wrong)} tensor(s), the first is {wrong[0]}"
         )
-    # A tensor without a place is harmless in transformers' own classes, which know what they drop.
     spare = [key for key in info["unexpected_keys"] if not key.endswith(HARMLESS_TENSORS)]
     if spare and cls is LlamaKVForCausalLM:
         raise InputError(
             f"{path} holds {len(spare)} tensor(s) that the patched model has no place for, "
             f"the first is {min(spare)}"
         )
+    # transformers' own classes drop what they have no place for: harmless, if a part by itself.
+    parts = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    changing = [key for key in spare if changes_a_weight(key, parts)]
+    if changing:
+        raise InputError(
+            f"{path} holds {len(changing)} tensor(s) that change what its weights mean, and "
+            f"transformers does not read them, the first is {min(changing)}; its config.json has "
+            "to name how it is quantized"
+        )
     return model
+
+
+def changes_a_weight(key: str, parts: Collection[str]) -> bool:
+    """Whether a tensor without a place is of a quantized weight, or beside one of the model's.
+
+    Args:
+        key: its name.
+        parts: names of the model's modules that have weights.
+    """
+    module, _, name = key.rpartition(".")
+    return module in parts or QUANTIZED.search(name) is not None
 
 
 def check_no_pickle(path: str) -> None:
@@ -186,6 +209,8 @@ def check_no_pickle(path: str) -> None:
     Source: of the files' names, transformers.utils.SAFE_WEIGHTS_NAME and its neighbours.
     """
     try:
+        if not cached_file(path, CONFIG_NAME, **QUIETLY):
+            return  # no checkpoint, which loading says; the hub is asked once
         safe = any(cached_file(path, name, **QUIETLY) for name in SAFE_FILES)
         pickled = not safe and any(cached_file(path, name, **QUIETLY) for name in PICKLES)
     except OSError:  # no network; loading says what is missing

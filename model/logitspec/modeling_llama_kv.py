@@ -81,8 +81,7 @@ class Attention(nn.Module):
         self.head_dim = head_dim(config)
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
-        bias = bool(getattr(config, "attention_bias", False))
-        qkv_bias = bias or config.model_type == "qwen2"
+        qkv_bias, bias, _ = biases(config)
         self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=qkv_bias)
@@ -130,7 +129,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        bias = bool(getattr(config, "mlp_bias", False))
+        _, _, bias = biases(config)
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
@@ -410,11 +409,30 @@ def rotation(table: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor
     return rows[:, :1], rows[:, 1:]
 
 
+def biases(config: Any) -> tuple[bool, bool, bool]:
+    """Whether q/k/v, the attention's output, and the feed-forward block have biases, as in
+    transformers' classes: some do not look at a config's attention_bias and mlp_bias."""
+    kind = config.model_type
+    attention = kind in ("llama", "qwen3") and bool(getattr(config, "attention_bias", False))
+    feed_forward = kind == "llama" and bool(getattr(config, "mlp_bias", False))
+    return attention or kind == "qwen2", attention, feed_forward
+
+
 def max_positions(config: Any) -> int:
-    """Longest sequence a model may see: its positions, or its sliding window if shorter."""
+    """Longest sequence a model may see: its positions, or its sliding window if that is shorter and
+    some layer slides."""
     window = getattr(config, "sliding_window", None)
     positions = int(config.max_position_embeddings)
-    return positions if window is None else min(positions, int(window))
+    return positions if window is None or not slides(config) else min(positions, int(window))
+
+
+def slides(config: Any) -> bool:
+    """Whether transformers' model of a config that has a sliding window lets some layer slide.
+
+    Source: its Mistral class and DynamicCache, which both slide where no layer_types are given.
+    """
+    kinds = getattr(config, "layer_types", None)
+    return config.model_type == "mistral" or kinds is None or "sliding_attention" in kinds
 
 
 def head_dim(config: Any) -> int:

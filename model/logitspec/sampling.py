@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -71,24 +72,23 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, fits, wanted in (
+        ranges: tuple[tuple[str, type, Callable[[Any], bool], str], ...] = (
             (
                 "temperature",
-                self.temperature == 0 or COLDEST <= self.temperature < math.inf,
+                Real,
+                lambda t: t == 0 or COLDEST <= t < math.inf,
                 f"0, which is greedy, or {COLDEST} or more",
             ),
-            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
-            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
-            (
-                "repetition_penalty",
-                math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
-                "more than 0",
-            ),
-            ("seed", 0 <= self.seed < 2**63, "0 or more, and less than 2^63"),
-        ):
-            if not fits:
-                raise InputError(f"{name} is {getattr(self, name)}; give {wanted}")
+            ("top_k", Integral, lambda k: k >= 0, "0 (all tokens) or more"),
+            ("top_p", Real, lambda p: 0 < p <= 1, "more than 0 and at most 1"),
+            ("min_p", Real, lambda p: 0 <= p <= 1, "from 0 to 1"),
+            ("repetition_penalty", Real, lambda r: 0 < r < math.inf, "more than 0"),
+            ("seed", Integral, lambda seed: 0 <= seed < 2**63, "0 or more, and less than 2^63"),
+        )
+        for name, kind, fits, wanted in ranges:
+            value = getattr(self, name)
+            if not isinstance(value, kind) or not fits(value):
+                raise InputError(f"{name} is {value!r}; give {wanted}")
         if self.temperature == 0 and (self.top_k or self.top_p < 1 or self.min_p):
             raise InputError(
                 "top_k, top_p and min_p choose among samples, and temperature 0 takes none; "

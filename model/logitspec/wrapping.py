@@ -22,6 +22,7 @@ from .modeling_llama_kv import LlamaKVForCausalLM
 
 Signature = tuple[object, ...]
 wrapped: WeakKeyDictionary[nn.Module, tuple[LlamaKVForCausalLM, Signature]] = WeakKeyDictionary()
+PREPARES = "prepare_inputs_for_generation"  # a method that prompt tuning replaces
 WRAPPING = threading.RLock()  # of `wrapped`, and of weights that are being fused
 
 
@@ -132,22 +133,23 @@ def check_layers_run(model: nn.Module) -> None:
                 f"{called} has forward hooks, which do not run here; remove them, or generate "
                 "without this package"
             )
-        if not has_own_forward(module) or "prepare_inputs_for_generation" in vars(module):
+        if not all(is_own(module, method) for method in ("forward", PREPARES)):
             raise InputError(
                 f"{called} has a forward that was replaced, which does not run here; undo that, or "
                 "generate without this package"
             )
 
 
-def has_own_forward(module: nn.Module) -> bool:
-    """Whether a module computes what its class says, compiled or moved about by accelerate."""
-    forward = vars(module).get("forward")
-    if forward is None:
+def is_own(module: nn.Module, method: str) -> bool:
+    """Whether a module's method is its class's, be it compiled or moved about by accelerate."""
+    found = vars(module).get(method)
+    if found is None:
         return True
-    if getattr(getattr(forward, "func", None), "__module__", None) == "accelerate.hooks":
-        forward = vars(module)["_old_forward"]
-    forward = getattr(forward, "_torchdynamo_orig_callable", forward)
-    return getattr(forward, "__func__", None) is type(module).forward and forward.__self__ is module
+    if getattr(getattr(found, "func", None), "__module__", None) == "accelerate.hooks":
+        found = vars(module)["_old_forward"]
+    found = getattr(found, "_torchdynamo_orig_callable", found)
+    usual = getattr(type(module), method, None)
+    return getattr(found, "__func__", None) is usual and found.__self__ is module
 
 
 def check_layers(model: Any, config: Any) -> None:
