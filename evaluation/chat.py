@@ -253,6 +253,8 @@ class Chat:
         self.check_size(sum(1 + len(text) for message in messages for text in message.values()))
         try:
             return self.target.prompts.chat(messages)
+        except InputError:
+            raise
         except Exception as error:  # templates raise what they like, of roles they do not know
             raise InputError(f"the chat template refuses the messages: {brief(error)}") from error
 

@@ -29,6 +29,11 @@ from .traces import Record, check_answered, differing, read_lines
 BASELINES = {"baseline": "transformers' generate()", "vanilla": "one-node loop"}  # main one first
 
 
+def in_order(question_id: int | str) -> tuple[str, bool]:
+    """Sorts ids by their text, and 1 before "1"."""
+    return str(question_id), isinstance(question_id, str)
+
+
 @dataclass
 class Trace:
     """One method's answers and how they were made."""
@@ -89,7 +94,7 @@ class Trace:
 
     def speeds(self, task: str | None = None) -> npt.NDArray[np.float64]:
         """Tokens per second of every question, or of a task's, in the order of the question ids."""
-        records = sorted(self.records, key=lambda r: str(r["question_id"]))
+        records = sorted(self.records, key=lambda r: in_order(r["question_id"]))
         return np.array(
             [question_speed(r) for r in records if task is None or task_of(r["category"]) == task]
         )

@@ -18,11 +18,11 @@ import numpy as np
 from model.logitspec.errors import InputError
 
 from .arguments import TRUST, Parser, add_trust_flags, run_command
-from .comparison import Trace
+from .comparison import Trace, in_order
 from .speed import failures, say_left_out
 from .traces import Record
 
-Key = tuple[str, int, int]  # question id, choice, turn; the last two counted from 0
+Key = tuple[int | str, int, int]  # question id, choice, turn; the last two counted from 0
 
 
 @dataclass
@@ -42,9 +42,7 @@ def turns(trace: Trace) -> dict[Key, Turn]:
             counts = choice.get("prompt_tokens") or []
             for turn, ids in enumerate(output_ids(record, choice, trace.path)):
                 count = counts[turn] if turn < len(counts) else None
-                found[str(record["question_id"]), index, turn] = Turn(
-                    ids, choice["turns"][:turn], count
-                )
+                found[record["question_id"], index, turn] = Turn(ids, choice["turns"][:turn], count)
     return found
 
 
@@ -56,6 +54,12 @@ def output_ids(record: Record, choice: Record, path: Path) -> list[list[int]]:
             "the reference implementation's traces have none"
         )
     return ids
+
+
+def shown(question_id: int | str) -> str:
+    """An id in a message: the text "1" in quotes, for it is not the number."""
+    number = isinstance(question_id, str) and question_id.lstrip("-").isdigit()
+    return f'"{question_id}"' if number else str(question_id)
 
 
 def first_difference(a: list[int], b: list[int]) -> int | None:
@@ -110,7 +114,7 @@ class LogitGap:
                 f"{path} holds other questions than {trace.path} answers; "
                 "prepare those it was made with"
             )
-        self.questions = {str(q.question_id): q for q in load_questions(path)}
+        self.questions = {q.question_id: q for q in load_questions(path)}
         self.model = load(
             self.target.path,
             **self.target.loading(),
@@ -152,7 +156,7 @@ def differences(
     """A line for every turn that differs; `parted` says from which token on."""
     for key, at in parted.items():
         turn, other = ours[key], theirs[key]
-        question, choice, index = key
+        question, choice, index = shown(key[0]), key[1], key[2]
         tokens = " against ".join(
             str(ids[at]) if at < len(ids) else "no more" for ids in (turn.ids, other.ids)
         )
@@ -184,10 +188,7 @@ def compare(
         InputError: a trace cannot be read, or they hold different questions.
     """
     trace, other_trace = Trace.read(path), Trace.read(other)
-    reasons: dict[int | str, str] = {
-        str(key): why
-        for key, why in failures({path: trace.failed, other: other_trace.failed}).items()
-    }
+    reasons = failures({path: trace.failed, other: other_trace.failed})
     if reasons:
         print(say_left_out(reasons))
     ours, theirs = (
@@ -197,10 +198,10 @@ def compare(
     if not (ours or theirs):
         raise InputError("no question is answered in both; run those that failed again")
     if ours.keys() != theirs.keys():
-        odd = sorted(ours.keys() ^ theirs.keys())[0]
+        odd = min(ours.keys() ^ theirs.keys(), key=lambda key: (in_order(key[0]), key[1:]))
         raise InputError(
-            f"{path} and {other} do not answer the same turns: question {odd[0]}, choice {odd[1]}, "
-            f"turn {odd[2]} is in one only"
+            f"{path} and {other} do not answer the same turns: question {shown(odd[0])}, "
+            f"choice {odd[1]}, turn {odd[2]} is in one only"
         )
     parted = {
         key: at

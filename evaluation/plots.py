@@ -7,6 +7,7 @@ and white: bars differ in brightness and hatching, lines in dashes and markers.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -226,12 +227,12 @@ def acceptance_by_rank(figure: Figure, comparison: Comparison, _: argparse.Names
 
 def tokens_against_time(figure: Figure, comparison: Comparison, args: argparse.Namespace) -> None:
     """A line per method over the first turn of one question."""
-    wanted = args.question or str(comparison.traces[0].records[0]["question_id"])
+    wanted = chosen_question(comparison, args.question)
     figure.set_size_inches(7, 4)
     axes = figure.add_subplot()
     for index, trace in enumerate(comparison.traces):
         choice = next(c for r, c in zip(trace.records, trace.choices, strict=True)
-                      if str(r["question_id"]) == wanted)  # fmt: skip
+                      if r["question_id"] == wanted)  # fmt: skip
         kind = line_style(index, len(comparison.traces))
         steps = (choice.get("step_seconds") or [[]])[0]
         if steps:  # all that is no step comes first: prefill, and reading the prompt
@@ -297,6 +298,24 @@ PICTURES: dict[str, tuple[Draw, str]] = {
 }
 
 
+def chosen_question(comparison: Comparison, text: str | None) -> int | str:
+    """The id of the question that --question names, as text or as JSON; None: of the first one.
+
+    Raises:
+        InputError: it is in none of the traces.
+    """
+    asked = [record["question_id"] for record in comparison.traces[0].records]
+    named = {str(known): known for known in asked} | {json.dumps(known): known for known in asked}
+    if text is None:
+        return asked[0]  # type: ignore[no-any-return]
+    if text not in named:
+        raise InputError(
+            f"--question {text} is in none of the traces; "
+            f"they hold {', '.join(map(str, asked[:9]))}{' and more' if len(asked) > 9 else ''}"
+        )
+    return named[text]  # type: ignore[no-any-return]
+
+
 def draw_all(comparison: Comparison, folder: Path, args: argparse.Namespace) -> list[str]:
     """Write every picture the traces allow, as NAME.png and NAME.svg; the names written.
 
@@ -304,12 +323,7 @@ def draw_all(comparison: Comparison, folder: Path, args: argparse.Namespace) -> 
         InputError: matplotlib is not installed, no such question, or a file cannot be written.
     """
     matplotlib = require_matplotlib()
-    asked = [str(record["question_id"]) for record in comparison.traces[0].records]
-    if args.question is not None and args.question not in asked:
-        raise InputError(
-            f"--question {args.question} is in none of the traces; "
-            f"they hold {', '.join(asked[:9])}{' and more' if len(asked) > 9 else ''}"
-        )
+    chosen_question(comparison, args.question)
     written = []
     with matplotlib.rc_context({"svg.hashsalt": "logitspec", "svg.fonttype": "none"}):
         for name, (draw, _) in PICTURES.items():

@@ -37,7 +37,7 @@ class FastChatConversation(Conversation):
     def ask(self, question: str) -> list[int]:
         self._conv.append_message(self._conv.roles[0], question)
         self._conv.append_message(self._conv.roles[1], None)
-        return list(self._tokenizer(self._conv.get_prompt()).input_ids)
+        return encode(self._tokenizer, self._conv.get_prompt())
 
     def answer(self, text: str) -> None:
         self._conv.update_last_message(text)
@@ -61,22 +61,38 @@ class ChatTemplateConversation(Conversation):
         self._messages.append({"role": "assistant", "content": text})
 
 
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a rendered template, with one BOS where the template and the tokenizer write one each,
+    as apply_chat_template() gives."""
+    ids = list(tokenizer(text).input_ids)
+    bos = tokenizer.bos_token_id
+    return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+
 class PromptFormat:
     """The template of a run.
 
     Args:
         name: the model's, by which FastChat knows it or not.
         tokenizer: the model's.
-        template: a FastChat template's name, "tokenizer", or None to choose: FastChat's when it
-            knows the model, else the tokenizer's.
+        template: a FastChat template's name, "tokenizer", or None to choose: FastChat's for the
+            paper's families, whose published runs use it. For others the tokenizer's, unless it has
+            none or both give the same prompts.
 
     Raises:
         InputError: no such template, or none to choose.
     """
 
     def __init__(self, name: str, tokenizer: Any, template: str | None = None) -> None:
+        self.note = ""  # on what was chosen
         if template is None:
             template = fastchat_template(name) or "tokenizer"
+            if tokenizer.chat_template and other_prompts(template, name, tokenizer):
+                self.note = (
+                    f"FastChat takes {name} for {template} by its name, which gives other prompts "
+                    f"than the tokenizer's chat template; --conv-template {template} gives these"
+                )
+                template = "tokenizer"
             if template == "tokenizer" and not tokenizer.chat_template:
                 raise InputError(
                     f"FastChat knows no template for {name}, its tokenizer has no chat template; "
@@ -105,7 +121,7 @@ class PromptFormat:
 
     def __str__(self) -> str:
         if self.template == "tokenizer":
-            return "the tokenizer's chat template"
+            return "the tokenizer's chat template" + (f" ({self.note})" if self.note else "")
         return f"FastChat's template {self.template}"
 
     @property
@@ -117,29 +133,61 @@ class PromptFormat:
         """Prompt ids of a conversation of roles and contents, ready for the assistant's answer.
 
         Raises:
+            InputError: the template leaves a message out, or cannot have it where it stands.
             Exception: the template refuses the messages, as it likes.
         """
         if self.template == "tokenizer":
-            ids = self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, return_dict=False
-            )
-            return list(ids)
+            render = self._tokenizer.apply_chat_template
+            given = list(messages)
+            text = render(given, add_generation_prompt=True, tokenize=False)
+            ids = list(render(given, add_generation_prompt=True, return_dict=False))
+        else:
+            text = self._fastchat_prompt(messages)
+            ids = encode(self._tokenizer, text)
+        for number, message in enumerate(messages, start=1):
+            # Of an assistant's answer templates leave out the reasoning.
+            if message["role"] != "assistant" and message["content"].strip() not in text:
+                raise InputError(
+                    f"{self.where} leaves out message {number}, of the role {message['role']}; "
+                    "leave it out yourself, or put it into another one"
+                )
+        return ids
+
+    @property
+    def where(self) -> str:
+        """The template in a sentence."""
+        return str(self).partition(" (")[0]
+
+    def _fastchat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text of a conversation; several system messages at its beginning are one, and the
+        template's own is not there then."""
         conv = get_conv_template(self.template)
         roles = dict(zip(("user", "assistant"), conv.roles, strict=True))
-        for message in messages:
+        system: list[str] = []
+        for number, message in enumerate(messages, start=1):
             if message["role"] == "system":
-                conv.set_system_message(message["content"])
+                if conv.messages:
+                    raise InputError(
+                        f"message {number} is a system message after others, and {self.where} has "
+                        "a place for these at the beginning only; move it there"
+                    )
+                system.append(message["content"])
             elif message["role"] in roles:
                 conv.append_message(roles[message["role"]], message["content"])
             else:
-                raise ValueError(f"the role {message['role']!r} is none of system, user, assistant")
+                raise InputError(f"the role {message['role']!r} is none of system, user, assistant")
+        if system:
+            conv.set_system_message("\n\n".join(system))
         conv.append_message(conv.roles[1], None)
-        return list(self._tokenizer(conv.get_prompt()).input_ids)
+        return str(conv.get_prompt())
 
     def start(self) -> Conversation:
         if self.template == "tokenizer":
             return ChatTemplateConversation(self._tokenizer)
         return FastChatConversation(self._tokenizer, self.template)
+
+
+PAPERS_FAMILIES = ("VicunaAdapter", "Llama2Adapter", "CodeLlamaAdapter")  # of FastChat
 
 
 def fastchat_template(name: str) -> str | None:
@@ -150,6 +198,27 @@ def fastchat_template(name: str) -> str | None:
     if type(adapter) is BaseModelAdapter:
         return None
     return str(adapter.get_default_conv_template(name).name)
+
+
+def other_prompts(template: str, name: str, tokenizer: Any) -> bool:
+    """Whether FastChat's template, found by a name that may only look alike, gives other prompts
+    than the tokenizer's; of the paper's families it does not matter."""
+    from fastchat.model.model_adapter import get_model_adapter
+
+    if template == "tokenizer" or type(get_model_adapter(name)).__name__ in PAPERS_FAMILIES:
+        return False
+    found = []
+    for start in (
+        FastChatConversation(tokenizer, template), ChatTemplateConversation(tokenizer),
+    ):  # fmt: skip
+        try:
+            prompts = [start.ask("How many?")]
+            start.answer("Three.")
+            prompts.append(start.ask("Which ones?"))
+        except Exception:  # it cannot be printed, which is said where it is used
+            return False
+        found.append(prompts)
+    return found[0] != found[1]
 
 
 def answer_text(tokenizer: Any, ids: list[int], stop_strings: tuple[str, ...]) -> str:

@@ -14,7 +14,7 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
@@ -31,7 +31,11 @@ from .web import BUSY, Refused, body, listen, new_app, run_app
 
 DEFAULT_TOKENS = 512  # of an answer, where the request does not say
 LONGEST_STOP = 200  # characters
+LONGEST_SHOWN = 40  # characters of what is not known
 READING = 8  # requests that may be read beside those that wait
+
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
 class Part(BaseModel):
@@ -67,14 +71,26 @@ class Message(BaseModel):
         """As a chat template wants it.
 
         Raises:
-            Refused: it holds more than text.
+            Refused: it is of a role that is not known, or holds more than text.
         """
+        if self.role not in ROLES:
+            raise Refused(
+                f"the role {shortened(self.role)!r} of a message is not supported; give "
+                f"{', '.join(ROLES)}",
+                param="messages",
+            )
         for name, value in (self.model_extra or {}).items():
             if value:
                 raise Refused(f"{name} of a message is not supported", param="messages")
-        if isinstance(self.content, str):
-            return {"role": self.role, "content": self.content}
-        return {"role": self.role, "content": "".join(part.plain() for part in self.content)}
+        text = self.content
+        if not isinstance(text, str):
+            text = "".join(part.plain() for part in text)
+        return {"role": ROLES[self.role], "content": text}
+
+
+def shortened(text: str) -> str:
+    """A text for a message."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 class StreamOptions(BaseModel):
@@ -82,7 +98,8 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None  # padding of the events is not supported
 
 
 class Asked(BaseModel):
@@ -122,7 +139,23 @@ class ChatAsked(Asked):
 class TextAsked(Asked):
     """The body of /v1/completions."""
 
-    prompt: str | list[int]
+    prompt: str | list[int] | list[str] | list[list[int]]
+
+    @property
+    def only(self) -> str | list[int]:
+        """The one prompt: many clients send a list of one.
+
+        Raises:
+            Refused: there are several.
+        """
+        if isinstance(self.prompt, str) or all(isinstance(part, int) for part in self.prompt):
+            return cast("str | list[int]", self.prompt)
+        if len(self.prompt) > 1:
+            raise Refused(
+                f"prompt holds {len(self.prompt)} prompts; this server answers 1 in a request",
+                param="prompt",
+            )
+        return cast("str | list[int]", self.prompt[0])
 
 
 # Other fields: what they may be to ask for nothing, or None where they change no answer. What is
@@ -236,8 +269,10 @@ class Server:
         )
 
     async def complete(self, asked: TextAsked, request: Request) -> Any:
+        only = asked.only
+
         def tokens() -> list[int]:
-            prompt = asked.prompt
+            prompt = only
             if isinstance(prompt, str):
                 self._chat.check_size(len(prompt))
                 try:
@@ -283,6 +318,9 @@ class Server:
         temperature = 1.0 if asked.temperature is None else asked.temperature
         seed = secrets.randbelow(2**63) if asked.seed is None else asked.seed % 2**63
         try:
+            if filters.get("top_p") == 0:  # as with OpenAI: the best token alone
+                temperature = 0.0
+                del filters["top_p"]
             Sampling(temperature=1.0, **filters)
             if temperature == 0:  # as with OpenAI the filters are then without effect
                 filters = {k: v for k, v in filters.items() if k == "repetition_penalty"}
@@ -327,7 +365,7 @@ class Server:
             "id": ident, "object": kind, "created": int(time.time()), "model": self._name,
         }  # fmt: skip
         if asked.stream:
-            usage = asked.stream_options is not None and asked.stream_options.include_usage
+            usage = bool(asked.stream_options and asked.stream_options.include_usage)
             return StreamingResponse(
                 self._stream(answering, common, chat=chat, usage=usage),
                 media_type="text/event-stream",
@@ -424,6 +462,8 @@ def serve(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
     with listen(args.host, args.port) as listening:
         chat = Chat(args, waiting=args.queue)
+        if chat.target.prompts.note:
+            print(chat.target.prompts.note, file=sys.stderr)
         name = args.model_name or model_name(args.model_path)
         app = make_app(chat, name, args.max_new_tokens)
         run_app(app, chat, listening, args, f"{name} with {args.method} at {{}}/v1")

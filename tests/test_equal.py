@@ -33,6 +33,27 @@ def test_equal_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == said
 
 
+def test_the_number_1_and_the_text_1_are_two_questions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trace(name: str, *answers: tuple[int | str, list[int]]) -> str:
+        lines = [json.dumps(record(i, output_ids=[ids])) for i, ids in answers]
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+        return str(tmp_path / name)
+
+    a = trace("a.jsonl", (1, [1, 2]), ("1", [1, 3]))
+    assert main([a, a, "--strict"]) == 0
+    assert "2 of 2 turns equal" in capsys.readouterr().out
+    b = trace("b.jsonl", (1, [1, 2]), ("1", [1, 4]))
+    assert main([a, b]) == 0
+    out = capsys.readouterr().out
+    assert 'question "1", choice 0, turn 0: differs from token 1 on: 3 against 4' in out
+    assert "1 of 2 turns equal" in out
+    c = trace("c.jsonl", (1, [1, 2]), ("x", [7]))
+    assert main([a, c]) == 2
+    assert 'the same turns: question "1", choice 0' in capsys.readouterr().err
+
+
 def test_differences_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = write(tmp_path / "a.jsonl", [[1, 2, 3], [3]], [[4]])
     b = write(tmp_path / "b.jsonl", [[1, 5, 3], [3]], [[4, 4]])

@@ -12,9 +12,11 @@ import pytest
 
 from evaluation import plots, report
 from evaluation.comparison import Trace, read_comparison
-from evaluation.plots import PICTURES, conditional_acceptance, main
+from evaluation.plots import PICTURES, chosen_question, conditional_acceptance, main
+from model.logitspec import InputError
 
 from .test_tables import record, write
+from .test_traces import record as a_record
 
 pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure
@@ -121,6 +123,26 @@ def test_tokens_against_time(traces: list[Path], capsys: pytest.CaptureFixture[s
     assert loop.get_ydata()[-1] == 12
     assert main([*map(str, traces), "--output-dir", "x", "--question", "99"]) == 2
     assert "--question 99 is in none of the traces" in capsys.readouterr().err
+
+
+def test_a_question_is_chosen_by_its_text_or_as_json(tmp_path: Path) -> None:
+    records = [a_record(i, wall_time=[n + 1.0]) for n, i in enumerate((1, "1", "first"))]
+    lines = [json.dumps(entry) for entry in records]
+    (tmp_path / "a.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    compared = read_comparison([tmp_path / "a.jsonl"], tmp_path / "a.jsonl")
+    wanted = {None: 1, "1": 1, '"1"': "1", "first": "first"}
+    for text, question_id in wanted.items():
+        assert chosen_question(compared, text) == question_id
+    with pytest.raises(
+        InputError, match="--question 2 is in none of the traces; they hold 1, 1, f"
+    ):
+        chosen_question(compared, "2")
+    reverse = [*reversed(lines)]
+    (tmp_path / "b.jsonl").write_text("".join(f"{line}\n" for line in reverse))
+    other = read_comparison([tmp_path / "b.jsonl"], tmp_path / "b.jsonl")
+    assert [t.speeds().tolist() for t in compared.traces] == [
+        t.speeds().tolist() for t in other.traces
+    ]
 
 
 def test_the_phases_add_up_to_the_wall_time(traces: list[Path]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig
 
 from evaluation.prompts import PromptFormat, answer_text, fastchat_template
@@ -28,6 +30,78 @@ from .conftest import TINY
 )
 def test_fastchat_is_asked_first(name: str, template: str | None) -> None:
     assert fastchat_template(name) == template
+
+
+def chatml(tokenizer: Any) -> Any:
+    """A tokenizer whose own template is not FastChat's: nothing stands before the question."""
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return other
+
+
+def test_a_name_that_looks_alike_does_not_decide(default_tokenizer: Any) -> None:
+    """FastChat takes anything with qwen in its name for Qwen's ChatML."""
+    tokenizer = chatml(default_tokenizer)
+    prompts = PromptFormat("R1-Distill-Qwen-1.5B", tokenizer)
+    assert prompts.template == "tokenizer"
+    assert str(prompts) == (
+        "the tokenizer's chat template (FastChat takes R1-Distill-Qwen-1.5B for qwen-7b-chat by "
+        "its name, which gives other prompts than the tokenizer's chat template; --conv-template "
+        "qwen-7b-chat gives these)"
+    )
+    said = default_tokenizer.decode(prompts.start().ask("Who?"))
+    assert said == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    given = PromptFormat("R1-Distill-Qwen-1.5B", tokenizer, "qwen-7b-chat")
+    assert str(given) == "FastChat's template qwen-7b-chat"
+    assert given.start().ask("Who?") != prompts.start().ask("Who?")
+
+
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [
+        ("vicuna-7b-v1.3", "vicuna_v1.1"),
+        ("Llama-2-7b-chat-hf", "llama-2"),
+        ("CodeLlama-7b-Instruct-hf", "llama-2"),
+    ],
+)
+def test_the_papers_families_keep_fastchats(
+    default_tokenizer: Any, name: str, template: str
+) -> None:
+    prompts = PromptFormat(name, chatml(default_tokenizer))
+    assert (prompts.template, prompts.note) == (template, "")
+
+
+def test_equal_prompts_leave_fastchats_template(default_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(default_tokenizer)
+    tokenizer.chat_template = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% for m in messages %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert PromptFormat("Qwen-7B-Chat", tokenizer).template == "qwen-7b-chat"
+
+
+@pytest.mark.parametrize("template", ["deepseek-chat", "llama2-chinese", "llama-2", "raw"])
+def test_one_bos_where_the_template_and_the_tokenizer_write_it(
+    default_tokenizer: Any, template: str
+) -> None:
+    tokenizer = copy.deepcopy(default_tokenizer)
+    bos = "<｜begin▁of▁sentence｜>" if template == "deepseek-chat" else "<s>"
+    tokenizer.add_special_tokens({"bos_token": bos})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$BOS $A".replace("$BOS", bos), special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    conversation = PromptFormat("m", tokenizer, template).start()
+    conversation.ask("Who?")
+    conversation.answer("Me.")
+    ids = conversation.ask("Why?")
+    assert ids[0] == tokenizer.bos_token_id != ids[1]
+    text = conversation._conv.get_prompt()  # type: ignore[attr-defined]
+    written = text if text.startswith(bos) else bos + text
+    assert ids == tokenizer(written, add_special_tokens=False).input_ids
 
 
 def test_the_tokenizers_chat_template_over_two_turns(default_tokenizer: Any) -> None:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -128,7 +129,7 @@ def test_a_stream_is_the_same_in_pieces(client: openai.OpenAI, chat: Chat) -> No
 def test_a_completion_takes_text_or_ids(client: openai.OpenAI, chat: Chat) -> None:
     ids = chat.target.tokenizer("Once upon a time").input_ids
     text, _ = expected(chat, ids, 12)
-    for prompt in ("Once upon a time", ids):
+    for prompt in ("Once upon a time", ids, ["Once upon a time"], [ids]):
         answer = client.completions.create(
             model="tiny", prompt=prompt, max_tokens=12, temperature=0
         )
@@ -167,6 +168,83 @@ def test_seeds_decide(client: openai.OpenAI) -> None:
     assert len({ask(None) for _ in range(4)}) > 1
 
 
+def test_top_p_0_is_the_best_token(client: openai.OpenAI, chat: Chat) -> None:
+    text, _ = expected(chat, chat.prompt(HELLO), 12)
+    answer = client.chat.completions.create(
+        model="tiny", messages=HELLO, max_tokens=12, temperature=1.5, top_p=0
+    )
+    assert answer.choices[0].message.content == text
+
+
+def test_a_stream_without_obfuscation_is_a_stream(client: openai.OpenAI, chat: Chat) -> None:
+    text, _ = expected(chat, chat.prompt(HELLO), 12)
+    options: Any = {"include_obfuscation": False, "include_usage": None}
+    stream = client.chat.completions.create(
+        model="tiny", messages=HELLO, max_tokens=12, temperature=0, stream=True,
+        stream_options=options,
+    )  # fmt: skip
+    assert "".join(c.choices[0].delta.content or "" for c in stream) == text
+
+
+def test_a_developer_is_the_system(client: openai.OpenAI, chat: Chat) -> None:
+    text, _ = expected(chat, chat.prompt([{"role": "system", "content": "Be brief."}, *HELLO]), 12)
+    answer = client.chat.completions.create(
+        model="tiny", messages=[{"role": "developer", "content": "Be brief."}, *HELLO],
+        max_tokens=12, temperature=0,
+    )  # fmt: skip
+    assert answer.choices[0].message.content == text
+
+
+def test_what_a_template_leaves_out_is_refused(chat_path: str, tmp_path: Path) -> None:
+    """One that knows users and assistants only, as Qwen's drops the roles it does not know."""
+    place = tmp_path / "tiny"
+    shutil.copytree(chat_path, place)
+    (place / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role in ('user', 'assistant') %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endif %}{% endfor %}"
+    )
+    chat = make_chat(str(place))
+    try:
+        with serving(make_app(chat, "tiny", 400)) as address:
+            system = {"role": "system", "content": "Be brief."}
+            asked = {"model": "tiny", "max_tokens": 2}
+            answer = httpx.post(address + CHAT, json=asked | {"messages": [*HELLO, system]})
+            assert answer.status_code == 400
+            assert answer.json()["error"]["message"] == (
+                "the tokenizer's chat template leaves out message 2, of the role system; leave it "
+                "out yourself, or put it into another one"
+            )
+            spaces = {"role": "user", "content": "  Hello?\n"}
+            answer = httpx.post(address + CHAT, json=asked | {"messages": [spaces]})
+            assert answer.status_code == 200
+    finally:
+        chat.close()
+
+
+def test_system_messages_in_a_fastchat_template(chat_path: str) -> None:
+    chat = make_chat(chat_path, conv_template="vicuna_v1.1")
+    try:
+        with serving(make_app(chat, "tiny", 400)) as address:
+            first, second = ({"role": "system", "content": text} for text in ("One.", "Two."))
+            developer = {"role": "developer", "content": "Three."}
+            joined = chat.prompt([{"role": "system", "content": "One.\n\nTwo.\n\nThree."}, *HELLO])
+            assert chat.target.tokenizer.decode(joined).startswith("One.\n\nTwo.\n\nThree. USER")
+            assert chat.prompt([first, second, {**developer, "role": "system"}, *HELLO]) == joined
+            asked = {"model": "tiny", "max_tokens": 2}
+            answer = httpx.post(
+                address + CHAT, json=asked | {"messages": [first, second, developer, *HELLO]}
+            )
+            assert answer.json()["usage"]["prompt_tokens"] == len(joined)
+            answer = httpx.post(address + CHAT, json=asked | {"messages": [*HELLO, first]})
+            assert answer.status_code == 400
+            assert answer.json()["error"]["message"] == (
+                "message 2 is a system message after others, and FastChat's template vicuna_v1.1 "
+                "has a place for these at the beginning only; move it there"
+            )
+    finally:
+        chat.close()
+
+
 def test_the_model_is_named(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").id == "tiny"
@@ -191,7 +269,8 @@ JSON = {"content-type": "application/json"}
         (CHAT, {"messages": [{"role": "user"}]}, "messages.0.content", None),
         (CHAT, {"messages": HELLO, "temperature": -1}, "temperature is -1.0", "temperature"),
         (CHAT, {"messages": HELLO, "temperature": "hot"}, "temperature:", "temperature"),
-        (CHAT, {"messages": HELLO, "top_p": 0}, "top_p is 0.0; give more than 0", "top_p"),
+        (CHAT, {"messages": HELLO, "top_p": -0.1}, "top_p is -0.1; give more than 0", "top_p"),
+        (CHAT, {"messages": HELLO, "top_p": 0, "top_k": -1}, "top_k is -1; give 0", "top_k"),
         (CHAT, {"messages": HELLO, "top_p": 1.5}, "top_p is 1.5", "top_p"),
         (CHAT, {"messages": HELLO, "max_tokens": 0}, "max_tokens:", "max_tokens"),
         (CHAT, {"messages": HELLO, "max_tokens": 401}, "this server gives 400", "max_tokens"),
@@ -203,7 +282,27 @@ JSON = {"content-type": "application/json"}
         (CHAT, {"messages": HELLO, "stop": "x" * 201}, "over 200 characters", "stop"),
         (CHAT, {"messages": HELLO, "stream_options": {"x": 1}}, "stream_options.x", None),
         (CHAT, {"messages": [HELLO[0]] * 90_000}, "is too long for", "messages"),
-        (CHAT, {"messages": [{"role": "x" * 10**6, "content": ""}]}, "is too long for", None),
+        (CHAT, {"messages": [{"role": "x" * 10**6, "content": ""}]}, "xxx…' of a message", None),
+        *[
+            (
+                CHAT,
+                {"messages": [HELLO[0], {"role": role, "content": "x"}]},
+                f"the role {role!r} of a message is not supported; give system, developer, user",
+                "messages",
+            )
+            for role in ("User", "banana", "", "tool", "function")
+        ],
+        (
+            CHAT,
+            {"messages": HELLO, "stream_options": {"include_obfuscation": True}},
+            "include_obf",
+            None,
+        ),
+        ("/v1/completions", {"prompt": ["a", "b"]}, "2 prompts; this server answers 1", "prompt"),
+        ("/v1/completions", {"prompt": [[5], [6], [7]]}, "3 prompts; this server", "prompt"),
+        ("/v1/completions", {"prompt": [""]}, "the prompt is empty", "prompt"),
+        ("/v1/completions", {"prompt": [[]]}, "the prompt is empty", "prompt"),
+        ("/v1/completions", {"prompt": [[10**9]]}, "what is no token id", "prompt"),
         (CHAT, {"messages": [HELLO[0] | {"name": "me"}]}, "name of a message", "messages"),
         (CHAT, {"messages": [HELLO[0] | {"content": "\ud800"}]}, "chat template", "messages"),
         (CHAT, {"messages": [{"role": "\ud800", "content": "x"}]}, "", None),

@@ -14,7 +14,7 @@ from model.logitspec import InputError
 SETTINGS = {"method": "logitspec", "dtype": "float32"}
 
 
-def record(question_id: int, **changes: Any) -> dict[str, Any]:
+def record(question_id: int | str, **changes: Any) -> dict[str, Any]:
     choice = {
         "index": 0,
         "turns": ["text"],
