@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .acceptance import TreeTensors, Verdict, accept
+from .devices import sent
 from .draft_tree import DraftTree
 from .errors import InputError, is_whole
 from .kv_cache import KVCache
@@ -212,7 +213,7 @@ def last_logits(model: LlamaKVForCausalLM, ids: Sequence[int]) -> torch.Tensor:
 
 def read_in(model: LlamaKVForCausalLM, ids: Sequence[int], cache: KVCache) -> torch.Tensor:
     """Hidden states [n, hidden] of a sequence in an empty cache; commits nothing."""
-    tokens = torch.tensor(ids, device=model.device)
+    tokens = sent(ids, model.device)
     positions = torch.arange(len(ids), device=model.device)
     x: torch.Tensor = model.hidden_states(tokens, positions, cache, last_position=len(ids) - 1)
     return x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 
@@ -48,6 +49,11 @@ def resolve_device(name: str, gpus_per_model: int = 1) -> str:
             f"torch sees {gpus} here; use --device cpu or fewer GPUs"
         )
     return "auto" if gpus_per_model > 1 else f"cuda:{index}"
+
+
+def sent(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """Whole numbers as an int64 tensor on a device, without waiting for what it is doing."""
+    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from .devices import sent
 from .errors import InputError
 
 
@@ -148,9 +149,9 @@ class KVCache:
         if start < len(path):
             first = self.length + start
             last = self.length + len(path)
-            nodes = torch.tensor(path[start:]) + self.length
+            nodes = [node + self.length for node in path[start:]]
             for device, store in self._store.items():
-                source = nodes.to(device, non_blocking=True)
+                source = sent(nodes, device)
                 store[..., first:last, :] = store.index_select(-2, source)
         self.length += len(path)
 

@@ -21,6 +21,7 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
+from .devices import sent
 from .draft_tree import DraftTree
 from .errors import InputError
 
@@ -191,12 +192,12 @@ class Chooser:
             ids = torch.zeros(len(nodes), 1, dtype=torch.int64, device=scores.device)
             scores = self._processors(ids, scores)
         else:
-            context = torch.tensor(self._ids, dtype=torch.int64, device=scores.device)
+            context = sent(self._ids, scores.device)
             for row, node in enumerate(nodes):
                 path = tree.path_tokens(node)
                 if self._ends(len(self._ids), path):
                     continue  # whatever it chooses is not used
-                ids = torch.cat((context, torch.tensor(path, device=scores.device)))[None]
+                ids = torch.cat((context, sent(path, scores.device)))[None]
                 scores[row : row + 1] = self._processors(ids, scores[row : row + 1])
         if self._stream is not None:
             positions = [len(self._ids) + tree.depths[node] + 1 for node in nodes]
@@ -233,7 +234,7 @@ def gumbel(stream: int, positions: Sequence[int], count: int, device: torch.devi
     """
     states = [signed(mixed(stream ^ mixed(position))) for position in positions]
     x = torch.arange(1, count + 1, device=device) * signed(STRIDE)
-    x = torch.tensor(states, device=device)[:, None] + x
+    x = sent(states, device)[:, None] + x
     # >> keeps the sign: the mask takes what it shifts in away
     x = (x ^ ((x >> 30) & 2**34 - 1)) * signed(FIRST)
     x = (x ^ ((x >> 27) & 2**37 - 1)) * signed(SECOND)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -63,6 +64,6 @@ def identity(model: LlamaKVForCausalLM) -> str:
         known.pop(name, None)
     digest = hashlib.sha256(repr(sorted(known.items())).encode())
     for weight in (model.model.embed_tokens.weight, model.layers[-1].input_layernorm.weight):
-        some = weight.flatten()[:: max(1, weight.numel() // 4096)].float().cpu()
-        digest.update(some.numpy().tobytes())
+        some = weight.flatten()[:: max(1, weight.numel() // 4096)].float()
+        digest.update(np.array(some.tolist(), dtype=np.float32).tobytes())
     return digest.hexdigest()

@@ -109,8 +109,13 @@ class EagerVerifier:
         self._last_position = self._cache.length + max(tree.depths)
 
     def forward(self) -> None:
+        # Not by calling the model: accelerate takes what it is called with to a device of its own.
+        logits = self._model.logits(self._hidden_states())
+        self._logits = logits.to(self._model.device)
+
+    def _hidden_states(self) -> torch.Tensor:
         tensors = self._tensors
-        self._logits = self._model(
+        return self._model.hidden_states(
             tensors.tokens,
             tensors.depths + self._cache.length,
             self._cache,
@@ -140,24 +145,17 @@ class NativeVerifier(EagerVerifier):
         self._last_position = self._cache.length + max(tree.depths)
 
     def forward(self) -> None:
-        tensors = self._tensors
-        x = self._model.hidden_states(
-            tensors.tokens,
-            tensors.depths + self._cache.length,
-            self._cache,
-            last_position=self._last_position,
-            tree_mask=tensors.ancestors,
-        )
+        x = self._hidden_states()
         vocab = self._model.config.vocab_size
         self._top_k, self._node_top_k = (min(width, vocab) for width in self._widths)
-        self._logits: dict[int, torch.Tensor] = {}  # [vocab], of the nodes that need it
+        self._rows: dict[int, torch.Tensor] = {}  # [vocab], of the nodes that need it
         self._best: dict[int, list[int]] = {}  # best tokens after these nodes, best first
         self._chosen: dict[int, int] = {}  # the target's token after nodes
         rows = range(len(self._tree)) if self._node_top_k else [0]
         while rows:
             logits = self._model.logits(x if len(rows) == len(x) else x[list(rows)])
             best = best_tokens(logits, max(1, self._node_top_k)).tolist()
-            self._logits.update(zip(rows, logits.unbind(), strict=True))
+            self._rows.update(zip(rows, logits.unbind(), strict=True))
             self._best.update(zip(rows, best, strict=True))
             rows = self._walk()
 
@@ -167,14 +165,14 @@ class NativeVerifier(EagerVerifier):
             self._chosen = {node: tokens[0] for node, tokens in self._best.items()}
             self._path, missing = agreed_path(self._tree, self._chosen)
             return missing
-        self._path, missing = walk(self._chooser, self._tree, self._logits, self._chosen)
+        self._path, missing = walk(self._chooser, self._tree, self._rows, self._chosen)
         return missing
 
     def accept(self) -> Verdict:
         last = self._path[-1]
         top_ids: list[int] = []
         if self._top_k:
-            (top_ids,) = best_tokens(self._logits[last][None], self._top_k).tolist()
+            (top_ids,) = best_tokens(self._rows[last][None], self._top_k).tolist()
         all_best = [self._best[node] for node in range(len(self._tree))] if self._node_top_k else []
         return Verdict(self._path, self._chosen[last], top_ids, all_best)
 
@@ -199,7 +197,7 @@ def walk(
     reached = [] if 0 in chosen else [0]
     while True:
         for node in reached:
-            chosen[node] = int(chooser.choose(logits[node][None], tree, [node]))
+            (chosen[node],) = chooser.choose(logits[node][None], tree, [node]).tolist()
         path, missing = agreed_path(tree, chosen)
         ready = [node for node in missing if node in logits]
         reached = [node for node in ready if chosen.get(tree.parents[node]) == tree.tokens[node]]
@@ -341,7 +339,7 @@ class StaticStep:
             self._staged = torch.zeros(
                 nodes + 4, nodes, dtype=torch.int64, pin_memory=device.type == "cuda"
             )
-            self._inputs = self._staged.to(device, copy=True)
+            self._inputs = torch.zeros_like(self._staged, device=device, pin_memory=False)
 
     def load(self, tree: DraftTree, length: int) -> None:
         n = len(tree)
