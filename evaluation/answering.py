@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
     model_id: str
     record: Record  # with choices, or an error
-    environment: Record | None = None  # that it was made in, if not this process's
+    environment: Record | None = None  # that it was made in; None: that of this process
 
 
 class Broken(InputError):

@@ -23,6 +23,7 @@ from .targets import Target
 
 MOST_CHARACTERS = 64  # of a prompt, for each position of the model; tokens have 3 or 4
 BEFORE = 8  # tokens of a prompt that its continuation's first character may depend on
+HALF = "\ufffd"  # what half a character is decoded to
 STOPPING = "the server stops"
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 class Text:
     """Text of tokens as they come, without what may yet change or belongs to a stop string.
+
+    Of the tokens only the last ones are decoded: those whose text is not certain yet, behind those
+    that came before them, on which a blank or half a character may depend.
 
     Args:
         tokenizer: of the tokens.
@@ -42,39 +46,46 @@ class Text:
     ) -> None:
         self._tokenizer = tokenizer
         self._stop = [string for string in stop if string]
-        self._ids = list(before)
-        self._skip = 0  # characters
-        self._skip = len(self._decoded().rstrip("\ufffd"))
-        self._given = 0  # characters
+        self._ids = list(before)  # behind the last certain text, and those that ended it
+        self._known = len(self._decoded().rstrip(HALF))  # characters of the latter
+        self._settled = len(self._ids)  # of the ids: those whose text is certain
+        self._certain = ""  # text that was not taken
+        self._open = ""  # text behind it that ends in half a character
         self.stopped = False
 
     def _decoded(self) -> str:
-        text = str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
-        return text[self._skip :]
+        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
 
     def push(self, token: int) -> bool:
         """Take in a token; whether a stop string is there now."""
         self._ids.append(token)
-        text = self._decoded() if self._stop else ""
+        text = self._decoded()
+        self._open = text[self._known :]
+        if not text.endswith(HALF):
+            self._certain += self._open
+            self._open = ""
+            del self._ids[: self._settled]
+            self._settled = len(self._ids)
+            self._known = len(self._decoded())
+        text = self._certain + self._open
         self.stopped = self.stopped or any(string in text for string in self._stop)
         return self.stopped
 
     def take(self, *, last: bool = False) -> str:
         """What is new of the text and certain; of the `last` tokens all."""
-        text = self._decoded()
+        text = self._certain + self._open
         ends = [at for string in self._stop if (at := text.find(string)) >= 0]
-        if ends:
-            text = text[: min(ends)]
-        elif not last:
-            text = text.rstrip("\ufffd")  # half a character
-            longest = max(map(len, self._stop), default=1) - 1
-            for held in range(min(longest, len(text)), 0, -1):
-                if any(string.startswith(text[-held:]) for string in self._stop):
-                    text = text[:-held]
-                    break
-        new = text[self._given :]
-        self._given = max(self._given, len(text))
-        return new
+        if ends or last:
+            self._certain = self._open = ""
+            return text[: min(ends)] if ends else text
+        text = self._certain
+        longest = max(map(len, self._stop), default=1) - 1
+        for held in range(min(longest, len(text)), 0, -1):
+            if any(string.startswith(text[-held:]) for string in self._stop):
+                text = text[:-held]
+                break
+        self._certain = self._certain[len(text) :]
+        return text
 
 
 @dataclass

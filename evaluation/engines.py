@@ -70,6 +70,7 @@ class Engine(Protocol):
     """A loaded model and a way to decode with it."""
 
     splits_time: bool  # whether the phases of its results are measured
+    facts: dict[str, Any]  # of how it runs here, beside the environment
 
     def generate(
         self, prompt_ids: list[int], max_new_tokens: int, sampling: Sampling = GREEDY
@@ -88,6 +89,7 @@ class KVEngine:
     def __init__(self, models: Models, drafter: Drafter) -> None:
         self.model = models.kv
         self.drafter = drafter
+        self.facts = {} if drafter.core is None else {"drafting_core": drafter.core}
         drafter.prepare(self.model)
         self.eos_token_ids = models.target.eos_token_ids
 
@@ -122,6 +124,7 @@ class HFEngine:
 
     def __init__(self, models: Models, prompt_lookup_num_tokens: int | None = None) -> None:
         self.model = models.hf
+        self.facts: dict[str, Any] = {}
         self._lookup = prompt_lookup_num_tokens
         self._eos = sorted(models.target.eos_token_ids)
         # The checkpoint's own may hold sampling settings or penalties, which would fill gaps.

@@ -115,7 +115,7 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         if workers:
             found = answer_in_workers(build_answerers, describe, jobs, workers, strict=args.strict)
         else:
-            found = answer_here(build_answerers(), jobs, args.step_cost, made)
+            found = answer_here(build_answerers(), jobs, environment, args.step_cost, made)
         with closing(found) as answers:
             write_with_progress(answers, writers, todo)
         say_what_failed(writers, [question for question, _ in jobs])
@@ -193,6 +193,7 @@ def run_settings(
 def answer_here(
     answerers: dict[str, Answerer],
     jobs: list[Job],
+    environment: Record,
     step_cost: Path | None,
     made: Mapping[str, Any],
 ) -> Generator[Answer, None, None]:
@@ -201,6 +202,7 @@ def answer_here(
     Args:
         answerers: by model_id.
         jobs: to do.
+        environment: of this process.
         step_cost: a file for what a step costs, measured between questions; None: it is not.
         made: what is measured in it.
     """
@@ -213,7 +215,8 @@ def answer_here(
         if costs is not None and at % METER_EVERY == 0:
             costs.measure()
         for name in names:
-            yield Answer(name, answerers[name].answer(question))
+            answerer = answerers[name]
+            yield Answer(name, answerer.answer(question), environment | answerer.engine.facts)
 
 
 def write_with_progress(

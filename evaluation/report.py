@@ -19,6 +19,7 @@ from .comparison import Comparison, read_comparison
 from .plots import PICTURES, add_picture_flags, draw_all
 from .sidecars import COMMON
 from .tables import add_trace_flags, compare, to_csv, to_latex, to_markdown, write_text
+from .traces import check_writable
 
 SHOWN = ("model", "dtype", "template", "max_new_tokens", "temperature")
 
@@ -72,6 +73,13 @@ def report(args: argparse.Namespace) -> None:
             notes = args.notes.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the notes {args.notes}: {error}") from error
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {args.output}: {error.strerror}; choose another file"
+        ) from error
+    check_writable(args.output)
     comparison = read_comparison(
         args.traces, args.base_path, first_turns=args.first_turns, strict=args.strict
     )

@@ -112,7 +112,8 @@ class Worker:
         answers: list[Answer] = []
         try:
             for name in names:
-                answers.append(Answer(name, self._answerers[name].answer(question)))
+                answerer = self._answerers[name]
+                answers.append(Answer(name, answerer.answer(question), answerer.engine.facts))
         except Broken:
             os._exit(1)  # another process can go on
         except InputError as error:
@@ -215,8 +216,8 @@ class Crew:
                 self._add_worker()
             return
         self._idle.append(Awaited(awaited.actor, environment))
-        for name, record, _ in answers:
-            yield Answer(name, record, environment)
+        for name, record, facts in answers:
+            yield Answer(name, record, environment | (facts or {}))
         if stopped is not None:
             raise InputError(stopped)
 

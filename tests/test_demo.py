@@ -224,6 +224,19 @@ def test_the_page_in_a_browser(page: str, tmp_path: Path) -> None:
             tab.click("#back")
         assert tab.inner_text("#which") != last
         assert tab.locator("#tree svg g").count() > 1
+        # A tree that is wider than its panel is drawn smaller, or scrolls in it and says so.
+        width = "document.querySelector('#tree svg').getBoundingClientRect().width"
+        whole = "document.querySelector('#tree svg').viewBox.baseVal.width"
+        for size in (1280, 700, 2000):
+            tab.set_viewport_size({"width": size, "height": 800})
+            tab.evaluate("draw(0)")
+            room = tab.evaluate("document.querySelector('#tree').clientWidth")
+            shown = tab.evaluate(width)
+            assert shown == pytest.approx(
+                min(1, max(0.75, room / tab.evaluate(whole))) * (tab.evaluate(whole)), abs=1
+            )
+            assert ("scroll" in tab.inner_text("#which")) is (shown > room + 0.01)
+            assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
         tab.click("#vanilla")
         tab.wait_for_selector(".numbers[data-done] >> nth=1", timeout=30_000)
         assert "the same text" in tab.inner_text(".numbers >> nth=1")

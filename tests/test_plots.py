@@ -189,6 +189,16 @@ def test_an_unwritable_folder_is_refused(
     assert "cannot write the pictures into /dev/null/x" in capsys.readouterr().err
 
 
+def test_a_report_that_cannot_be_written_is_named(
+    traces: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken.md").mkdir()
+    for place in ("/dev/null/x/results.md", "/proc/results.md", str(tmp_path / "taken.md")):
+        assert report.main([*map(str, traces), "--output", place]) == 2
+        assert f"cannot write {place}: " in capsys.readouterr().err
+    assert not (tmp_path / "taken").exists()
+
+
 def test_the_report(traces: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     notes = tmp_path / "notes.md"
     notes.write_text("Remember this.\n")

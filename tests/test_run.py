@@ -268,6 +268,32 @@ def test_transformers_runs_on_our_tensors(default_model_path: str) -> None:
     assert models[1].hf.config._attn_implementation == models[0].hf.config._attn_implementation
 
 
+@pytest.mark.parametrize("core", ["native", "python"])
+def test_the_sidecar_says_which_core_drafted(
+    chat_path: str, tmp_path: Path, make_bench: Any, core: str
+) -> None:
+    make_bench(question(1))
+    argv = ["--methods", "calibrated,pld", "--model-path", chat_path, "--model-id", "m"]
+    argv += ["--bench-name", "mine", "--device", "cpu", "--max-new-tokens", "5", "--warmup", "0"]
+    argv += [
+        "--conv-template",
+        "tokenizer",
+        "--drafting-core",
+        core,
+        "--vocabulary-rows",
+        "0",
+        "--answer-dir",
+        str(tmp_path),
+    ]
+    assert main(argv) == 0
+    made = {
+        name: json.loads((tmp_path / f"m-{name}.meta.json").read_text())["environments"][0]
+        for name in ("calibrated", "pld")
+    }
+    assert made["calibrated"]["drafting_core"] == core
+    assert "drafting_core" not in made["pld"]
+
+
 def test_transformers_prompt_lookup_counts_its_steps(default_model_path: str) -> None:
     models = Models(target(default_model_path), shared=False)
     text = [*range(40, 60)] * 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import re
 import shutil
 import signal
@@ -551,6 +552,34 @@ def test_text_holds_back_what_may_change(stop: list[str]) -> None:
     given += text.take(last=True)
     assert given == ("äS€STO " if stop else "äS€STO STOP more")
     assert text.stopped is bool(stop)
+
+
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_pieces_are_the_text_of_all_tokens(default_tokenizer: Any, before: int) -> None:
+    """Random tokens, special ones and halves of characters among them, decoded a few at a time."""
+    rng = random.Random(before)
+    longest = 0
+
+    class Counting:
+        def decode(self, ids: list[int], **options: Any) -> str:
+            nonlocal longest
+            longest = max(longest, len(ids))
+            return str(default_tokenizer.decode(ids, **options))
+
+    euro = default_tokenizer("€ 😀 ä").input_ids
+    for _ in range(20):
+        ids = [rng.randrange(len(default_tokenizer)) for _ in range(60)]
+        ids[20:20] = ids[45:45] = euro
+        text = Text(Counting(), before=ids[:before])
+        given = ""
+        for token in ids[before:]:
+            text.push(token)
+            given += text.take()
+        given += text.take(last=True)
+        whole = default_tokenizer.decode(ids, skip_special_tokens=True)
+        start = default_tokenizer.decode(ids[:before], skip_special_tokens=True)
+        assert given == whole[len(start.rstrip("\ufffd")) :]
+    assert longest < 20
 
 
 class Words:

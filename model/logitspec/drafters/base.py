@@ -51,6 +51,7 @@ class Drafter(ABC):
     top_k: int = 0  # how many of the last logits' best token ids draft() is to be given
     node_top_k: int = 0  # the same of every verified node's logits, for observe()
     prompt_top_k: int = 0  # the same of every prompt token's logits, for reset()
+    core: str | None = None  # which implementation drafts, where a method has several
 
     def prepare(self, model: Measurable) -> None:  # noqa: B027 - most methods need nothing
         """Find out about the target what the method has to know; decode() calls it first.

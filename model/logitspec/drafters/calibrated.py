@@ -121,6 +121,7 @@ class CalibratedDrafter(Drafter):
         self.sources = (self._ngrams, self._rows, self._last, self._earlier)
         self.table = AcceptanceTable(read_prior(self.sources), prior_strength)
         self._native = self._compiled(drafting_core)
+        self.core = "python" if self._native is None else "native"
         self._model: object = None
         self._begin()
 
