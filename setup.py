@@ -39,6 +39,7 @@ setup(
             "hypothesis>=6.100",
             "mypy>=1.13",
             "openai>=1.50",
+            "peft>=0.15",
             "playwright>=1.45",
             "pytest>=8.2",
             "pytest-cov>=5",

@@ -125,7 +125,8 @@ def native(linear: Linear) -> Product:
 def filled(model: LlamaKVForCausalLM, context: int, room: int) -> KVCache:
     """A cache with so many committed tokens, and slots for so many more."""
     cache = model.new_cache(context + room)
-    prefill(model, [i % 1000 for i in range(context)], cache, top_k=0)
+    tokens = min(1000, model.config.vocab_size)
+    prefill(model, [i % tokens for i in range(context)], cache, top_k=0)
     return cache
 
 

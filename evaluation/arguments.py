@@ -152,7 +152,8 @@ def add_run_flags(parser: Parser) -> None:
         "--conv-template",
         metavar="NAME",
         help="FastChat template, or `tokenizer` for the tokenizer's chat template (default: "
-        "FastChat's if it knows the model, else the tokenizer's)",
+        "FastChat's for Vicuna, Llama-2-chat and CodeLlama, and where both give the same prompts; "
+        "else the tokenizer's, or FastChat's where that has none)",
     )
     add(
         "--num-gpus-total",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from model.logitspec.instruction_set import cpu_info
+from model.logitspec.instruction_set import describe as instruction_set
 
 from .arguments import ROOT
 from .targets import Target
@@ -34,6 +35,7 @@ def describe_environment(device: str) -> dict[str, Any]:
         | {name: version for name in VERSIONED if (version := installed_version(name))},
         "platform": platform.platform(),
         "device_names": [cpu_info("model name") or platform.machine()] if device == "cpu" else gpus,
+        "instruction_set": instruction_set() if device == "cpu" else None,
         "threads": torch.get_num_threads(),
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": None if changes is None else changes != "",

@@ -40,7 +40,8 @@ def describe(comparison: Comparison) -> list[str]:
             versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
             said = (
                 f"machine: {', '.join(environment['device_names'])}, "
-                f"{environment['threads']} threads, {environment['platform']}; {versions}"
+                + (f"{environment['instruction_set']}, " if environment["instruction_set"] else "")
+                + f"{environment['threads']} threads, {environment['platform']}; {versions}"
             )
             if environment["commit"] is not None:  # no git, no commit
                 changed = " with uncommitted changes" if environment["uncommitted_changes"] else ""

@@ -19,8 +19,8 @@ COMMON = (
 )  # fmt: skip
 # What an environment in a sidecar says that matters to a comparison.
 ENVIRONMENT = (
-    "device_names", "threads", "workers", "kernels", "platform", "versions", "commit",
-    "uncommitted_changes",
+    "device_names", "instruction_set", "threads", "workers", "kernels", "platform", "versions",
+    "commit", "uncommitted_changes",
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ import torch
 
 from .decoding import prefill
 from .draft_tree import DraftTree
-from .instruction_set import cpu_info
+from .instruction_set import cpu_info, describe
 from .kv_cache import KVCache
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .storage import remembered
@@ -88,6 +88,7 @@ def step_cost(model: LlamaKVForCausalLM, top_k: int, node_top_k: int = 0) -> Ste
         "shape": {name: config.get(name) for name in SHAPE},
         "dtype": str(model.dtype),
         "device": device_name(model.device),
+        "instruction_set": describe() if model.device.type == "cpu" else None,
         "threads": torch.get_num_threads(),
         "kernels": model.kernels.name,
         "graphs": model.graphs,
