@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -140,6 +141,8 @@ class Chat:
 
     def __init__(self, args: argparse.Namespace, waiting: int = 1) -> None:
         self.target = Target.resolve(args)
+        if self.target.prompts.note:
+            print(self.target.prompts.note, file=sys.stderr)
         method = drafter_method(args.method)
         self.drafter: Drafter = method.drafter(**find_method(args.method).settings({}))
         self.model = Models(self.target, shared=False).kv

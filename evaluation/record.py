@@ -187,7 +187,8 @@ def record(args: argparse.Namespace) -> None:
     todo = [q for q in questions if not is_recorded(folder, q)]
     print(
         f"{len(questions) - len(todo)} of {len(questions)} questions are recorded in {folder}; "
-        f"{settings['model']}, {settings['dtype']}, {target.device}, {target.kernels} kernels"
+        f"{settings['model']}, {settings['dtype']}, {target.device}, {target.kernels} kernels; "
+        f"prompts in {target.prompts}"
     )
     model = Models(target, shared=False).kv
     settings["vocab_size"] = vocab = int(model.config.vocab_size)

@@ -462,8 +462,6 @@ def serve(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
     with listen(args.host, args.port) as listening:
         chat = Chat(args, waiting=args.queue)
-        if chat.target.prompts.note:
-            print(chat.target.prompts.note, file=sys.stderr)
         name = args.model_name or model_name(args.model_path)
         app = make_app(chat, name, args.max_new_tokens)
         run_app(app, chat, listening, args, f"{name} with {args.method} at {{}}/v1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from model.logitspec import (
     custom_generate,
     generate,
     load,
+    storage,
     wrap,
 )
 from model.logitspec.kv_cache import MOST_IDLE
@@ -163,6 +165,22 @@ def test_a_drafter_serves_one_generation_at_a_time(wide_path: str, tmp_path: Pat
         with pytest.raises(InputError, match=complaint):
             tokens(model, 0, drafter, on_commit=again)
         assert tokens(model, 0, drafter) == wanted  # it is free again
+
+
+def test_one_thread_finds_what_is_remembered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Measurements of several threads would disturb each other."""
+    monkeypatch.setattr(storage, "cache_folder", lambda: tmp_path)
+    found: list[int] = []
+
+    def find() -> int:
+        time.sleep(0.05)
+        found.append(7)
+        return 7
+
+    assert together(lambda _: storage.remembered("kind", 1, find)) == [7] * THREADS
+    assert found == [7]
 
 
 def test_longer_prompts_meanwhile_leave_the_rotary_table_long_enough(wide_path: str) -> None:

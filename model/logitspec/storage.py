@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+FINDING = threading.RLock()
 
 
 def cache_folder() -> Path:
@@ -19,13 +22,19 @@ def cache_folder() -> Path:
 def remembered(kind: str, key: Any, find: Callable[[], Any]) -> Any:
     """What `find` found for this key, now or in an earlier process.
 
-    Where it cannot be stored a warning says so, and the next process finds it again.
+    Where it cannot be stored a warning says so, and the next process finds it again. Of several
+    threads one finds it, for measurements would disturb each other.
 
     Args:
         kind: begins the file's name.
         key: what the finding depends on, as JSON can hold it; stored beside it.
         find: gives the finding, as JSON can hold it.
     """
+    with FINDING:
+        return _remembered(kind, key, find)
+
+
+def _remembered(kind: str, key: Any, find: Callable[[], Any]) -> Any:
     text = json.dumps(key, sort_keys=True)
     try:
         path = cache_folder() / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
@@ -45,5 +54,5 @@ def remembered(kind: str, key: Any, find: Callable[[], Any]) -> Any:
             part.write_text(json.dumps({"key": key, "found": found}), encoding="utf-8")
             part.replace(path)  # whole, whoever else writes it at the same time
     except OSError as error:
-        warnings.warn(f"{path} cannot be stored: {error.strerror}", stacklevel=2)
+        warnings.warn(f"{path} cannot be stored: {error.strerror}", stacklevel=3)
     return found
