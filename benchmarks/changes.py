@@ -17,7 +17,6 @@ import torch.nn.functional as F
 
 from evaluation.arguments import Parser, at_least, run_command
 from model.logitspec import InputError, LlamaKVForCausalLM, load
-from model.logitspec.decoding import prefill
 from model.logitspec.devices import resolve_dtype
 from model.logitspec.kernels import why_not
 from model.logitspec.kv_cache import KVCache
@@ -25,7 +24,7 @@ from model.logitspec.linear import Linear, Product
 from model.logitspec.loading import load_config
 from model.logitspec.modeling_llama_kv import Attention, max_positions
 from model.logitspec.native.layers import Matrix, best_tokens
-from model.logitspec.step_cost import interleaved, wide_tree
+from model.logitspec.step_cost import fill, interleaved, wide_tree
 from model.logitspec.verification import verify
 
 from .measure import INTERRUPTED, Results, Row, Table, quartiles, spread
@@ -125,8 +124,7 @@ def native(linear: Linear) -> Product:
 def filled(model: LlamaKVForCausalLM, context: int, room: int) -> KVCache:
     """A cache with so many committed tokens, and slots for so many more."""
     cache = model.new_cache(context + room)
-    tokens = min(1000, model.config.vocab_size)
-    prefill(model, [i % tokens for i in range(context)], cache, top_k=0)
+    fill(model, cache, context)
     return cache
 
 

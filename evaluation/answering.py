@@ -32,6 +32,7 @@ class Answer(NamedTuple):
     model_id: str
     record: Record  # with choices, or an error
     environment: Record | None = None  # that it was made in; None: that of this process
+    facts: Record | None = None  # of the environment, what differs between methods
 
 
 class Broken(InputError):

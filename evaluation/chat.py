@@ -62,7 +62,7 @@ class Text:
         self._ids.append(token)
         text = self._decoded()
         self._open = text[self._known :]
-        if not text.endswith(HALF):
+        if self._open and not text.endswith(HALF):  # a token without text may change the next one's
             self._certain += self._open
             self._open = ""
             del self._ids[: self._settled]

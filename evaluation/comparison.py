@@ -34,6 +34,12 @@ def in_order(question_id: int | str) -> tuple[str, bool]:
     return str(question_id), isinstance(question_id, str)
 
 
+def shown(question_id: int | str) -> str:
+    """An id in a message: the text "1" in quotes, for it is not the number."""
+    number = isinstance(question_id, str) and question_id.lstrip("-").isdigit()
+    return f'"{question_id}"' if number else str(question_id)
+
+
 @dataclass
 class Trace:
     """One method's answers and how they were made."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from model.logitspec import instruction_set
+from model.logitspec.errors import InputError
 from model.logitspec.instruction_set import cpu_info
-from model.logitspec.instruction_set import describe as instruction_set
 
 from .arguments import ROOT
 from .targets import Target
@@ -35,7 +36,7 @@ def describe_environment(device: str) -> dict[str, Any]:
         | {name: version for name in VERSIONED if (version := installed_version(name))},
         "platform": platform.platform(),
         "device_names": [cpu_info("model name") or platform.machine()] if device == "cpu" else gpus,
-        "instruction_set": instruction_set() if device == "cpu" else None,
+        "instruction_set": used_instruction_set() if device == "cpu" else None,
         "threads": torch.get_num_threads(),
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": None if changes is None else changes != "",
@@ -49,6 +50,21 @@ def describe_run(target: Target) -> dict[str, Any]:
         "kernels": target.kernels.name,
         "cuda_graphs": target.cuda_graphs,
     }
+
+
+def used_instruction_set() -> str:
+    """The instruction set that this project and torch use.
+
+    Raises:
+        InputError: torch does not keep to LOGITSPEC_ISA.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    if instruction_set.wanted() == "avx2" and capability != "AVX2":
+        raise InputError(
+            f"{instruction_set.VARIABLE} is 'avx2' and torch computes with {capability}; set it "
+            "before Python starts, and ATEN_CPU_CAPABILITY=avx2 where that is set otherwise"
+        )
+    return instruction_set.describe()
 
 
 def installed_version(package: str) -> str | None:

@@ -18,7 +18,7 @@ import numpy as np
 from model.logitspec.errors import InputError
 
 from .arguments import TRUST, Parser, add_trust_flags, run_command
-from .comparison import Trace, in_order
+from .comparison import Trace, in_order, shown
 from .speed import failures, say_left_out
 from .traces import Record
 
@@ -54,12 +54,6 @@ def output_ids(record: Record, choice: Record, path: Path) -> list[list[int]]:
             "the reference implementation's traces have none"
         )
     return ids
-
-
-def shown(question_id: int | str) -> str:
-    """An id in a message: the text "1" in quotes, for it is not the number."""
-    number = isinstance(question_id, str) and question_id.lstrip("-").isdigit()
-    return f'"{question_id}"' if number else str(question_id)
 
 
 def first_difference(a: list[int], b: list[int]) -> int | None:

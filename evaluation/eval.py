@@ -216,7 +216,8 @@ def answer_here(
             costs.measure()
         for name in names:
             answerer = answerers[name]
-            yield Answer(name, answerer.answer(question), environment | answerer.engine.facts)
+            record = answerer.answer(question)
+            yield Answer(name, record, environment, answerer.engine.facts)
 
 
 def write_with_progress(
@@ -232,8 +233,9 @@ def write_with_progress(
         return f"MAT {np.mean(accept_lengths[name]):.2f}, {np.mean(speeds[name]):.1f} tokens/s"
 
     with tqdm(answers, total=count, unit="answer") as bar:
-        for name, record, environment in bar:
-            writers[name].write(record, environment)
+        for name, record, environment, facts in bar:
+            made_in = None if environment is None else environment | (facts or {})
+            writers[name].write(record, made_in)
             if "error" in record:
                 asked = f"{short[name]}: question {record['question_id']}"
                 bar.write(f"{asked} failed: {record['error']}")

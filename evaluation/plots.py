@@ -18,7 +18,7 @@ import numpy as np
 from model.logitspec.errors import InputError
 
 from .arguments import Parser, run_command
-from .comparison import Comparison, Trace, read_comparison
+from .comparison import Comparison, Trace, read_comparison, shown
 from .tables import add_trace_flags
 from .traces import PHASES
 
@@ -311,7 +311,7 @@ def chosen_question(comparison: Comparison, text: str | None) -> int | str:
     if text not in named:
         raise InputError(
             f"--question {text} is in none of the traces; "
-            f"they hold {', '.join(map(str, asked[:9]))}{' and more' if len(asked) > 9 else ''}"
+            f"they hold {', '.join(map(shown, asked[:9]))}{' and more' if len(asked) > 9 else ''}"
         )
     return named[text]  # type: ignore[no-any-return]
 

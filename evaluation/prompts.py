@@ -86,13 +86,7 @@ class PromptFormat:
     def __init__(self, name: str, tokenizer: Any, template: str | None = None) -> None:
         self.note = ""  # on what was chosen
         if template is None:
-            template = fastchat_template(name) or "tokenizer"
-            if tokenizer.chat_template and other_prompts(template, name, tokenizer):
-                self.note = (
-                    f"FastChat takes {name} for {template} by its name, which gives other prompts "
-                    f"than the tokenizer's chat template; --conv-template {template} gives these"
-                )
-                template = "tokenizer"
+            template, self.note = chosen_template(name, tokenizer)
             if template == "tokenizer" and not tokenizer.chat_template:
                 raise InputError(
                     f"FastChat knows no template for {name}, its tokenizer has no chat template; "
@@ -120,8 +114,13 @@ class PromptFormat:
         self.stop_token_ids: set[int] = set(stop_ids or ())
 
     def __str__(self) -> str:
+        return self.called + (f" ({self.note})" if self.note else "")
+
+    @property
+    def called(self) -> str:
+        """The template in a sentence."""
         if self.template == "tokenizer":
-            return "the tokenizer's chat template" + (f" ({self.note})" if self.note else "")
+            return "the tokenizer's chat template"
         return f"FastChat's template {self.template}"
 
     @property
@@ -136,39 +135,46 @@ class PromptFormat:
             InputError: the template leaves a message out, or cannot have it where it stands.
             Exception: the template refuses the messages, as it likes.
         """
-        if self.template == "tokenizer":
-            render = self._tokenizer.apply_chat_template
-            given = list(messages)
-            text = render(given, add_generation_prompt=True, tokenize=False)
-            ids = list(render(given, add_generation_prompt=True, return_dict=False))
-        else:
-            text = self._fastchat_prompt(messages)
-            ids = encode(self._tokenizer, text)
-        for number, message in enumerate(messages, start=1):
-            # Of an assistant's answer templates leave out the reasoning.
-            if message["role"] != "assistant" and message["content"].strip() not in text:
+        # A template may change a text, its blanks say: marks tell which messages it has at all.
+        marks = [f"message{number}end" for number in range(1, len(messages) + 1)]
+        marked = [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)]
+        text = self._text(marked)
+        for message, mark in zip(messages, marks, strict=True):
+            # Of an assistant's answers templates leave out the reasoning, or the older ones.
+            if mark not in text and message["role"] != "assistant":
                 raise InputError(
-                    f"{self.where} leaves out message {number}, of the role {message['role']}; "
-                    "leave it out yourself, or put it into another one"
+                    f"{self.called} leaves out message {marks.index(mark) + 1}, of the role "
+                    f"{message['role']}; leave it out yourself, or put it into another one"
                 )
-        return ids
+        if self.template == "tokenizer":
+            ids = self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_dict=False
+            )
+            return list(ids)
+        return encode(self._tokenizer, self._text(messages))
 
-    @property
-    def where(self) -> str:
-        """The template in a sentence."""
-        return str(self).partition(" (")[0]
+    def _text(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text of a conversation."""
+        if self.template != "tokenizer":
+            return self._fastchat_prompt(messages)
+        return str(
+            self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=False
+            )
+        )
 
     def _fastchat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The text of a conversation; several system messages at its beginning are one, and the
         template's own is not there then."""
         conv = get_conv_template(self.template)
         roles = dict(zip(("user", "assistant"), conv.roles, strict=True))
+        examples = len(conv.messages)  # that come with some templates
         system: list[str] = []
         for number, message in enumerate(messages, start=1):
             if message["role"] == "system":
-                if conv.messages:
+                if len(conv.messages) > examples:
                     raise InputError(
-                        f"message {number} is a system message after others, and {self.where} has "
+                        f"message {number} is a system message after others, and {self.called} has "
                         "a place for these at the beginning only; move it there"
                     )
                 system.append(message["content"])
@@ -200,25 +206,39 @@ def fastchat_template(name: str) -> str | None:
     return str(adapter.get_default_conv_template(name).name)
 
 
-def other_prompts(template: str, name: str, tokenizer: Any) -> bool:
-    """Whether FastChat's template, found by a name that may only look alike, gives other prompts
-    than the tokenizer's; of the paper's families it does not matter."""
+def chosen_template(name: str, tokenizer: Any) -> tuple[str, str]:
+    """The template for a model of this name where none is asked for, and what is to be said of it.
+
+    FastChat finds templates by parts of a name, which may only look alike.
+    """
     from fastchat.model.model_adapter import get_model_adapter
 
-    if template == "tokenizer" or type(get_model_adapter(name)).__name__ in PAPERS_FAMILIES:
-        return False
-    found = []
-    for start in (
-        FastChatConversation(tokenizer, template), ChatTemplateConversation(tokenizer),
-    ):  # fmt: skip
-        try:
-            prompts = [start.ask("How many?")]
-            start.answer("Three.")
-            prompts.append(start.ask("Which ones?"))
-        except Exception:  # it cannot be printed, which is said where it is used
-            return False
-        found.append(prompts)
-    return found[0] != found[1]
+    template = fastchat_template(name)
+    if template is None or not tokenizer.chat_template:
+        return template or "tokenizer", ""
+    if type(get_model_adapter(name)).__name__ in PAPERS_FAMILIES:
+        return template, ""
+    try:
+        own = two_turns(ChatTemplateConversation(tokenizer))
+    except Exception as error:  # a Jinja template may fail as it likes
+        return template, f"the tokenizer's chat template fails: {brief(error)}"
+    try:
+        same = two_turns(FastChatConversation(tokenizer, template)) == own
+    except Exception:  # FastChat lists styles that it cannot print
+        same = False
+    if same:
+        return template, ""
+    return "tokenizer", (
+        f"FastChat takes {name} for {template} by its name, which gives other prompts than the "
+        f"tokenizer's chat template; --conv-template {template} gives these"
+    )
+
+
+def two_turns(conversation: Conversation) -> list[list[int]]:
+    """The prompts of two questions."""
+    prompts = [conversation.ask("How many?")]
+    conversation.answer("Three.")
+    return [*prompts, conversation.ask("Which ones?")]
 
 
 def answer_text(tokenizer: Any, ids: list[int], stop_strings: tuple[str, ...]) -> str:

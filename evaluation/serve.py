@@ -319,6 +319,7 @@ class Server:
         seed = secrets.randbelow(2**63) if asked.seed is None else asked.seed % 2**63
         try:
             if filters.get("top_p") == 0:  # as with OpenAI: the best token alone
+                Sampling(temperature)
                 temperature = 0.0
                 del filters["top_p"]
             Sampling(temperature=1.0, **filters)

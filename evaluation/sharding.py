@@ -113,7 +113,8 @@ class Worker:
         try:
             for name in names:
                 answerer = self._answerers[name]
-                answers.append(Answer(name, answerer.answer(question), answerer.engine.facts))
+                record = answerer.answer(question)
+                answers.append(Answer(name, record, facts=answerer.engine.facts))
         except Broken:
             os._exit(1)  # another process can go on
         except InputError as error:
@@ -216,8 +217,8 @@ class Crew:
                 self._add_worker()
             return
         self._idle.append(Awaited(awaited.actor, environment))
-        for name, record, facts in answers:
-            yield Answer(name, record, environment | (facts or {}))
+        for answer in answers:
+            yield answer._replace(environment=environment)
         if stopped is not None:
             raise InputError(stopped)
 

@@ -104,6 +104,8 @@ def differences(environments: Sequence[Record]) -> list[str]:
     apart = []
     for key in ENVIRONMENT:
         values: list[Any] = [environment.get(key) for environment in environments]
+        if key == "instruction_set":  # older runs do not say it
+            values = [value for value in values if value is not None]
         if all(value == values[0] for value in values):
             continue
         if key == "versions" and all(isinstance(value, dict) for value in values):

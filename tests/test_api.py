@@ -128,7 +128,7 @@ def test_what_generate_cannot_do_is_refused(tiny: LlamaKVForCausalLM) -> None:
         (lambda: generate(tiny, PROMPT, "nothing"), "no method 'nothing'; there are"),
         (lambda: generate(tiny, torch.zeros(2, 5).long()), r"int64 \[2, 5\]; give the token ids"),
         (lambda: generate(tiny, torch.zeros(1, 5)), r"float32 \[5\]"),
-        (lambda: generate(tiny, ["a"]), "holds what is no token id"),  # type: ignore[list-item]
+        (lambda: generate(tiny, ["a"]), "which is no token id"),  # type: ignore[list-item]
         (lambda: generate(tiny, []), "the prompt is empty"),
         (lambda: generate(tiny, [5, 97]), "ids outside the vocabulary of 97 tokens"),
         (lambda: generate(tiny, [-1]), "ids outside the vocabulary"),

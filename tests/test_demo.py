@@ -225,16 +225,16 @@ def test_the_page_in_a_browser(page: str, tmp_path: Path) -> None:
         assert tab.inner_text("#which") != last
         assert tab.locator("#tree svg g").count() > 1
         # A tree that is wider than its panel is drawn smaller, or scrolls in it and says so.
-        width = "document.querySelector('#tree svg').getBoundingClientRect().width"
-        whole = "document.querySelector('#tree svg').viewBox.baseVal.width"
+        shown_and_whole = (
+            "(svg => [svg.getBoundingClientRect().width, svg.viewBox.baseVal.width])"
+            "(document.querySelector('#tree svg'))"
+        )
         for size in (1280, 700, 2000):
             tab.set_viewport_size({"width": size, "height": 800})
             tab.evaluate("draw(0)")
             room = tab.evaluate("document.querySelector('#tree').clientWidth")
-            shown = tab.evaluate(width)
-            assert shown == pytest.approx(
-                min(1, max(0.75, room / tab.evaluate(whole))) * (tab.evaluate(whole)), abs=1
-            )
+            shown, whole = tab.evaluate(shown_and_whole)
+            assert shown == pytest.approx(whole * min(1, max(0.75, room / whole)), abs=1)
             assert ("scroll" in tab.inner_text("#which")) is (shown > room + 0.01)
             assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
         tab.click("#vanilla")

@@ -23,7 +23,7 @@ from model.logitspec import (
 from model.logitspec.kernels import choose_kernels
 from model.logitspec.linear import Linear, why_not_packable
 from model.logitspec.native import compiler
-from model.logitspec.native.layers import Matrix, best_tokens
+from model.logitspec.native.layers import CHUNK, Matrix, best_tokens
 from model.logitspec.verification import verify
 
 from .conftest import TINY, save_tiny
@@ -240,6 +240,17 @@ def test_the_best_tokens(rows: int, vocab: int, count: int, dtype: torch.dtype) 
         ]
         assert best_tokens(logits, count).tolist() == expected
     assert torch.equal(best_tokens(tied, 1)[:, 0], tied.max(dim=-1).indices)
+
+
+@pytest.mark.parametrize("length", [CHUNK - 1, CHUNK, CHUNK + 1, CHUNK + 20])
+def test_long_prompts_go_through_in_pieces(wide_path: str, length: int) -> None:
+    ids = [3 + (7919 * i) % 90 for i in range(length)]
+    found, expected = (
+        prefilled(load(wide_path, dtype=torch.float32, cpu_kernels=name), ids)[1]
+        for name in ("native", "plain")
+    )
+    largest = expected.abs().max().item()
+    torch.testing.assert_close(found, expected, atol=1e-4 * largest, rtol=0)
 
 
 @pytest.mark.parametrize(("top_k", "node_top_k"), [(0, 0), (5, 0), (0, 3), (200, 200)])

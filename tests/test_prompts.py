@@ -59,6 +59,29 @@ def test_a_name_that_looks_alike_does_not_decide(default_tokenizer: Any) -> None
     assert given.start().ask("Who?") != prompts.start().ask("Who?")
 
 
+def test_a_template_that_fails_leaves_the_other(default_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(default_tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('not today') }}"
+    prompts = PromptFormat("R1-Distill-Qwen-1.5B", tokenizer)
+    assert prompts.template == "qwen-7b-chat"
+    assert "the tokenizer's chat template fails: TemplateError: not today" in str(prompts)
+
+
+@pytest.mark.parametrize("template", ["one_shot", "vicuna_v1.1", "falcon", "llama-2", "raw"])
+def test_messages_in_fastchats_templates(default_tokenizer: Any, template: str) -> None:
+    """Example messages of a template come before, and some collapse blank lines."""
+    prompts = PromptFormat("m", default_tokenizer, template)
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One line\n\nand another."},
+    ]
+    if template == "raw":  # it has no place for a system
+        messages = messages[1:]
+    text = default_tokenizer.decode(prompts.chat(messages))
+    for message in messages:
+        assert " ".join(message["content"].split()) in " ".join(text.split())
+
+
 @pytest.mark.parametrize(
     ("name", "template"),
     [

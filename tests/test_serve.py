@@ -24,6 +24,7 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from tokenizers import Tokenizer, decoders, models
 
 from evaluation.chat import Chat, Job, Stopping, Text
 from evaluation.serve import main, make_app
@@ -272,6 +273,7 @@ JSON = {"content-type": "application/json"}
         (CHAT, {"messages": HELLO, "temperature": "hot"}, "temperature:", "temperature"),
         (CHAT, {"messages": HELLO, "top_p": -0.1}, "top_p is -0.1; give more than 0", "top_p"),
         (CHAT, {"messages": HELLO, "top_p": 0, "top_k": -1}, "top_k is -1; give 0", "top_k"),
+        (CHAT, {"messages": HELLO, "top_p": 0, "temperature": -3}, "temperature is -3.0", None),
         (CHAT, {"messages": HELLO, "top_p": 1.5}, "top_p is 1.5", "top_p"),
         (CHAT, {"messages": HELLO, "max_tokens": 0}, "max_tokens:", "max_tokens"),
         (CHAT, {"messages": HELLO, "max_tokens": 401}, "this server gives 400", "max_tokens"),
@@ -552,6 +554,42 @@ def test_text_holds_back_what_may_change(stop: list[str]) -> None:
     given += text.take(last=True)
     assert given == ("äS€STO " if stop else "äS€STO STOP more")
     assert text.stopped is bool(stop)
+
+
+class Stripping:
+    """As Llama's: a blank before each word but a text's first; 0 and 1 are special."""
+
+    def __init__(self) -> None:
+        vocabulary = {"<unk>": 0, "<s>": 1, "▁": 2, "▁A": 3, "▁B": 4, "C": 5}
+        vocabulary |= {f"<0x{byte:02X}>": 6 + byte for byte in range(256)}
+        merges: list[tuple[str, str]] = []
+        model = models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True)
+        self.tokenizer = Tokenizer(model)
+        self.tokenizer.add_special_tokens(["<unk>", "<s>"])
+        self.tokenizer.decoder = decoders.Sequence(
+            [
+                decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                decoders.Strip(" ", 1, 0),
+            ]
+        )  # fmt: skip
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+
+def test_pieces_keep_the_blanks_behind_tokens_without_text() -> None:
+    rng = random.Random(1)
+    tokenizer = Stripping()
+    euro = [6 + byte for byte in "€".encode()]
+    for _ in range(300):
+        ids = [rng.choice([0, 1, 2, 3, 4, 5]) for _ in range(12)]
+        ids[4:4] = euro
+        text = Text(tokenizer)
+        given = ""
+        for token in ids:
+            text.push(token)
+            given += text.take()
+        assert given + text.take(last=True) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("before", [0, 1, 5])

@@ -140,13 +140,32 @@ def in_float8(weights: Weights) -> Weights:
         (lambda w: w | {f"{PROJECTION}.SCB": torch.ones(32)}, "q_proj.SCB"),
         (lambda w: w | {f"{PROJECTION}.bias": torch.ones(32)}, "q_proj.bias"),
         (lambda w: w | {"scales.q_proj": torch.ones(1), "model.scale": torch.ones(1)}, "model.sca"),
+        (lambda w: w | {f"{PROJECTION}.lora_A.weight": torch.ones(1)}, "q_proj.lora_A.weight"),
+        (lambda w: w | {"model.layers.1.self_attn.q_norm.weight": torch.ones(8)}, "q_norm.weight"),
+        (
+            lambda w: w | {"model.layers.9.mlp.up_proj.weight": torch.ones(1)},
+            "layers.9.mlp.up_proj",
+        ),
+        (lambda w: w | {"lm_head.bias": torch.ones(97)}, "lm_head.bias"),
     ],
-    ids=["float8", "scale_inv", "zeros", "g_idx", "SCB", "bias", "elsewhere"],
+    ids=[
+        "float8",
+        "scale_inv",
+        "zeros",
+        "g_idx",
+        "SCB",
+        "bias",
+        "elsewhere",
+        "adapter",
+        "norm",
+        "layer",
+        "head",
+    ],
 )
 def test_tensors_that_change_weights_are_refused_for_every_method(
     tmp_path: Path, change: Callable[[Weights], Weights], first: str
 ) -> None:
-    path = save_tiny(tmp_path / "m", LlamaConfig(**TINY))
+    path = save_tiny(tmp_path / "m", LlamaConfig(**TINY, tie_word_embeddings=True))
     change_weights(Path(path), change)
     with pytest.raises(InputError, match=f"tensor.s. that change what .*first is .*{first}"):
         load_weights(AutoModelForCausalLM, path, dtype=torch.float32)
@@ -172,7 +191,12 @@ def test_a_baseline_over_garbage_is_no_success(
 
 def test_parts_that_transformers_drops_are_harmless_to_the_baseline(tmp_path: Path) -> None:
     path = save_tiny(tmp_path / "m", LlamaConfig(**TINY))
-    change_weights(Path(path), lambda w: w | {"value_head.weight": torch.ones(1, 32)})
+    more = {
+        "value_head.weight": torch.ones(1, 32), "value_head.summary.scale": torch.ones(1),
+        "model.layers.0.self_attn.k_scale": torch.ones(1),
+        "model.layers.0.self_attn.v_proj.output_scale": torch.ones(1),
+    }  # fmt: skip
+    change_weights(Path(path), lambda w: w | more)
     assert load_weights(AutoModelForCausalLM, path, dtype=torch.float32)
 
 

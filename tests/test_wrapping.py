@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,12 +15,15 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     LlamaModel,
 )
 
 from model.logitspec import InputError, custom_generate, generate, wrap
+
+from .conftest import TINY, save_tiny
 
 PROMPT = [5, 6, 7, 8, 5, 6, 7]
 NEW = 24
@@ -51,13 +55,23 @@ def through_generate(model: Any) -> list[int]:
 # What is no model --------------------------------------------------------------------------------
 
 
+def with_config(module: Any, config: Any) -> Any:
+    module.config = config
+    return module
+
+
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
         (lambda model: None, "the model is None; give one that logitspec.load"),
-        (lambda model: 7, "the model is a int; give one that"),
+        (lambda model: 7, "the model is of the type int; give one that"),
         (lambda model: "some/path", "the model is a path, 'some/path'; logitspec.load"),
         (lambda model: Path("x"), "the model is a path, 'x'; logitspec.load"),
+        (lambda model: torch.jit.trace(nn.Linear(2, 2), torch.ones(2)), "is no model of transf"),
+        (
+            lambda model: with_config(nn.Linear(2, 2), {"model_type": "llama"}),
+            "it has no config of",
+        ),
         (lambda model: nn.Linear(2, 2), "Linear is no model of transformers: it has no config"),
         (nn.DataParallel, "the model is a DataParallel over several copies; give its .module"),
         (lambda model: model.model, "LlamaModel is no LlamaForCausalLM of transformers"),
@@ -128,11 +142,22 @@ def other_activation(model: Any) -> None:
         (lambda m: doubled(m.lm_head), "lm_head has a forward that was replaced, which does not"),
         (lambda m: as_method(m.model), "model has a forward that was replaced"),
         (doubled, "LlamaForCausalLM has a forward that was replaced"),
+        (
+            lambda m: setattr(m.model.norm, "variance_epsilon", 0.5),
+            r"model.norm.variance_epsilon of the LlamaForCausalLM is 0\.5, not 1e-06 as its config",
+        ),
+        (
+            lambda m: setattr(m.model.layers[1].self_attn, "scaling", 0.25),
+            r"model.layers.1.self_attn.scaling of the LlamaForCausalLM is 0\.25, not 0\.35",
+        ),
         (other_class, "Louder is no LlamaForCausalLM of transformers"),
-        (other_mlp, "model.layers.1.mlp of the LlamaForCausalLM is a Doubled in the place of a "),
+        (
+            other_mlp,
+            "model.layers.1.mlp of the LlamaForCausalLM is of the class Doubled, not LlamaMLP",
+        ),
         (
             other_activation,
-            "model.layers.2.mlp.act_fn of the LlamaForCausalLM is a GELU in the pla",
+            "model.layers.2.mlp.act_fn of the LlamaForCausalLM is of the class GELU, not",
         ),
     ],
 )
@@ -149,6 +174,37 @@ def test_a_layer_replaced_after_wrapping_is_refused(model: Any) -> None:
     doubled(model.model.layers[1].self_attn)
     with pytest.raises(InputError, match=r"model.layers.1.self_attn has a forward that was replac"):
         through_generate(model)
+
+
+def test_a_number_changed_after_wrapping_is_refused(model: Any) -> None:
+    assert ours(model) == theirs(model)
+    model.model.layers[0].input_layernorm.variance_epsilon = 0.5
+    with pytest.raises(InputError, match=r"layers.0.input_layernorm.variance_epsilon of the Llama"):
+        ours(model)
+
+
+class OwnConfig(LlamaConfig):  # type: ignore[misc]
+    """A user's, of the same kind."""
+
+
+def test_a_subclass_of_the_config_is_as_good(tiny_path: str) -> None:
+    config = OwnConfig(**LlamaConfig.from_pretrained(tiny_path).to_dict())
+    own = LlamaForCausalLM(config).to(torch.float64).eval()
+    assert ours(own) == theirs(own)
+
+
+def test_dynamic_frequencies_are_those_of_the_length(tmp_path: Path) -> None:
+    """transformers changes them for a long text, and back for a short one."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    path = save_tiny(tmp_path / "m", LlamaConfig(**TINY, rope_parameters=rope))
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
+    wanted = theirs(model)
+    with torch.no_grad():
+        model(torch.arange(3, 90).repeat(9)[None])  # over its 512 positions
+    assert ours(model) == wanted
+    again = wrap(model)
+    assert theirs(model) == wanted
+    assert wrap(model) is again  # what changes with the length is no change of the model
 
 
 def test_compiled_models_are_run_by_our_layers(model: Any) -> None:
@@ -249,12 +305,35 @@ def test_adapters_outside_of_the_layers_are_refused(model: Any) -> None:
         assert ours(adapted) == plain
 
 
+def test_adapters_of_norms_are_refused_while_they_count(model: Any) -> None:
+    peft = pytest.importorskip("peft")
+    plain = theirs(model)
+    adapted = peft.get_peft_model(model, peft.LNTuningConfig(target_modules=["input_layernorm"]))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "ln_tuning" in name:
+                parameter.mul_(-1.5)
+    assert theirs(adapted) != plain
+    with pytest.raises(InputError, match="input_layernorm of the LlamaForCausalLM is of the class"):
+        ours(adapted)
+    with adapted.disable_adapter():
+        assert ours(adapted) == plain
+
+
+def test_mixed_adapters_are_in_the_layers(model: Any) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    mixed = peft.PeftMixedModel(model, config, adapter_name="default")
+    assert ours(mixed) == theirs(mixed.base_model.model)
+
+
 def test_an_adapter_around_a_layer_is_refused(model: Any) -> None:
     peft = pytest.importorskip("peft")
     config = peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=2, adapter_layers=1)
     adapted = peft.get_peft_model(model, config)
     with pytest.raises(
-        InputError, match=r"self_attn of the LlamaForCausalLM is a AdaptedAttention"
+        InputError, match="self_attn of the LlamaForCausalLM is of the class Adapted"
     ):
         ours(adapted)
 
@@ -265,12 +344,12 @@ def test_an_adapter_around_a_layer_is_refused(model: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"max_new_tokens": None}, "max_new_tokens is None; give 1 or more"),
-        ({"max_new_tokens": "9"}, "max_new_tokens is '9'; give 1 or more"),
-        ({"max_new_tokens": 2.5}, r"max_new_tokens is 2\.5; give 1 or more"),
-        ({"max_new_tokens": True}, "max_new_tokens is True; give 1 or more"),
+        ({"max_new_tokens": None}, "max_new_tokens is None; give a whole number, 1 or more"),
+        ({"max_new_tokens": "9"}, "max_new_tokens is '9'; give a whole number"),
+        ({"max_new_tokens": 2.5}, r"max_new_tokens is 2\.5; give a whole number"),
+        ({"max_new_tokens": True}, "max_new_tokens is True; give a whole number"),
         ({"eos_token_ids": "</s>"}, "eos_token_ids is '</s>'; give a token id, or several"),
-        ({"eos_token_ids": [2, None]}, r"eos_token_ids is \[2, None\]; give a token id, or sev"),
+        ({"eos_token_ids": [2, None]}, "eos_token_ids holds None; give a token id, or several"),
         ({"temperature": None}, "temperature is None; give 0, which is greedy, or"),
         ({"temperature": "hot"}, "temperature is 'hot'; give 0, which is greedy, or"),
         ({"temperature": 1.0, "top_k": 2.5}, r"top_k is 2\.5; give 0 \(all tokens\) or more"),
@@ -278,9 +357,9 @@ def test_an_adapter_around_a_layer_is_refused(model: Any) -> None:
         ({"seed": "one"}, "seed is 'one'; give 0 or more"),
         ({"method": None}, "no method None; there are"),
         ({"method": ["pld"]}, r"no method \['pld'\]; there are"),
-        ({"input_ids": None}, "input_ids holds what is no token id"),
-        ({"input_ids": "text"}, "input_ids holds what is no token id"),
-        ({"input_ids": [1, True]}, "input_ids holds what is no token id"),
+        ({"input_ids": None}, "input_ids is of the type NoneType; give the token ids of one"),
+        ({"input_ids": "text"}, "input_ids is of the type str; give the token ids of one"),
+        ({"input_ids": [1, True]}, "input_ids holds 'True', which is no token id; give the"),
     ],
 )
 def test_arguments_that_make_no_sense_are_named(
@@ -294,6 +373,30 @@ def test_arguments_that_make_no_sense_are_named(
 def test_one_eos_id_is_as_a_list_of_one(model: Any) -> None:
     plain = ours(model)
     end = plain[6]
-    for given in (end, [end], {end}, torch.tensor(end), torch.tensor([end])):
+    numpys = (np.int64(end), np.array(end), np.array([end]))
+    for given in (end, [end], {end}, torch.tensor(end), torch.tensor([end]), *numpys):
         found = generate(model, PROMPT, "pld", max_new_tokens=NEW, eos_token_ids=given)
         assert found.tokens == plain[: plain.index(end) + 1]
+
+
+def test_numbers_of_numpy_are_numbers(model: Any) -> None:
+    options = {
+        "temperature": np.float64(0.7),
+        "top_k": np.int64(9),
+        "max_new_tokens": np.int64(NEW),
+    }
+    first = generate(model, np.array(PROMPT), "pld", seed=np.int64(5), **options)
+    again = generate(model, PROMPT, "pld", seed=5, temperature=0.7, top_k=9, max_new_tokens=NEW)
+    assert first.tokens == again.tokens
+
+
+def test_a_streamer_is_told_nothing_of_a_call_that_is_refused(model: Any) -> None:
+    class Silent:
+        def put(self, value: Any) -> None:
+            raise AssertionError("it was told")
+
+        end = put
+
+    for wrong in ({"max_new_tokens": 0}, {"max_new_tokens": 5, "eos_token_ids": "x"}):
+        with pytest.raises(InputError):
+            generate(model, PROMPT, "pld", streamer=Silent(), **wrong)

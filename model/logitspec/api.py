@@ -16,7 +16,7 @@ from transformers.generation import (
     MaxLengthCriteria,
 )
 
-from .decoding import DecodingResult, Step, decode
+from .decoding import DecodingResult, Step, check_lengths, decode
 from .drafters import DRAFTERS, Drafter
 from .errors import InputError, is_whole
 from .modeling_llama_kv import LlamaKVForCausalLM
@@ -80,6 +80,8 @@ def generate(
     )  # fmt: skip
     processors = LogitsProcessorList([*(logits_processor or ()), *sampling.processors()])
     drafter = find_drafter(method)
+    eos_ids = model.eos_token_ids if eos_token_ids is None else ids_of(eos_token_ids)
+    check_lengths(len(prompt), max_new_tokens, model.max_positions)
     if streamer is not None:
         streamer.put(torch.tensor([prompt]))
     return run(
@@ -89,7 +91,7 @@ def generate(
         processors=processors,
         seed=sampling.seed if temperature > 0 else None,
         max_new_tokens=max_new_tokens,
-        eos_token_ids=model.eos_token_ids if eos_token_ids is None else ids_of(eos_token_ids),
+        eos_token_ids=eos_ids,
         stopping_criteria=stopping_criteria,
         streamer=streamer,
         on_commit=on_commit,
@@ -143,23 +145,32 @@ def run(
     return result
 
 
-def one_prompt(input_ids: Sequence[int] | torch.Tensor) -> list[int]:
+def one_prompt(input_ids: Any) -> list[int]:
     """The ids of a single prompt.
 
     Raises:
         InputError: there are several, or they are no ids.
     """
-    if isinstance(input_ids, torch.Tensor):
-        if input_ids.dim() == 2 and len(input_ids) == 1:
-            input_ids = input_ids[0]
-        if input_ids.dim() != 1 or input_ids.is_floating_point():
+    if isinstance(input_ids, torch.Tensor) or hasattr(input_ids, "__array__"):
+        tensor = torch.as_tensor(input_ids)
+        if tensor.dim() == 2 and len(tensor) == 1:
+            tensor = tensor[0]
+        if tensor.dim() != 1 or tensor.is_floating_point():
             raise InputError(
-                f"input_ids is {input_ids.dtype} {list(input_ids.shape)}; give the token ids of "
+                f"input_ids is {tensor.dtype} {list(tensor.shape)}; give the token ids of "
                 "one prompt, [n] or [1, n]: a draft tree fills the batch"
             )
-        input_ids = input_ids.tolist()
-    if not isinstance(input_ids, Sequence) or not all(is_whole(token) for token in input_ids):
-        raise InputError("input_ids holds what is no token id; give the token ids of one prompt")
+        input_ids = tensor.tolist()
+    if isinstance(input_ids, str) or not isinstance(input_ids, Sequence):
+        raise InputError(
+            f"input_ids is of the type {type(input_ids).__name__}; give the token ids of one prompt"
+        )
+    for token in input_ids:
+        if not is_whole(token):
+            raise InputError(
+                f"input_ids holds {str(token)[:40]!r}, which is no token id; give the token ids of "
+                "one prompt"
+            )
     return [int(token) for token in input_ids]
 
 
@@ -169,13 +180,19 @@ def ids_of(eos_token_ids: Any) -> set[int]:
     Raises:
         InputError: they are no token ids.
     """
-    given = [] if eos_token_ids is None else eos_token_ids
-    if isinstance(given, torch.Tensor):
-        given = given.tolist()
-    given = [given] if isinstance(given, int) else given
-    if not isinstance(given, Collection) or not all(is_whole(token) for token in given):
+    given = [] if eos_token_ids is None else listed(eos_token_ids)
+    given = [given] if is_whole(given) else given
+    if isinstance(given, str) or not isinstance(given, Collection):
         raise InputError(f"eos_token_ids is {eos_token_ids!r}; give a token id, or several")
+    for token in given:
+        if not is_whole(token):
+            raise InputError(f"eos_token_ids holds {token!r}; give a token id, or several")
     return {int(token) for token in given}
+
+
+def listed(values: Any) -> Any:
+    """Numbers of torch or numpy as Python's, in lists of lists; anything else as it is."""
+    return values.tolist() if hasattr(values, "tolist") else values
 
 
 def find_drafter(method: str | Drafter) -> Drafter:

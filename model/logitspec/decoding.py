@@ -297,8 +297,10 @@ def check_capacity(tree: DraftTree, drafter: Drafter) -> DraftTree:
 
 def check_lengths(prompt_tokens: int, max_new_tokens: int, max_positions: int) -> None:
     """Raise InputError unless prompt and new tokens fit the model's positions."""
-    if not is_whole(max_new_tokens) or max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens!r}; give 1 or more")
+    if not is_whole(max_new_tokens):
+        raise InputError(f"max_new_tokens is {max_new_tokens!r}; give a whole number, 1 or more")
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; give 1 or more")
     if prompt_tokens < 1:
         raise InputError("the prompt is empty; give at least one token")
     if prompt_tokens + max_new_tokens > max_positions:

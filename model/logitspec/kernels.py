@@ -78,7 +78,8 @@ def why_not(name: str, config: Any, dtype: torch.dtype) -> str:
 
 def why_slow(name: str, dtype: torch.dtype) -> str:
     """What makes others faster on this CPU than kernels that come first; empty if nothing does."""
-    if name == "native" and dtype == torch.float32 and not has_avx512():
+    slow = name == "native" and dtype == torch.float32 and not has_avx512()
+    if slow and not why_not_packable(dtype):
         return "without AVX-512 their steps over several nodes are slow"
     return ""
 

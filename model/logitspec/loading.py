@@ -27,7 +27,10 @@ from .kernels import Kernels, choose_kernels
 from .modeling_llama_kv import ARCHITECTURES, LlamaKVForCausalLM
 from .verification import use_graphs
 
-HARMLESS_TENSORS = ("rotary_emb.inv_freq", "lm_head.weight")  # recomputed; tied where unexpected
+HARMLESS_TENSORS = (
+    *("rotary_emb.inv_freq", "lm_head.weight"),  # recomputed; tied where unexpected
+    *(".k_scale", ".v_scale", ".k_proj.output_scale", ".v_proj.output_scale"),  # of an 8-bit cache
+)
 SCALING = ".rope.scaling.type"  # key in a GGUF file, behind the architecture's name
 SAFE_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 PICKLES = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
@@ -181,26 +184,36 @@ def load_weights(
             f"the first is {min(spare)}"
         )
     # transformers' own classes drop what they have no place for: harmless, if a part by itself.
-    parts = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    parts = {name.rpartition(".")[0] for name, _ in model.named_parameters(remove_duplicate=False)}
     changing = [key for key in spare if changes_a_weight(key, parts)]
     if changing:
+        first = min(changing)
+        way_out = "give a checkpoint that fits its config.json"
+        if QUANTIZED.search(first):
+            way_out = "its config.json has to name how it is quantized, in a way transformers reads"
         raise InputError(
             f"{path} holds {len(changing)} tensor(s) that change what its weights mean, and "
-            f"transformers does not read them, the first is {min(changing)}; its config.json has "
-            "to name how it is quantized"
+            f"transformers does not read them, the first is {first}; {way_out}"
         )
     return model
 
 
 def changes_a_weight(key: str, parts: Collection[str]) -> bool:
-    """Whether a tensor without a place is of a quantized weight, or beside one of the model's.
+    """Whether a tensor without a place is in a model's layers or below one of its parts, or by its
+    name of a quantized part.
 
     Args:
         key: its name.
         parts: names of the model's modules that have weights.
     """
-    module, _, name = key.rpartition(".")
-    return module in parts or QUANTIZED.search(name) is not None
+    layers = {
+        part[: part.index(".layers.") + len(".layers")] for part in parts if ".layers." in part
+    }
+    if any(key.startswith(f"{place}.") for place in {*parts, *layers}):
+        return True
+    names = {part.rpartition(".")[2] for part in parts}
+    own = any(name in names or name == "model" for name in key.split("."))
+    return own and QUANTIZED.search(key) is not None
 
 
 def check_no_pickle(path: str) -> None:

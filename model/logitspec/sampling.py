@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import LogitsProcessorList
@@ -90,6 +90,8 @@ class Sampling:
             value = getattr(self, name)
             if not isinstance(value, kind) or not fits(value):
                 raise InputError(f"{name} is {value!r}; give {wanted}")
+            if kind is Integral:  # numpy's are too small for the noise
+                object.__setattr__(self, name, int(cast("int", value)))
         if self.temperature == 0 and (self.top_k or self.top_p < 1 or self.min_p):
             raise InputError(
                 "top_k, top_p and min_p choose among samples, and temperature 0 takes none; "

@@ -195,9 +195,14 @@ def rising(seconds: Sequence[float]) -> list[float]:
 def filled_cache(model: LlamaKVForCausalLM, context: int, room: int) -> Iterator[KVCache]:
     """A cache with so many committed tokens of a model, and slots for a tree of `room` nodes."""
     with model.cache(context + node_bucket(room)) as cache:
-        tokens = min(1000, model.config.vocab_size)
-        prefill(model, [i % tokens for i in range(context)], cache, top_k=0)
+        fill(model, cache, context)
         yield cache
+
+
+def fill(model: LlamaKVForCausalLM, cache: KVCache, context: int) -> None:
+    """Commit so many tokens to an empty cache."""
+    tokens = min(1000, model.config.vocab_size)
+    prefill(model, [i % tokens for i in range(context)], cache, top_k=0)
 
 
 def wide_tree(nodes: int, right: tuple[int, int] = (5, 5), true: int | None = None) -> DraftTree:

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from .errors import InputError
 from .kernels import choose_kernels
@@ -65,14 +65,14 @@ def innermost(model: Any) -> Any:
         raise InputError(f"the model is a path, {str(model)!r}; logitspec.load() loads it")
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"the model is {'None' if model is None else f'a {name}'}; give one that "
+            f"the model is {'None' if model is None else f'of the type {name}'}; give one that "
             "logitspec.load() returns, or a causal language model of transformers"
         )
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise InputError(f"the model is a {name} over several copies; give its .module")
     if hasattr(model, "_orig_mod"):  # what torch.compile() makes of a module
         return innermost(model._orig_mod)
-    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+    if hasattr(model, "peft_config") and type(model).__module__.startswith("peft."):
         return innermost(base_of_peft(model))
     return model
 
@@ -83,6 +83,8 @@ def base_of_peft(model: Any) -> Any:
     Raises:
         InputError: some of it is not.
     """
+    if not hasattr(model, "get_base_model"):  # a PeftMixedModel, whose adapters are all in layers
+        return model.base_model.model
     config = model.active_peft_config
     outside = (
         config.is_prompt_learning
@@ -98,15 +100,21 @@ def base_of_peft(model: Any) -> Any:
     return model.get_base_model()
 
 
-def signature(model: nn.Module) -> Signature:
+def signature(model: Any) -> Signature:
     """What changes when weights are replaced, moved or written to, be it through `.data`, where
-    nothing but the values tells, or when adapters are switched.
+    nothing but the values tells, when a layer's numbers change, or when adapters are switched.
 
     The values come to the host in one piece per device.
     """
     known: list[object] = []
     samples: dict[torch.device, list[torch.Tensor]] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
+    passing = ".inv_freq" if is_dynamic(model) else None  # of the length that ran last
+    buffers = [
+        buffer
+        for name, buffer in model.named_buffers(remove_duplicate=False)
+        if not (passing and name.endswith(passing))
+    ]
+    for tensor in (*model.parameters(), *buffers):
         version = None if tensor.is_inference() else tensor._version
         known.append((tensor.data_ptr(), version, tensor.dtype, tensor.device))
         few = tensor.detach().flatten()[:: max(1, tensor.numel() // 2)]
@@ -116,6 +124,7 @@ def signature(model: nn.Module) -> Signature:
             # as bits, for a number that is none is not equal to itself
             known.append(tuple(torch.cat(several).view(torch.int64).tolist()))
     for module in model.modules():
+        known.append(tuple(numbers(module).values()))
         adapters = getattr(module, "active_adapters", None)  # a list in PEFT's layers
         if isinstance(adapters, list):
             switches = (getattr(module, name, None) for name in ("disable_adapters", "merged"))
@@ -133,7 +142,7 @@ def check_layers_run(model: nn.Module) -> None:
                 f"{called} has forward hooks, which do not run here; remove them, or generate "
                 "without this package"
             )
-        if not all(is_own(module, method) for method in ("forward", PREPARES)):
+        if not is_own(module, "forward") or not (name or is_own(module, PREPARES)):
             raise InputError(
                 f"{called} has a forward that was replaced, which does not run here; undo that, or "
                 "generate without this package"
@@ -149,14 +158,15 @@ def is_own(module: nn.Module, method: str) -> bool:
         found = vars(module)["_old_forward"]
     found = getattr(found, "_torchdynamo_orig_callable", found)
     usual = getattr(type(module), method, None)
-    return getattr(found, "__func__", None) is usual and found.__self__ is module
+    bound = getattr(found, "__self__", None) is module
+    return bound and usual is not None and getattr(found, "__func__", None) is usual
 
 
 def check_layers(model: Any, config: Any) -> None:
     """Raise InputError unless a model is transformers' own class of its config, made of the layers
     that this class has. Linears and embeddings may be others, for they are called."""
     name = type(model).__name__
-    wanted = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    wanted = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[config.model_type]]
     if not isinstance(model, wanted) or type(model).forward is not wanted.forward:
         raise InputError(f"{name} is no {wanted.__name__} of transformers; give one of these")
     with torch.device("meta"):
@@ -164,20 +174,58 @@ def check_layers(model: Any, config: Any) -> None:
     for path, module in usual.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             continue
-        found = model.get_submodule(path) if has_submodule(model, path) else None
-        if type(found) is not type(module) and path:
+        found = own_layer(model, path)
+        if path and type(found) is not type(module):
             raise InputError(
-                f"{path} of the {name} is a {type(found).__name__} in the place of a "
+                f"{path} of the {name} is of the class {type(found).__name__}, not "
                 f"{type(module).__name__}, and would not run here; generate without this package"
             )
+        for number, value in numbers(module).items():
+            if path != "model.rotary_emb" and getattr(found, number, None) != value:
+                raise InputError(
+                    f"{path}.{number} of the {name} is {getattr(found, number, None)}, not {value} "
+                    "as its config says, and would not count here; generate without this package"
+                )
 
 
-def has_submodule(model: nn.Module, path: str) -> bool:
+def own_layer(model: nn.Module, path: str) -> nn.Module | None:
+    """The module of a path, seen through an adapter of PEFT that is merged or disabled."""
     try:
-        model.get_submodule(path)
+        found: Any = model.get_submodule(path)
     except AttributeError:
-        return False
-    return True
+        return None
+    while True:
+        if getattr(found, "disable_adapters", False) is not bool(getattr(found, "merged", False)):
+            inner = getattr(found, "base_layer", getattr(found, "original_module", None))
+            if isinstance(inner, nn.Module):
+                found = inner
+                continue
+        return found  # type: ignore[no-any-return]
+
+
+def numbers(module: nn.Module) -> dict[str, float]:
+    """Attributes of a layer that its results depend on, as the epsilon of a norm."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, float) and "dropout" not in name
+    }
+
+
+def rotary_of(model: Any) -> nn.Module:
+    """A copy of what turns a model's queries and keys: cast with the model, it turns otherwise than
+    one of the config. One that changes with the length is as it is for lengths that we run."""
+    rotary: Any = copy.deepcopy(model.model.rotary_emb)
+    if is_dynamic(model):
+        rotary.register_buffer("inv_freq", rotary.original_inv_freq, persistent=False)
+        rotary.max_seq_len_cached = rotary.original_max_seq_len
+    return rotary  # type: ignore[no-any-return]
+
+
+def is_dynamic(model: Any) -> bool:
+    """Whether the rotary frequencies of a model of transformers change with the length it runs."""
+    parameters = getattr(model.config, "rope_parameters", None) or {}
+    return bool(parameters.get("rope_type") == "dynamic")
 
 
 def twin(model: Any, cpu_kernels: str, cuda_graphs: str) -> LlamaKVForCausalLM:
@@ -187,8 +235,8 @@ def twin(model: Any, cpu_kernels: str, cuda_graphs: str) -> LlamaKVForCausalLM:
         InputError: as wrap().
     """
     name = type(model).__name__
-    if not hasattr(model, "config"):
-        raise InputError(f"{name} is no model of transformers: it has no config")
+    if not isinstance(getattr(model, "config", None), PreTrainedConfig):
+        raise InputError(f"{name} is no model of transformers: it has no config of these")
     config = copy.deepcopy(check_config(model.config, name))
     check_layers(model, config)
     config._attn_implementation = "eager"  # ours attends by itself
@@ -203,8 +251,8 @@ def twin(model: Any, cpu_kernels: str, cuda_graphs: str) -> LlamaKVForCausalLM:
             parent, _, leaf = path.rpartition(".")
             setattr(ours.get_submodule(parent), leaf, model.get_submodule(path))
         elif "weight" in module._parameters:  # a norm
-            module.weight = model.get_submodule(path).weight
-    ours.rotary = copy.deepcopy(model.model.rotary_emb)  # cast with the model, it turns otherwise
+            module.weight = own_layer(model, path).weight  # type: ignore[union-attr]
+    ours.rotary = rotary_of(model)
     ours.eos_token_ids = eos_of(getattr(model, "generation_config", None), config)
     kernels = choose_kernels(config, ours.dtype, str(ours.device), cpu_kernels)
     return finish(ours, kernels, cpu_kernels, cuda_graphs, keep_weights=True)
