@@ -330,12 +330,23 @@ def test_mixed_adapters_are_in_the_layers(model: Any) -> None:
 
 def test_an_adapter_around_a_layer_is_refused(model: Any) -> None:
     peft = pytest.importorskip("peft")
+    plain = theirs(model)
     config = peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=2, adapter_layers=1)
     adapted = peft.get_peft_model(model, config)
-    with pytest.raises(
-        InputError, match="self_attn of the LlamaForCausalLM is of the class Adapted"
-    ):
+    with pytest.raises(InputError, match="self_attn of the LlamaForCausalLM is of the class Ada"):
         ours(adapted)
+    with adapted.disable_adapter():
+        assert ours(adapted) == plain
+
+
+def test_adapters_that_begin_at_a_token_are_refused(model: Any) -> None:
+    """Activated LoRA, which the PeftModel switches on within a text."""
+    plain = theirs(model)
+    adapted = with_lora(model, alora_invocation_tokens=[7, 8], task_type="CAUSAL_LM")
+    with pytest.raises(InputError, match=r"\(LORA\) is not in the layers of its base model alone"):
+        ours(adapted)
+    with adapted.disable_adapter():
+        assert ours(adapted) == plain
 
 
 # Arguments ---------------------------------------------------------------------------------------
