@@ -197,7 +197,9 @@ def describe(source: Path) -> str:
             environment = json.loads(path.read_text(encoding="utf-8"))["environment"]
             versions = environment["versions"]
             machines.add(
-                f"{', '.join(environment['device_names'])}, {environment['threads']} threads, "
+                f"{', '.join(environment['device_names'])}, "
+                + (f"{found}, " if (found := environment.get("instruction_set")) else "")
+                + f"{environment['threads']} threads, "
                 f"{environment['platform']}; torch {versions['torch']}, transformers "
                 f"{versions['transformers']}"
             )

@@ -135,7 +135,7 @@ class PromptFormat:
             InputError: the template leaves a message out, or cannot have it where it stands.
             Exception: the template refuses the messages, as it likes.
         """
-        # A template may change a text, its blanks say: marks tell which messages it has at all.
+        # A template may change a text, so marks in the place of the texts show which it keeps.
         marks = [f"message{number}end" for number in range(1, len(messages) + 1)]
         marked = [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)]
         text = self._text(marked)
