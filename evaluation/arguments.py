@@ -12,11 +12,12 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from model.logitspec.errors import InputError
 
@@ -299,7 +300,7 @@ def run_command(prog: str, command: Callable[[], None], interrupted: str = INTER
         sys.stdout.reconfigure(errors="backslashreplace")
     status, said = 0, ""
     try:
-        with terminable():
+        with terminable(), plain_warnings():
             command()
     except InputError as error:
         status, said = 2, str(error)
@@ -310,6 +311,26 @@ def run_command(prog: str, command: Callable[[], None], interrupted: str = INTER
     except OSError as error:
         status, said = unwritable(error)
     return ended(prog, status, said)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """This project's own warnings are a sentence for users: without a file and a line of code."""
+    usual = warnings.formatwarning
+
+    def plain(
+        message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any
+    ) -> str:
+        ours = ROOT in Path(filename).parents and "site-packages" not in filename
+        if category is UserWarning and ours:
+            return f"{message}\n"
+        return usual(message, category, filename, *rest, **more)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def ended(prog: str, status: int, said: str) -> int:

@@ -325,6 +325,12 @@ def draw_all(comparison: Comparison, folder: Path, args: argparse.Namespace) -> 
     matplotlib = require_matplotlib()
     chosen_question(comparison, args.question)
     written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write the pictures into {folder}: {error.strerror}; choose another"
+        ) from error
     with matplotlib.rc_context({"svg.hashsalt": "logitspec", "svg.fonttype": "none"}):
         for name, (draw, _) in PICTURES.items():
             figure = new_figure()
@@ -336,7 +342,6 @@ def draw_all(comparison: Comparison, folder: Path, args: argparse.Namespace) -> 
                     (folder / old).unlink(missing_ok=True)
                 continue
             try:
-                folder.mkdir(parents=True, exist_ok=True)
                 figure.savefig(folder / f"{name}.png", dpi=120)
                 figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             except OSError as error:

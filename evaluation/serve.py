@@ -14,7 +14,7 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
@@ -99,7 +99,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None  # padding of the events is not supported
+    include_obfuscation: bool | None = None  # padding of the events, which is not supported
 
 
 class Asked(BaseModel):
@@ -304,6 +304,11 @@ class Server:
                 for harmless in nothing  # 0 == False
             ]:
                 raise Refused(f"{name} is not supported; leave it out", param=name)
+        if asked.stream_options is not None and asked.stream_options.include_obfuscation:
+            raise Refused(
+                "stream_options.include_obfuscation is not supported; give false or leave it out",
+                param="stream_options",
+            )
         if asked.most is not None and asked.most > self._most:
             raise Refused(
                 f"max_tokens is {asked.most}, this server gives {self._most}", param="max_tokens"
@@ -407,7 +412,8 @@ class Server:
             if chat:
                 delta = {"role": "assistant", "content": ""}
                 first = {"index": 0, "finish_reason": None, "logprobs": None, "delta": delta}
-                yield event({**common, "choices": [first]})
+                nothing = {"usage": None} if usage else {}
+                yield event({**common, "choices": [first]} | nothing)
             async for text in answering.texts():
                 yield chunk(text)
             yield chunk(None, answering.job.finish_reason)

@@ -117,3 +117,19 @@ def test_ctrl_c_while_torch_is_imported_leaves_no_traceback(module: str) -> None
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=60)
     assert (started.returncode, said) == (-signal.SIGINT, "interrupted\n")  # 130 in a shell
+
+
+def test_a_warning_of_ours_is_a_sentence() -> None:
+    """In a process of its own: pytest takes warnings away."""
+    code = (
+        "import warnings; from pathlib import Path; from evaluation.arguments import *\n"
+        "def warn():\n"
+        "    warnings.warn_explicit('it is slow', UserWarning, str(ROOT / 'evaluation/x.py'), 3)\n"
+        "    warnings.warn_explicit('old', UserWarning, '/usr/lib/site-packages/y.py', 4)\n"
+        "run_command('x', warn)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines()[0] == "it is slow"
+    assert "/usr/lib/site-packages/y.py:4: UserWarning: old" in done.stderr

@@ -125,6 +125,7 @@ def test_a_stream_is_the_same_in_pieces(client: openai.OpenAI, chat: Chat) -> No
     pieces = [c.choices[0].delta.content or "" for c in chunks if c.choices]
     assert "".join(pieces) == text and sum(map(bool, pieces)) > 2
     assert chunks[-2].choices[0].finish_reason in ("length", "stop")
+    assert all("usage" in chunk.model_fields_set for chunk in chunks)  # null but in the last
     assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == len(tokens)
 
 

@@ -21,7 +21,7 @@ from transformers import (
     LlamaModel,
 )
 
-from model.logitspec import InputError, custom_generate, generate, wrap
+from model.logitspec import InputError, PromptLookupDrafter, custom_generate, generate, wrap
 
 from .conftest import TINY, save_tiny
 
@@ -368,6 +368,11 @@ def test_adapters_that_begin_at_a_token_are_refused(model: Any) -> None:
         ({"seed": "one"}, "seed is 'one'; give 0 or more"),
         ({"method": None}, "no method None; there are"),
         ({"method": ["pld"]}, r"no method \['pld'\]; there are"),
+        ({"method": PromptLookupDrafter}, r"the class PromptLookupDrafter; give a drafter, Pro"),
+        ({"method": "pld@8"}, "no method 'pld@8': pld has no draft-tree capacity; give 'pld'"),
+        ({"method": "logitspec@much"}, "draft_tree_capacity is 'much'; give a number or auto"),
+        ({"method": "logitspec@0"}, "draft_tree_capacity is 0; give 1 or more"),
+        ({"method": "racer@auto"}, "draft_tree_capacity is 'auto'; give 1 or more"),
         ({"input_ids": None}, "input_ids is of the type NoneType; give the token ids of one"),
         ({"input_ids": "text"}, "input_ids is of the type str; give the token ids of one"),
         ({"input_ids": [1, True]}, "input_ids holds 'True', which is no token id; give the"),
@@ -379,6 +384,12 @@ def test_arguments_that_make_no_sense_are_named(
     given: dict[str, Any] = {"input_ids": PROMPT, "max_new_tokens": 5, "method": "pld"} | options
     with pytest.raises(InputError, match=complaint):
         generate(model, **given)
+
+
+def test_a_method_may_have_its_capacity_in_its_name(model: Any) -> None:
+    found = generate(model, PROMPT, "logitspec@5", max_new_tokens=NEW, eos_token_ids=())
+    assert max(found.tree_sizes) == 5
+    assert found.tokens == ours(model)
 
 
 def test_one_eos_id_is_as_a_list_of_one(model: Any) -> None:

@@ -195,18 +195,30 @@ def listed(values: Any) -> Any:
     return values.tolist() if hasattr(values, "tolist") else values
 
 
-def find_drafter(method: str | Drafter) -> Drafter:
-    """The drafter itself, or a new one of this name.
+def find_drafter(method: Any) -> Drafter:
+    """The drafter itself, or a new one of this name; NAME@16 and NAME@auto have that capacity.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: there is none of this name, or it has no such capacity.
     """
     if isinstance(method, Drafter):
         return method
-    if not isinstance(method, str) or method not in DRAFTERS:
+    if isinstance(method, type) and issubclass(method, Drafter):
+        raise InputError(
+            f"method is the class {method.__name__}; give a drafter, {method.__name__}()"
+        )
+    name, sized, size = method.partition("@") if isinstance(method, str) else (method, "", "")
+    if not isinstance(name, str) or name not in DRAFTERS:
         raise InputError(f"no method {method!r}; there are {', '.join(DRAFTERS)}")
-    return DRAFTERS[method]()
+    if not sized:
+        return DRAFTERS[name]()
+    if CAPACITY not in DRAFTERS[name].options:
+        raise InputError(f"no method {method!r}: {name} has no draft-tree capacity; give {name!r}")
+    options: dict[str, Any] = {CAPACITY: int(size) if size.isdecimal() else size}
+    return DRAFTERS[name](**options)
 
+
+CAPACITY = "draft_tree_capacity"
 
 # Processors that keep something from one call to the next, or run a model of their own: they are
 # called once for every node, not once for every token.

@@ -10,10 +10,10 @@ class InputError(ValueError):
 
 
 def require_positive(**numbers: int) -> None:
-    """Raise InputError for the first of the named numbers that is below 1."""
+    """Raise InputError for the first of the named numbers that is no whole one, or below 1."""
     for name, value in numbers.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}; give 1 or more")
+        if not is_whole(value) or value < 1:
+            raise InputError(f"{name} is {value!r}; give 1 or more")
 
 
 def is_whole(value: object) -> bool:
