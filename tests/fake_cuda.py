@@ -141,7 +141,7 @@ def accepted(tree: DraftTree) -> list[int]:
 
 
 class NotCaptured:
-    """torch.cuda.CUDAGraph: what is captured is run again at every replay."""
+    """torch.cuda.CUDAGraph: a capture runs the step; a replay, which would do it again, counts."""
 
     replays = 0
 

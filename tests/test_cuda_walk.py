@@ -27,7 +27,7 @@ from model.logitspec import (
 from model.logitspec.sampling import Sampling
 from model.logitspec.verification import EagerVerifier, GraphVerifier
 
-from .fake_cuda import FakeGPU, HiddenWait, fake_cuda, register_guard
+from .fake_cuda import FakeGPU, HiddenWait, NotCaptured, fake_cuda, register_guard
 
 PROMPT = [5, 6, 7, 8, 5, 6, 7, 9, 5, 6]
 SPLIT = {
@@ -100,8 +100,11 @@ def test_every_method(tiny_path: str, way: str, name: str, options: dict[str, An
         drafter = DRAFTERS[name](**options)
         with noted(gpu), mock.patch("model.logitspec.step_cost.ROUNDS", (1, 1)):
             drafter.prepare(model)  # step costs and successors are found before the steps
+        replays = NotCaptured.replays
         with noted(gpu) as steps:
             result = decode(model, PROMPT, drafter, max_new_tokens=24)
+        captured = NotCaptured.replays - replays
+        assert captured >= result.steps if way == "graphs" else captured == 0
         assert len(result.tokens) == 24
         assert len(steps) == result.steps
         assert set(steps) == {(1, 0)}  # one transfer down, and nothing up that waits
