@@ -42,7 +42,7 @@ from model.logitspec.acceptance import TreeTensors
 from model.logitspec.decoding import last_logits
 from model.logitspec.instruction_set import has_avx512
 from model.logitspec.kernels import KERNELS, Kernels
-from model.logitspec.kv_cache import MOST_IDLE
+from model.logitspec.kv_cache import MOST_IDLE, CachePool
 from model.logitspec.loading import load_weights
 from model.logitspec.native.layers import CHUNK
 
@@ -223,6 +223,7 @@ def test_layers_that_accelerate_offloads_run_unfused(tiny_path: str, tmp_path: P
 
 
 def test_the_cache_is_reused_while_it_is_large_enough(tiny: LlamaKVForCausalLM) -> None:
+    tiny.caches = CachePool()  # other tests may have left larger ones
     with tiny.cache(100) as first:
         first.length = 7
     with tiny.cache(60) as again:
@@ -235,6 +236,7 @@ def test_the_cache_is_reused_while_it_is_large_enough(tiny: LlamaKVForCausalLM) 
 
 
 def test_idle_caches_are_few(tiny: LlamaKVForCausalLM) -> None:
+    tiny.caches = CachePool()
     with ExitStack() as stack:
         taken = [stack.enter_context(tiny.cache(100 * n)) for n in range(1, 6)]
         assert len(set(map(id, taken))) == 5

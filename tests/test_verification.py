@@ -22,7 +22,7 @@ from model.logitspec import (
     load,
 )
 from model.logitspec.decoding import prefill
-from model.logitspec.kv_cache import MOST_IDLE
+from model.logitspec.kv_cache import MOST_IDLE, CachePool
 from model.logitspec.verification import (
     EagerVerifier,
     GraphVerifier,
@@ -132,6 +132,7 @@ def test_the_rotary_table_stays_where_graphs_read_it(static: LlamaKVForCausalLM)
 
 
 def test_a_cache_that_is_replaced_is_freed(static: LlamaKVForCausalLM) -> None:
+    static.caches = CachePool()  # other tests may have left larger ones
     with static.cache(100) as cache:
         verifier(static, cache, 2)
     gone = weakref.ref(cache)
