@@ -235,6 +235,21 @@ def test_the_cache_is_reused_while_it_is_large_enough(tiny: LlamaKVForCausalLM) 
         assert larger.capacity >= min(2 * first.capacity, tiny.max_positions)
 
 
+def test_of_equal_caches_the_last_used_is_lent(tiny: LlamaKVForCausalLM) -> None:
+    """Its CUDA graphs are captured: sequential calls after a nested one keep to one cache."""
+    tiny.caches = CachePool()
+    with tiny.cache(60) as outer, tiny.cache(60) as inner:
+        pass
+    for _ in range(3):
+        with tiny.cache(60) as again:
+            assert again is outer  # given back after the inner one
+    with ExitStack() as stack:
+        third = [stack.enter_context(tiny.cache(60)) for _ in range(3)][2]
+        assert third not in (outer, inner)
+    kept = tiny.caches._idle  # the stack ends with the first one that was taken
+    assert len(kept) == MOST_IDLE and kept[0] is outer
+
+
 def test_idle_caches_are_few(tiny: LlamaKVForCausalLM) -> None:
     tiny.caches = CachePool()
     with ExitStack() as stack:

@@ -114,6 +114,7 @@ def test_a_position_that_the_model_lacks_is_refused(static: LlamaKVForCausalLM) 
 
 
 def test_steps_are_kept_with_the_cache(static: LlamaKVForCausalLM) -> None:
+    static.caches = CachePool()  # other tests may have left some
     with static.cache(100) as cache:
         first = verifier(static, cache, 2)
     with static.cache(90) as cache:

@@ -164,7 +164,7 @@ class CachePool:
     """The caches of one model: each generation in flight has one of its own.
 
     One that is given back is kept for the next generation, with its memory and CUDA graphs; of
-    those that nobody uses at most MOST_IDLE, the larger ones.
+    those that nobody uses at most MOST_IDLE, the larger ones, and of equal ones the last used.
     """
 
     def __init__(self) -> None:
@@ -203,12 +203,15 @@ class CachePool:
         finally:
             cache.reset()
             with self._lock:
-                self._idle = sorted([*self._idle, cache], key=lambda c: c.capacity)
+                # By size; of equal ones the last used first, whose graphs are captured.
+                self._idle = sorted([cache, *self._idle], key=lambda c: c.capacity)
                 while len(self._idle) > MOST_IDLE:
-                    self._idle.pop(0).graphs.clear()  # they refer to it
+                    least = [c for c in self._idle if c.capacity == self._idle[0].capacity][-1]
+                    self._idle.remove(least)
+                    least.graphs.clear()  # they refer to it
 
     def _take(self, capacity: int) -> KVCache | None:
-        """The smallest idle cache that is large enough."""
+        """The smallest idle cache that is large enough; of equal ones the last used."""
         with self._lock:
             for index, cache in enumerate(self._idle):
                 if cache.capacity >= capacity:
