@@ -51,7 +51,7 @@ def resolve_device(name: str, gpus_per_model: int = 1) -> str:
     return "auto" if gpus_per_model > 1 else f"cuda:{index}"
 
 
-def sent(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+def sent(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
     """Whole numbers as an int64 tensor on a device, without waiting for what it is doing."""
     return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
 
