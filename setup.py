@@ -22,14 +22,22 @@ setup(
     python_requires=">=3.10",
     package_dir={
         "logitspec": "model/logitspec",
+        "logitspec.cpu": "model/logitspec/cpu",
         "logitspec.drafters": "model/logitspec/drafters",
-        "logitspec.native": "model/logitspec/native",
+        "logitspec.drafters.calibrated": "model/logitspec/drafters/calibrated",
+        "logitspec.sizing": "model/logitspec/sizing",
     },
-    packages=["logitspec", "logitspec.drafters", "logitspec.native"],
+    packages=[
+        "logitspec",
+        "logitspec.cpu",
+        "logitspec.drafters",
+        "logitspec.drafters.calibrated",
+        "logitspec.sizing",
+    ],
     package_data={
         "logitspec": ["py.typed"],
-        "logitspec.drafters": ["calibrated_prior.json"],
-        "logitspec.native": ["layers.cpp", "drafting.cpp"],
+        "logitspec.cpu": ["layers.cpp"],
+        "logitspec.drafters.calibrated": ["drafting.cpp", "prior.json"],
     },
     install_requires=requirements(),
     extras_require={

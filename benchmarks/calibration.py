@@ -21,7 +21,7 @@ from evaluation.eval import chosen_questions
 from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
 from evaluation.targets import Target
 from model.logitspec import CalibratedDrafter, DraftTree
-from model.logitspec.budget import Capacity
+from model.logitspec.sizing.budget import Capacity
 
 from .fit_prior import answer
 from .measure import INTERRUPTED, Results, Row, Table, add_question_flags
@@ -55,7 +55,7 @@ class Watched(CalibratedDrafter):
     def observe(
         self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
     ) -> None:
-        if tree is self._tree:  # not one that was cut because few tokens are wanted
+        if all(top_ids):  # not near the end of the answer, where deep nodes are not verified
             accepted = set(path)
             self.drafts += [
                 (probability, tree.depths[node], node in accepted)

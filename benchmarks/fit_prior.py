@@ -25,9 +25,9 @@ from evaluation.questions import Question
 from evaluation.targets import Target, model_name
 from evaluation.traces import write_atomically
 from model.logitspec import CalibratedDrafter
-from model.logitspec.drafters.calibrated import PRIOR, prior_of
+from model.logitspec.drafters.calibrated.drafter import PRIOR, prior_of
+from model.logitspec.drafters.calibrated.evidence import LastEvidence, Source, additive_prior
 from model.logitspec.errors import InputError
-from model.logitspec.evidence import LastEvidence, Source, additive_prior
 
 from .measure import add_question_flags
 

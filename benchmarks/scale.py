@@ -18,12 +18,13 @@ from evaluation.arguments import Parser, at_least, picture, run_command
 from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
 from evaluation.targets import load_tokenizer
 from model.logitspec import DRAFTERS, InputError, LlamaKVForCausalLM, load
-from model.logitspec.decoding import DecodingResult, check_lengths, decode
+from model.logitspec.config import max_positions
+from model.logitspec.cuda_graphs import node_bucket
+from model.logitspec.decoding import check_lengths, decode
 from model.logitspec.devices import resolve_device, resolve_dtype
+from model.logitspec.ledger import DecodingResult
 from model.logitspec.loading import load_config
-from model.logitspec.modeling_llama_kv import max_positions
-from model.logitspec.step_cost import wide_tree
-from model.logitspec.verification import node_bucket
+from model.logitspec.sizing.measuring import wide_tree
 
 from . import memory
 from .drafting_cost import measure_drafting

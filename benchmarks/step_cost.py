@@ -22,14 +22,15 @@ from transformers.utils import logging
 from evaluation.arguments import Parser, at_least, picture, run_command
 from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
 from model.logitspec import DraftTree, LlamaKVForCausalLM, load
+from model.logitspec.config import max_positions
+from model.logitspec.cpu.choice import choose_kernels
 from model.logitspec.devices import resolve_device, resolve_dtype
 from model.logitspec.errors import InputError
-from model.logitspec.kernels import choose_kernels
+from model.logitspec.layout import finish
 from model.logitspec.linear import Linear
 from model.logitspec.loading import load_config
-from model.logitspec.modeling_llama_kv import max_positions
-from model.logitspec.step_cost import filled_cache, interleaved, wide_tree
-from model.logitspec.verification import Verifier, use_graphs, verifier
+from model.logitspec.sizing.measuring import filled_cache, interleaved, wide_tree
+from model.logitspec.verification import Verifier, find_verifier
 
 from .measure import INTERRUPTED, Results, Row, Table, quartiles, spread
 
@@ -156,7 +157,7 @@ def step_times(
         rounds: measurements of each; one unmeasured round comes first.
     """
     with filled_cache(model, context, room=max(nodes)) as cache:
-        step = verifier(model, cache, top_k=min(64, model.config.vocab_size))
+        step = find_verifier(model, cache, top_k=min(64, model.config.vocab_size))
         steps = {n: StepOnDevice(step, wide_tree(n), model.device) for n in nodes}
         measured = interleaved(steps, rounds)
     return {n: (seconds, steps[n].device_seconds[1:]) for n, seconds in measured.items()}
@@ -206,11 +207,8 @@ def random_model(
         torch.set_default_dtype(before)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
-    model.eval().requires_grad_(False)
-    model.fuse()
-    model.use(kernels, keep_weights=False)
-    use_graphs(model, cuda_graphs)
-    return model
+    model.requires_grad_(False)
+    return finish(model, kernels, cpu_kernels, cuda_graphs, keep_weights=False)
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

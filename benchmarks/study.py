@@ -19,10 +19,12 @@ from evaluation.eval import chosen_questions
 from evaluation.recordings import load_recording
 from evaluation.replaying import Configuration, replay_drafter
 from evaluation.targets import Target
-from model.logitspec import CalibratedDrafter, DraftTree
-from model.logitspec.drafters.calibrated import Candidates
+from model.logitspec import CalibratedDrafter
+from model.logitspec.drafters.calibrated.core import Drafted
+from model.logitspec.drafters.calibrated.evidence import Candidates
+from model.logitspec.drafters.calibrated.growth import ReadableCore
 from model.logitspec.errors import InputError
-from model.logitspec.evidence import AcceptanceTable
+from model.logitspec.sizing.acceptance_table import AcceptanceTable
 
 from .fit_prior import answer, flat_prior
 from .measure import INTERRUPTED, Results, Table, add_question_flags
@@ -30,64 +32,57 @@ from .measure import INTERRUPTED, Results, Table, add_question_flags
 TopIds = Sequence[Sequence[int]]
 
 
-class Variant(CalibratedDrafter):
-    """On the code in Python, which subclasses change."""
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__(capacity, drafting_core="python")
-
-
-class Without(Variant):
+class Without(ReadableCore):
     """Some sources of evidence say nothing."""
 
-    def __init__(self, capacity: int, *sources: str) -> None:
-        super().__init__(capacity)
-        self._off = sources
-        for source in self.sources:
-            if source.name in sources:
+    off: tuple[str, ...] = ()  # their names
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        for source in self.evidence.sources:
+            if source.name in self.off:
                 source.look = lambda context: (0, {})  # type: ignore[method-assign]
 
-    def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
-        return super()._look(context, None if self._last.name in self._off else top_ids)
+    def look(self, tree: Drafted, context: tuple[int, ...], top_ids: Sequence[int]) -> Candidates:
+        if "last logits" in self.off:
+            return self.evidence.look(context, None)
+        return super().look(tree, context, top_ids)
 
 
-class OneTokenRows(Variant):
+class OneTokenRows(ReadableCore):
     """Rows are looked up by the last token only."""
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__(capacity)
-        learn = self._rows.learn
-        self._rows.learn = lambda before, token, row: learn(-1, token, row)  # type: ignore[method-assign]
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        learn = self.evidence.rows.learn
+        self.evidence.rows.learn = lambda before, token, row: learn(-1, token, row)  # type: ignore[method-assign]
 
 
-class ThreeTokenRows(Variant):
+class ThreeTokenRows(ReadableCore):
     """Rows are looked up by the last three tokens first; their grades are those of two."""
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__(capacity)
+    def begin(self, prompt_ids: Sequence[int]) -> None:
         self._triples: dict[tuple[int, ...], Sequence[int]] = {}
+        super().begin(prompt_ids)
 
-    def reset(self, prompt_ids: Sequence[int], top_ids: TopIds = ()) -> None:
-        self._triples = {}
-        super().reset(prompt_ids, top_ids)
-
-    def observe(self, tree: DraftTree, path: Sequence[int], top_ids: TopIds = ()) -> None:
-        contexts = [(*self._ngrams.context[-2:], tree.tokens[0])]
-        for node in range(1, len(tree)):
-            contexts.append((*contexts[tree.parents[node]][-2:], tree.tokens[node]))
-        for node in (*range(len(tree) - 1, -1, -1), *path):
+    def observe(self, drafted: Drafted, path: Sequence[int], top_ids: TopIds) -> None:
+        contexts = [(*self.evidence.context[-2:], drafted.tokens[0])]
+        for node in range(1, len(drafted.tokens)):
+            above = contexts[drafted.parents[node]]
+            contexts.append((*above[-2:], drafted.tokens[node]))
+        for node in (*range(len(contexts) - 1, -1, -1), *path):
             if top_ids[node]:
                 self._triples[contexts[node]] = top_ids[node]
-        super().observe(tree, path, top_ids)
+        super().observe(drafted, path, top_ids)
 
-    def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
+    def look(self, tree: Drafted, context: tuple[int, ...], top_ids: Sequence[int]) -> Candidates:
         row = self._triples.get(context[-3:])
         if row is None:
-            return super()._look(context, top_ids)
-        pair = self._rows._pair
+            return super().look(tree, context, top_ids)
+        pair = self.evidence.rows._pair
         known = pair.get(context[-2:])
         pair[context[-2:]] = row
-        found = super()._look(context, top_ids)
+        found = super().look(tree, context, top_ids)
         if known is None:
             del pair[context[-2:]]
         else:
@@ -95,39 +90,33 @@ class ThreeTokenRows(Variant):
         return found
 
 
-class AcceptedRows(Variant):
+class AcceptedRows(ReadableCore):
     """Only accepted nodes leave a row."""
 
-    def observe(self, tree: DraftTree, path: Sequence[int], top_ids: TopIds = ()) -> None:
-        learn, accepted = self._rows.learn, {id(top_ids[node]) for node in path}
-
-        def learn_accepted(before: int, token: int, row: Sequence[int]) -> None:
-            if id(row) in accepted:
-                learn(before, token, row)
-
-        self._rows.learn = learn_accepted  # type: ignore[method-assign]
-        super().observe(tree, path, top_ids)
-        self._rows.learn = learn  # type: ignore[method-assign]
+    def observe(self, drafted: Drafted, path: Sequence[int], top_ids: TopIds) -> None:
+        accepted = set(path)
+        kept = [row if node in accepted else [] for node, row in enumerate(top_ids)]
+        super().observe(drafted, path, kept)
 
 
-class PromptRows(Variant):
+class PromptRows(CalibratedDrafter):
     """The prompt's tokens leave rows, too, which takes the head over all of the prompt."""
 
     def __init__(self, capacity: int) -> None:
-        super().__init__(capacity)
+        super().__init__(capacity, drafting_core="python")
         self.prompt_top_k = self.node_top_k
 
     def reset(self, prompt_ids: Sequence[int], top_ids: TopIds = ()) -> None:
         super().reset(prompt_ids, top_ids)
         for before, token, row in zip([-1, *prompt_ids], prompt_ids, top_ids, strict=False):
-            self._rows.learn(before, token, row)
+            self.evidence.rows.learn(before, token, row)
 
 
-class LatestFollower(Variant):
+class LatestFollower(ReadableCore):
     """Recency instead of counts: of what followed an n-gram only the latest counts, as if alone."""
 
-    def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
-        for source in (self._ngrams, self._earlier):
+    def look(self, tree: Drafted, context: tuple[int, ...], top_ids: Sequence[int]) -> Candidates:
+        for source in (self.evidence.ngrams, self.evidence.earlier):
             whole = source._followers
             for n in range(1, len(context) + 1):
                 followers = whole.get(context[-n:])
@@ -135,7 +124,7 @@ class LatestFollower(Variant):
                     latest = next(reversed(followers))
                     times = followers[latest]
                     whole[context[-n:]] = latest if times == 1 else {latest: times}
-        return super()._look(context, top_ids)
+        return super().look(tree, context, top_ids)
 
 
 class Scaled(list[float]):
@@ -147,120 +136,129 @@ class Scaled(list[float]):
         return super().__getitem__(cell) * self.scale
 
 
-class Competing(Variant):
+class Competing(ReadableCore):
     """Siblings compete: where their probabilities sum up to more than 1 they share it."""
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__(capacity)
-        self.table.probability = Scaled(self.table.probability)
+    def use(self, table: AcceptanceTable) -> None:
+        table.probability = Scaled(table.probability)
+        super().use(table)
 
-    def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
-        base, named = super()._look(context, top_ids)
+    def look(self, tree: Drafted, context: tuple[int, ...], top_ids: Sequence[int]) -> Candidates:
+        base, named = super().look(tree, context, top_ids)
         probability: Any = self.table.probability
         probability.scale = 1.0
         probability.scale = 1 / max(1.0, sum(probability[base + more] for more in named.values()))
         return base, named
 
 
-class FixedPrior(Variant):
+class FixedPrior(ReadableCore):
     """Nothing is learnt."""
 
-    def _learn(self, candidates: Candidates, true: int) -> None:
+    def learn(self, candidates: Candidates, true: int) -> None:
         pass
 
 
-class Flat(Variant):
+class Flat(CalibratedDrafter):
     """Every cell begins with the same probability."""
 
     def __init__(self, capacity: int) -> None:
-        super().__init__(capacity)
-        self.table = AcceptanceTable(flat_prior(self.sources), self.table.strength)
+        super().__init__(capacity, drafting_core="python")
+        self.use_prior(flat_prior(self.sources))
 
 
-class Forgetting(Variant):
+class Forgetting(ReadableCore):
     """What a cell has seen fades by a hundredth with each of its observations."""
 
-    def _learn(self, candidates: Candidates, true: int) -> None:
+    def learn(self, candidates: Candidates, true: int) -> None:
         base, named = candidates
         table: Any = self.table
         for more in named.values():
             table.seen[base + more] *= 0.99
             table.right[base + more] *= 0.99
-        super()._learn(candidates, true)
+        super().learn(candidates, true)
 
 
-class ByDepth(Variant):
+class ByDepth(ReadableCore):
     """Depth is a feature: the first, second and third edge and those below have their own table."""
 
     TABLES = 4
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__(capacity)
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
         self._cells_each = len(self.table.prior)
         self.table = AcceptanceTable(self.table.prior * self.TABLES, self.table.strength)
 
-    def _look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
-        base, named = super()._look(context, top_ids)
-        depth, node = 0, len(self._tokens) - 1
+    def look(self, tree: Drafted, context: tuple[int, ...], top_ids: Sequence[int]) -> Candidates:
+        base, named = super().look(tree, context, top_ids)
+        depth, node = 0, len(tree.tokens) - 1
         while node and depth < self.TABLES - 1:
-            node = self._parents[node]
+            node = tree.parents[node]
             depth += 1
         return base + depth * self._cells_each, named
 
 
-class Mixed(Variant):
-    """Estimates are mixed instead of counted together: each source has a table of its own, and a
-    token is wrong only if it is so by all of them (noisy or)."""
+class MixedTable(AcceptanceTable):
+    """A table for each source; a token is wrong only if it is so by all of them (noisy or)."""
 
-    class Table(AcceptanceTable):
-        def __init__(self, drafter: CalibratedDrafter) -> None:
-            self.sources = drafter.sources
-            prior = drafter.table.prior
-            self.tables = [
-                AcceptanceTable(
-                    [prior[grade * source.stride] for grade in range(len(source.grades))],
-                    drafter.table.strength,
-                )
-                for source in self.sources
-            ]
-            self.prior, self.strength = prior, drafter.table.strength
-            self.probability = self
-            self.seen = self.right = []
+    def __init__(self, drafter: CalibratedDrafter) -> None:
+        self.sources = drafter.sources
+        prior = drafter.table.prior
+        self.tables = [
+            AcceptanceTable(
+                [prior[grade * source.stride] for grade in range(len(source.grades))],
+                drafter.table.strength,
+            )
+            for source in self.sources
+        ]
+        self.prior, self.strength = prior, drafter.table.strength
+        self.probability = self
+        self.seen = self.right = []
 
-        def reset(self) -> None:
-            for table in self.tables:
-                table.reset()
+    def reset(self) -> None:
+        for table in self.tables:
+            table.reset()
 
-        def __getitem__(self, cell: int) -> float:
-            wrong = 1.0
-            for source, table in zip(self.sources, self.tables, strict=True):
-                grade = cell // source.stride % len(source.grades)
-                if not source.grades[grade].startswith("no"):  # it names the token
-                    wrong *= 1 - table.probability[grade]
-            return 1 - wrong
+    def __getitem__(self, cell: int) -> float:
+        wrong = 1.0
+        for source, table in zip(self.sources, self.tables, strict=True):
+            grade = cell // source.stride % len(source.grades)
+            if not source.grades[grade].startswith("no"):  # it names the token
+                wrong *= 1 - table.probability[grade]
+        return 1 - wrong
 
-        def learn(self, cell: int, right: bool) -> None:
-            for source, table in zip(self.sources, self.tables, strict=True):
-                table.learn(cell // source.stride % len(source.grades), right)
+    def learn(self, cell: int, right: bool) -> None:
+        for source, table in zip(self.sources, self.tables, strict=True):
+            table.learn(cell // source.stride % len(source.grades), right)
+
+
+class Mixed(CalibratedDrafter):
+    """Estimates are mixed instead of counted together."""
 
     def __init__(self, capacity: int) -> None:
-        super().__init__(capacity)
-        self.table = self.Table(self)
+        super().__init__(capacity, drafting_core="python")
+        self.use_table(MixedTable(self))
+
+
+def on_core(core: type[ReadableCore], **attributes: Any) -> Callable[[int], CalibratedDrafter]:
+    """Drafters on another core in Python."""
+    readable = type(core.__name__, (core,), attributes)
+    drafter = type(core.__name__, (CalibratedDrafter,), {"readable": readable})
+    return partial(drafter, drafting_core="python")
 
 
 VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
     "as it is": CalibratedDrafter,
-    "without this prompt's n-grams": lambda capacity: Without(capacity, "n-grams"),
+    "without this prompt's n-grams": on_core(Without, off=("n-grams",)),
     "without earlier answers": partial(CalibratedDrafter, reset_ngrams=True),
-    "without any n-grams": lambda capacity: Without(capacity, "n-grams", "earlier answers"),
-    "without rows": lambda capacity: Without(capacity, "rows"),
-    "without the last logits": lambda capacity: Without(capacity, "last logits"),
+    "without any n-grams": on_core(Without, off=("n-grams", "earlier answers")),
+    "without rows": on_core(Without, off=("rows",)),
+    "without the last logits": on_core(Without, off=("last logits",)),
     "n-grams up to 3": partial(CalibratedDrafter, max_ngram_size=3),
     "n-grams up to 8": partial(CalibratedDrafter, max_ngram_size=8),
-    "the latest follower only": LatestFollower,
-    "rows by one token": OneTokenRows,
-    "rows by three tokens first": ThreeTokenRows,
-    "rows of accepted nodes only": AcceptedRows,
+    "the latest follower only": on_core(LatestFollower),
+    "rows by one token": on_core(OneTokenRows),
+    "rows by three tokens first": on_core(ThreeTokenRows),
+    "rows of accepted nodes only": on_core(AcceptedRows),
     "rows of the prompt, too": PromptRows,
     "rows of 4": partial(CalibratedDrafter, row_width=4),
     "rows of 16": partial(CalibratedDrafter, row_width=16),
@@ -272,13 +270,13 @@ VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
     "last logits to rank 12": partial(CalibratedDrafter, last_width=12),
     "last logits to rank 60": partial(CalibratedDrafter, last_width=60),
     "table not kept": partial(CalibratedDrafter, reset_table=True),
-    "prior only, no learning": FixedPrior,
+    "prior only, no learning": on_core(FixedPrior),
     "no prior": Flat,
     "prior weighs 5": partial(CalibratedDrafter, prior_strength=5),
     "prior weighs 100": partial(CalibratedDrafter, prior_strength=100),
-    "forgetting": Forgetting,
-    "depth as a feature": ByDepth,
-    "siblings compete": Competing,
+    "forgetting": on_core(Forgetting),
+    "depth as a feature": on_core(ByDepth),
+    "siblings compete": on_core(Competing),
     "estimates mixed": Mixed,
 }
 

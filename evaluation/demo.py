@@ -19,8 +19,8 @@ from rich.text import Text as Styled
 
 from model.logitspec import DecodingResult, Drafter, Sampling, VanillaDrafter
 from model.logitspec.decoding import Step, check_lengths
-from model.logitspec.drafters.base import CONTINUED, COPIED, GUESSED, NEXT, RETRIEVED
 from model.logitspec.errors import InputError
+from model.logitspec.origins import CONTINUED, COPIED, GUESSED, NEXT, RETRIEVED
 
 from .arguments import (
     Parser,

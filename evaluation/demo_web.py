@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field
 
 from model.logitspec import DecodingResult, Sampling, VanillaDrafter
 from model.logitspec.decoding import Step
-from model.logitspec.drafters.base import ORIGINS
 from model.logitspec.errors import InputError, brief
+from model.logitspec.origins import ORIGINS
 
 from .chat import Chat, Job, Stopping
 from .serve import READING, Message

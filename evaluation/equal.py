@@ -118,7 +118,7 @@ class LogitGap:
 
     def describe(self, key: Key, turn: Turn, other: Turn, at: int) -> str:
         """Both tokens' texts and logits after the prompt and the `at` tokens both turns share."""
-        from model.logitspec.decoding import last_logits
+        from model.logitspec.prefill import last_logits
 
         question, _, index = key
         conversation = self.target.prompts.start()

@@ -21,9 +21,10 @@ import torch
 from tqdm import tqdm
 
 from model.logitspec import CalibratedDrafter, DraftTree, LlamaKVForCausalLM, decode
-from model.logitspec.decoding import PREFILL_LOGITS, read_in
 from model.logitspec.errors import InputError
+from model.logitspec.prefill import LOGITS_ROWS, read_in
 from model.logitspec.sampling import Sampling
+from model.logitspec.successors import successors
 
 from .answering import allowed_tokens, check_prompts
 from .arguments import (
@@ -78,6 +79,8 @@ class NodeRows(CalibratedDrafter):
     ) -> None:
         super().observe(tree, path, top_ids)
         for node, token in enumerate(tree.tokens):
+            if not top_ids[node]:
+                continue  # behind the end of the answer
             before = tree.tokens[tree.parents[node]] if node else self._ids[-1]
             self.at.append((len(self._ids) + tree.depths[node], before, token))
             self.rows.append(top_ids[node])
@@ -125,7 +128,7 @@ class Recorder:
         root = int(model.logits(x[-1:]).argmax())
         seconds = time.perf_counter() - start
         # the last row alone, as it was computed to choose the root: a batch may round otherwise
-        parts = [*torch.split(x[:-1], PREFILL_LOGITS), x[-1:]]
+        parts = [*torch.split(x[:-1], LOGITS_ROWS), x[-1:]]
         best = [self._best(model.logits(part)) for part in parts if len(part)]
         output: list[int] = []
         itself = torch.ones(1, 1, dtype=torch.bool, device=model.device)
@@ -202,7 +205,7 @@ def record(args: argparse.Namespace) -> None:
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror}; choose another") from error
     width = min(ROW_WIDTH, vocab)
-    rows = model.successors(args.vocabulary_rows, width) if args.vocabulary_rows else []
+    rows = successors(model, args.vocabulary_rows, width) if args.vocabulary_rows else []
     save_arrays(folder / SUCCESSORS, {"rows": np.array(rows, dtype=np.int32).reshape(-1, width)})
     recorder = Recorder(target, model, args)
     costs = StepCosts(model, folder / STEP_COST, args.top_k, made)

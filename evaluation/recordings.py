@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.logitspec.errors import InputError, brief
-from model.logitspec.step_cost import StepCost
+from model.logitspec.sizing.step_cost import StepCost
 
 from .step_costs import Kind, likest, load_step_costs
 

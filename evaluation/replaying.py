@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from model.logitspec import Drafter, DraftTree
-from model.logitspec.acceptance import agreed_path
-from model.logitspec.decoding import check_capacity
+from model.logitspec.acceptance import longest_path
+from model.logitspec.decoding import check_capacity, rows_of_all
 from model.logitspec.errors import InputError
-from model.logitspec.step_cost import StepCost
+from model.logitspec.sizing.step_cost import StepCost
 
 from .methods import CAPACITY, DrafterMethod, SizedMethod, find_method
 from .recordings import RecordedTurn, Recording
@@ -93,17 +93,15 @@ def replay_turn(turn: RecordedTurn, drafter: Drafter, rows: RecordedRows | None)
     at = 0  # answered so far
     while at < len(output):
         start = clock()
-        tree = check_capacity(drafter.draft(output[at], top_ids[at]), drafter)
-        tree = tree.without_deeper_than(turn.max_new_tokens - at - 1)
+        whole = check_capacity(drafter.draft(output[at], top_ids[at]), drafter)
+        nodes = whole.nodes_down_to(turn.max_new_tokens - at - 1)
+        tree = whole.only(nodes)
         done.draft_seconds += clock() - start
-        chosen = {
-            node: output[at + depth + 1] if at + depth + 1 < len(output) else -1
-            for node, depth in enumerate(tree.depths)
-        }
-        path, _ = agreed_path(tree, chosen)
+        rest = [*output[at + 1 :], -1]  # nothing agrees with what comes after the answer
+        path, _ = longest_path(tree, lambda reached: [rest[tree.depths[n]] for n in reached])  # noqa: B023
         learnt = rows.of(tree, first + at) if rows is not None else []
         start = clock()
-        drafter.observe(tree, path, learnt)
+        drafter.observe(whole, [nodes[n] for n in path], rows_of_all(learnt, nodes, len(whole)))
         done.draft_seconds += clock() - start
         done.accept_lengths.append(len(path))
         done.tree_sizes.append(len(tree))

@@ -16,7 +16,8 @@ from typing import Any
 
 from model.logitspec import LlamaKVForCausalLM
 from model.logitspec.errors import InputError
-from model.logitspec.step_cost import Meter, StepCost
+from model.logitspec.sizing.measuring import Meter
+from model.logitspec.sizing.step_cost import StepCost
 
 from .traces import write_atomically
 

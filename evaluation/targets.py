@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from model.logitspec.config import is_quantized, max_positions
+from model.logitspec.cpu.choice import Kernels, choose_kernels
 from model.logitspec.devices import resolve_device, resolve_dtype
 from model.logitspec.errors import InputError, brief
-from model.logitspec.kernels import Kernels, choose_kernels, is_quantized
 from model.logitspec.loading import checkpoint, checkpoint_eos, load_config
-from model.logitspec.modeling_llama_kv import max_positions
 
 from .prompts import PromptFormat
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model.logitspec import DraftTree
-from model.logitspec.acceptance import TreeTensors, Verdict, accept, agreed_path
+from model.logitspec.acceptance import TreeTensors, Verdict, accept, longest_path
+from model.logitspec.sampling import greedy
 
 VOCAB = 4
 
@@ -17,7 +20,7 @@ def verdict(tree: DraftTree, chosen: list[int], top_k: int = 0, node_top_k: int 
     """Accept with logits whose argmax after node i is chosen[i], then falling with the token id."""
     logits = -torch.arange(VOCAB, dtype=torch.float32).repeat(len(tree), 1)
     logits[torch.arange(len(tree)), torch.tensor(chosen)] = 10.0
-    return accept(logits, TreeTensors.upload(tree, torch.device("cpu")), top_k, node_top_k)
+    return accept(logits, tree, greedy(), top_k, node_top_k)
 
 
 def deepest_first(tree: DraftTree, chosen: list[int]) -> list[int]:
@@ -41,15 +44,15 @@ def test_the_longest_agreed_path_is_accepted(data: st.DataObject) -> None:
     chosen = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=size, max_size=size))
     result = verdict(tree, chosen)
     assert result.path == deepest_first(tree, chosen)
-    known = {0: chosen[0]}
-    while True:  # as a verifier asks for choices
-        path, wanted = agreed_path(tree, known)
-        if not wanted:
-            break
-        assert not known.keys() & set(wanted)
-        assert all(tree.parents[node] in known.keys() | set(wanted) for node in wanted)
-        known |= {node: chosen[node] for node in wanted}
-    assert path == result.path
+    known: set[int] = set()
+
+    def choose(nodes: Sequence[int]) -> list[int]:  # as a verifier finds choices, level by level
+        assert not known & set(nodes)
+        assert all(not node or tree.parents[node] in known for node in nodes)
+        known.update(nodes)
+        return [chosen[node] for node in nodes]
+
+    assert longest_path(tree, choose) == (result.path, result.next_root)
     assert result.next_root == chosen[result.path[-1]]
     after = [[best, *(t for t in range(VOCAB) if t != best)] for best in chosen]
     both = verdict(tree, chosen, top_k=2, node_top_k=3)
@@ -65,7 +68,7 @@ def test_nothing_waits_for_the_device_before_the_one_transfer() -> None:
     tree.add_branch([1, 2, 3])
     tensors = TreeTensors.upload(tree, torch.device("meta"))
     with pytest.raises(NotImplementedError) as stopped:
-        accept(torch.empty(4, VOCAB, device="meta"), tensors, top_k=2, node_top_k=2)
+        accept(torch.empty(4, VOCAB, device="meta"), tree, greedy(), 2, 2, tensors)
     assert ".tolist()" in str(stopped.traceback[1].statement)
 
 

@@ -24,14 +24,13 @@ from model.logitspec import (
     LlamaKVForCausalLM,
     LogitSpecDrafter,
     VanillaDrafter,
+    compiler,
     decode,
     storage,
     successors,
 )
-from model.logitspec.budget import Budget
-from model.logitspec.drafters.calibrated import PRIOR
-from model.logitspec.evidence import (
-    AcceptanceTable,
+from model.logitspec.drafters.calibrated.drafter import PRIOR
+from model.logitspec.drafters.calibrated.evidence import (
     AnswerEvidence,
     LastEvidence,
     NgramEvidence,
@@ -39,8 +38,12 @@ from model.logitspec.evidence import (
     Source,
     additive_prior,
 )
-from model.logitspec.native import compiler
-from model.logitspec.step_cost import StepCost, rising, step_cost
+from model.logitspec.drafters.calibrated.growth import ReadableCore
+from model.logitspec.sizing.acceptance_table import AcceptanceTable
+from model.logitspec.sizing.budget import Budget
+from model.logitspec.sizing.measuring import step_cost
+from model.logitspec.sizing.ranks import SizeByRank
+from model.logitspec.sizing.step_cost import StepCost, rising
 
 FLAT = StepCost((128, 1024), (1, 128), ((0.01, 0.0101), (0.01, 0.0101)))
 MIDDLE = StepCost((128, 1024), (1, 8, 128), ((0.01, 0.012, 0.06),) * 2)
@@ -175,8 +178,10 @@ def test_the_tree_holds_the_most_probable_paths() -> None:
         # and nothing more probable is left out: the candidates below its nodes, not in it
         grown(large)
         taken = {(p, t) for p, t in zip(tree.parents[1:], tree.tokens[1:], strict=True)}
-        assert large._grow(5, [5, *range(40, 39 + large.top_k)], 0.0)
-        for node, candidates in enumerate(large._candidates):
+        core = large._core
+        assert isinstance(core, ReadableCore)
+        assert core.grow(5, [5, *range(40, 39 + large.top_k)], 0.0)[1]
+        for node, candidates in enumerate(core._candidates):
             assert candidates is not None
             base, named = candidates
             left = [
@@ -189,7 +194,7 @@ def test_the_tree_holds_the_most_probable_paths() -> None:
 
 def test_pruning_changes_no_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     pruned, _ = grown(fresh(draft_tree_capacity=12))
-    monkeypatch.setattr("model.logitspec.drafters.calibrated.PRUNING", 0.0)
+    monkeypatch.setattr("model.logitspec.drafters.calibrated.core.PRUNING", 0.0)
     whole, _ = grown(fresh(draft_tree_capacity=12))
     assert (pruned.tokens, pruned.parents) == (whole.tokens, whole.parents)
 
@@ -214,9 +219,7 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
     for core in cores:
         if core.budget is not None:
             core.budget = Budget(cost)
-        core._rows.vocabulary = vocabulary
-        if core._native is not None:
-            core._native.set_vocabulary(vocabulary)
+        core._core.set_vocabulary(vocabulary)
     chance = random.Random(seed)
     for prompt in range(3):
         ids = [chance.randrange(12) for _ in range(chance.randrange(1, 40))]
@@ -236,11 +239,10 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
                 chance.choices(range(12), k=width) if chance.random() < 0.8 else []
                 for _ in native.tokens
             ]
-            deepest = chance.choice([len(path) - 1, 99])
+            deepest = chance.choice([len(path) - 1, 99])  # nodes below are not verified
+            known = [row if native.depths[n] <= deepest else [] for n, row in enumerate(rows)]
             for core, tree in zip(cores, (native, python), strict=True):
-                cut = tree.without_deeper_than(deepest)
-                kept = path if cut is tree else [0]
-                core.observe(cut, kept, rows[: len(cut)])
+                core.observe(tree, path, known)
         if prompt == 1 and chance.random() < 0.3:
             for core in cores:
                 core.forget()
@@ -438,7 +440,7 @@ def test_other_capacities_are_refused(capacity: Any) -> None:
 def test_the_tokens_are_the_targets_own(
     tiny: LlamaKVForCausalLM, drafter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.logitspec.step_cost.step_cost", lambda *_: FLAT)
+    monkeypatch.setattr("model.logitspec.sizing.measuring.step_cost", lambda *_: FLAT)
     prompt = [1, 5, 9, 5, 9, 7]
     wanted = decode(tiny, prompt, VanillaDrafter(), max_new_tokens=90).tokens
     for _ in range(2):  # cold and warm
@@ -449,14 +451,14 @@ def test_the_tokens_are_the_targets_own(
 
 def test_logitspecs_ranks_learn_what_was_right() -> None:
     drafter = LogitSpecDrafter(draft_tree_capacity="auto", num_pred_tokens=4)
-    assert drafter.ranking is not None
-    drafter.ranking.budget = Budget(FLAT)
+    assert isinstance(drafter.size, SizeByRank)
+    drafter.size.budget = Budget(FLAT)
     drafter.reset([1, 2, 3])
     tree = drafter.draft(9, [9, 7, 8])
     assert tree.tokens == [9, 7, 8]
     drafter.observe(tree, [0])
     drafter.draft(8, [8, 1, 2])  # the guess at rank 2 was right, that at rank 1 wrong
-    table = drafter.ranking.table
+    table = drafter.size.table
     assert (table.seen[1], table.right[1]) == (1, 0)
     assert (table.seen[2], table.right[2]) == (1, 1)
 
@@ -505,7 +507,7 @@ def test_the_step_cost_is_measured_once(
     cost = step_cost(tiny, 4, 2)
     assert cost.nodes[0] == 1 and len(cost.seconds[0]) == len(cost.nodes)
     assert all(seconds > 0 for row in cost.seconds for seconds in row)
-    monkeypatch.setattr("model.logitspec.step_cost.measure", None)
+    monkeypatch.setattr("model.logitspec.sizing.measuring.measure", None)
     assert step_cost(tiny, 4, 2).seconds == [list(row) for row in cost.seconds]
 
 

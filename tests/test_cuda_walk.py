@@ -24,8 +24,10 @@ from model.logitspec import (
     load,
     wrap,
 )
+from model.logitspec.cuda_graphs import GraphVerifier
+from model.logitspec.measured import MeasuredModel
 from model.logitspec.sampling import Sampling
-from model.logitspec.verification import EagerVerifier, GraphVerifier
+from model.logitspec.verification import EagerVerifier
 
 from .fake_cuda import FakeGPU, HiddenWait, NotCaptured, fake_cuda, register_guard
 
@@ -98,8 +100,10 @@ def test_every_method(tiny_path: str, way: str, name: str, options: dict[str, An
         assert model.kernels.name == "plain"
         assert model.graphs is (way == "graphs")
         drafter = DRAFTERS[name](**options)
-        with noted(gpu), mock.patch("model.logitspec.step_cost.ROUNDS", (1, 1)):
-            drafter.prepare(model)  # step costs and successors are found before the steps
+        with noted(gpu), mock.patch("model.logitspec.sizing.measuring.ROUNDS", (1, 1)):
+            drafter.prepare(
+                MeasuredModel(model)
+            )  # step costs and successors are found before the steps
         replays = NotCaptured.replays
         with noted(gpu) as steps:
             result = decode(model, PROMPT, drafter, max_new_tokens=24)

@@ -27,7 +27,7 @@ from model.logitspec import (
     decode,
 )
 from model.logitspec.decoding import Step
-from model.logitspec.drafters.base import CONTINUED, COPIED, GUESSED, NEXT, ORIGINS, RETRIEVED
+from model.logitspec.origins import CONTINUED, COPIED, GUESSED, NEXT, ORIGINS, RETRIEVED
 
 from .test_serve import HELLO, make_chat, serving
 

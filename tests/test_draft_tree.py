@@ -67,7 +67,7 @@ def test_cutting_by_depth_keeps_exactly_the_shallow_nodes(
     chains: list[list[int]], depth: int
 ) -> None:
     tree = build(chains, 40)
-    cut = tree.without_deeper_than(depth)
+    cut = tree.only(tree.nodes_down_to(depth))
     assert paths(cut) == [path for path in paths(tree) if len(path) <= depth + 1]
 
 

@@ -14,7 +14,7 @@ from evaluation import inference_vanilla
 from evaluation.equal import first_difference, main
 from evaluation.questions import load_questions
 from model.logitspec import load
-from model.logitspec.decoding import last_logits
+from model.logitspec.prefill import last_logits
 
 from .conftest import question
 from .test_traces import record

@@ -17,13 +17,16 @@ from model.logitspec import (
     InputError,
     KVCache,
     LlamaKVForCausalLM,
+    compiler,
     instruction_set,
     load,
 )
-from model.logitspec.kernels import choose_kernels
-from model.logitspec.linear import Linear, why_not_packable
-from model.logitspec.native import compiler
-from model.logitspec.native.layers import CHUNK, Matrix, best_tokens
+from model.logitspec.cpu import layers
+from model.logitspec.cpu.choice import choose_kernels
+from model.logitspec.cpu.layers import CHUNK, Matrix, best_tokens, layers_library
+from model.logitspec.cpu.packed import packed, why_not_packable
+from model.logitspec.layout import matrix
+from model.logitspec.linear import Linear
 from model.logitspec.verification import verify
 
 from .conftest import TINY, save_tiny
@@ -129,16 +132,16 @@ def test_an_unwritable_cache_folder_is_a_reason(
 
 
 def test_the_layers_are_compiled_once(rebuilt: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    first = compiler.library("layers")
+    first = layers_library()
     (compiled,) = (tmp_path / "logitspec").iterdir()
     rebuilt.setattr(compiler.subprocess, "run", refuse_to_compile(compiler.subprocess.run))
     compiler.build.cache_clear()
-    assert compiler.library("layers")._name == first._name == str(compiled)
+    assert layers_library()._name == first._name == str(compiled)
 
 
 def refuse_to_compile(run: Any) -> Any:
     def fake(command: list[str], **options: Any) -> Any:
-        assert str(compiler.source_of("layers")) not in command
+        assert str(layers.SOURCE) not in command
         return run(command, **options)
 
     return fake
@@ -213,7 +216,7 @@ def test_the_packed_product_keeps_its_bias() -> None:
     with torch.inference_mode():
         expected = plain(x)
         linear.fuse()
-        linear.pack()
+        linear.product = packed(matrix(linear), linear.bias)
         linear.release()
         torch.testing.assert_close(linear(x), expected)
 

@@ -39,12 +39,12 @@ from model.logitspec import (
     load,
 )
 from model.logitspec.acceptance import TreeTensors
-from model.logitspec.decoding import last_logits
+from model.logitspec.cpu.choice import KERNELS, Kernels
+from model.logitspec.cpu.layers import CHUNK
 from model.logitspec.instruction_set import has_avx512
-from model.logitspec.kernels import KERNELS, Kernels
 from model.logitspec.kv_cache import MOST_IDLE, CachePool
 from model.logitspec.loading import load_weights
-from model.logitspec.native.layers import CHUNK
+from model.logitspec.prefill import last_logits
 
 from .conftest import TINY, save_tiny
 
@@ -502,7 +502,7 @@ def test_pickled_weights_are_read_only_where_they_are_trusted(
     weights = load_file(place / "model.safetensors")
     (place / "model.safetensors").unlink()
     torch.save(weights, place / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"are pickles .*--allow-pickle"):
+    with pytest.raises(InputError, match=r"are pickles .*allow_pickle"):
         load(str(place))
     ours = load(str(place), dtype=torch.float64, allow_pickle=True)
     ids = [1, 5, 9, 3]

@@ -215,11 +215,11 @@ def test_auto_dtype_follows_the_processor(
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == resolve_device("cpu") == "cpu"
-    with pytest.raises(InputError, match="needs 1, torch sees 0 here; use --device cpu"):
+    with pytest.raises(InputError, match="needs 1, torch sees 0 here; give the device cpu"):
         resolve_device("cuda")
     with pytest.raises(InputError, match="device 'tpu' is not known"):
         resolve_device("tpu")
-    with pytest.raises(InputError, match="--num-gpus-per-model is 2 on device cpu"):
+    with pytest.raises(InputError, match="2 GPUs per model on the device cpu"):
         resolve_device("cpu", gpus_per_model=2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

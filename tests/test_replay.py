@@ -40,7 +40,8 @@ from model.logitspec import (
     decode,
     load,
 )
-from model.logitspec.step_cost import StepCost
+from model.logitspec.measured import MeasuredModel
+from model.logitspec.sizing.step_cost import StepCost
 
 from .conftest import question
 from .test_run import HERE
@@ -128,7 +129,7 @@ def test_with_the_rows_of_its_own_trees_an_estimate_is_near(
     from evaluation.record import NodeRows
 
     drafter = NodeRows(16, 60)
-    drafter.prepare(load(chat_path, dtype=torch.float32))
+    drafter.prepare(MeasuredModel(load(chat_path, dtype=torch.float32)))
     twin = NodeRows(16, 60)
     twin.prepare(recording)
     for q in recording.questions:

@@ -30,10 +30,11 @@ from model.logitspec import (
     decode,
     load,
 )
-from model.logitspec.acceptance import TreeTensors, accept
-from model.logitspec.decoding import last_logits, prefill
-from model.logitspec.sampling import Chooser, gumbel, mixed
-from model.logitspec.verification import EagerVerifier, GraphVerifier
+from model.logitspec.acceptance import accept
+from model.logitspec.cuda_graphs import GraphVerifier
+from model.logitspec.prefill import last_logits, prefill
+from model.logitspec.sampling import Chooser, greedy, gumbel, mixed
+from model.logitspec.verification import EagerVerifier
 
 from .conftest import TINY, question, save_tiny
 from .test_run import HERE
@@ -278,8 +279,7 @@ def test_padded_steps_choose_as_plain_ones(tiny_path: str, sampling: Sampling) -
         prefill(model, prompt, cache, top_k=0)
     choosers = [sampling.chooser(prompt) for _ in models]
     plain = EagerVerifier(models[0], caches[0], 5, 2, choosers[0])
-    padded = GraphVerifier(models[1], caches[1], 5, 2, chooses=True)
-    padded.chooser = choosers[1]
+    padded = GraphVerifier(models[1], caches[1], 5, 2, choosers[1])
     for size in (1, 2, 3, 17, 5, 1):
         tree = random_tree(rng, size)
         verdicts = []
@@ -295,8 +295,9 @@ def test_acceptance_goes_by_what_was_chosen() -> None:
     tree.add_branch([2, 3])
     logits = torch.zeros(3, 6)
     logits[:, 5] = 1.0
-    tensors = TreeTensors.upload(tree, CPU)
-    verdict = accept(logits, tensors, 2, 0, torch.tensor([2, 4, 0]))
+    chooser = greedy()
+    chooser.choose = lambda *_: torch.tensor([2, 4, 0])  # type: ignore[method-assign]
+    verdict = accept(logits, tree, chooser, 2)
     assert (verdict.path, verdict.next_root) == ([0, 1], 4)
     assert verdict.top_ids[0] == 5  # the ranks are the logits' own
 

@@ -17,10 +17,10 @@ from benchmarks.drafting_cost import agreed
 from benchmarks.measure import quartiles
 from benchmarks.scale import attention_share, fitting, growth, main, windowed
 from model.logitspec import DRAFTERS, DraftTree, InputError, LlamaKVForCausalLM, RacerDrafter, load
-from model.logitspec.decoding import DecodingResult
-from model.logitspec.kernels import KERNELS
+from model.logitspec.cpu.choice import KERNELS
 from model.logitspec.kv_cache import CachePool
-from model.logitspec.step_cost import interleaved
+from model.logitspec.ledger import DecodingResult
+from model.logitspec.sizing.measuring import interleaved
 
 from .conftest import TINY, save_tiny
 

@@ -11,8 +11,8 @@ from transformers import LlamaConfig
 
 from benchmarks import step_cost
 from model.logitspec import LlamaKVForCausalLM
-from model.logitspec.kernels import choose_kernels
-from model.logitspec.step_cost import wide_tree
+from model.logitspec.cpu.choice import choose_kernels
+from model.logitspec.sizing.measuring import wide_tree
 
 from .conftest import TINY
 

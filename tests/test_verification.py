@@ -21,17 +21,11 @@ from model.logitspec import (
     decode,
     load,
 )
-from model.logitspec.decoding import prefill
+from model.logitspec.cuda_graphs import GraphVerifier, node_bucket, slot_bucket, use_graphs
 from model.logitspec.kv_cache import MOST_IDLE, CachePool
-from model.logitspec.verification import (
-    EagerVerifier,
-    GraphVerifier,
-    node_bucket,
-    slot_bucket,
-    use_graphs,
-    verifier,
-    verify,
-)
+from model.logitspec.prefill import prefill
+from model.logitspec.sampling import greedy
+from model.logitspec.verification import EagerVerifier, find_verifier, verify
 
 from .test_decoding import Oracle
 
@@ -61,8 +55,8 @@ def test_padded_verdicts_are_those_of_plain_steps(
     caches = [model.new_cache(512) for model in models]
     for model, cache in zip(models, caches, strict=True):
         prefill(model, prompt, cache, top_k=0)
-    plain = EagerVerifier(models[0], caches[0], top_k, node_top_k)
-    padded = GraphVerifier(models[1], caches[1], top_k, node_top_k)
+    plain = EagerVerifier(models[0], caches[0], top_k, node_top_k, greedy())
+    padded = GraphVerifier(models[1], caches[1], top_k, node_top_k, greedy())
     for size in (1, 2, 3, 17, 64, 70, 5, 1):  # across 256 slots, and back to smaller buckets
         tree = random_tree(rng, size)
         verdicts = []
@@ -110,18 +104,18 @@ def test_a_position_that_the_model_lacks_is_refused(static: LlamaKVForCausalLM) 
     cache = static.new_cache(static.max_positions + 64)
     cache.length = static.max_positions
     with pytest.raises(InputError, match="position 512 is past the model's 512 positions"):
-        verifier(static, cache, 0).build(DraftTree(5, 1))
+        find_verifier(static, cache, 0).build(DraftTree(5, 1))
 
 
 def test_steps_are_kept_with_the_cache(static: LlamaKVForCausalLM) -> None:
     static.caches = CachePool()  # other tests may have left some
     with static.cache(100) as cache:
-        first = verifier(static, cache, 2)
+        first = find_verifier(static, cache, 2)
     with static.cache(90) as cache:
-        assert verifier(static, cache, 2) is first
-        assert verifier(static, cache, 3) is not first
+        assert find_verifier(static, cache, 2) is first
+        assert find_verifier(static, cache, 3) is not first
     with static.cache(cache.capacity + 1) as cache:
-        assert verifier(static, cache, 2) is not first
+        assert find_verifier(static, cache, 2) is not first
 
 
 def test_the_rotary_table_stays_where_graphs_read_it(static: LlamaKVForCausalLM) -> None:
@@ -135,7 +129,7 @@ def test_the_rotary_table_stays_where_graphs_read_it(static: LlamaKVForCausalLM)
 def test_a_cache_that_is_replaced_is_freed(static: LlamaKVForCausalLM) -> None:
     static.caches = CachePool()  # other tests may have left larger ones
     with static.cache(100) as cache:
-        verifier(static, cache, 2)
+        find_verifier(static, cache, 2)
     gone = weakref.ref(cache)
     capacity = cache.capacity
     gc.disable()  # as a GPU's memory would have to wait for the collector
@@ -143,7 +137,7 @@ def test_a_cache_that_is_replaced_is_freed(static: LlamaKVForCausalLM) -> None:
         del cache
         with static.cache(capacity + 1) as larger:
             assert gone() is None
-            verifier(static, larger, 2)
+            find_verifier(static, larger, 2)
             gone = weakref.ref(larger)
             del larger
         with ExitStack() as stack:  # those that are too many when they are given back
@@ -156,7 +150,7 @@ def test_a_cache_that_is_replaced_is_freed(static: LlamaKVForCausalLM) -> None:
 
 def test_a_padded_tree_that_does_not_fit_is_refused(static: LlamaKVForCausalLM) -> None:
     cache = static.new_cache(100)
-    step = verifier(static, cache, 0)
+    step = find_verifier(static, cache, 0)
     cache.length = cache.capacity - 20
     with pytest.raises(InputError, match="24 more tokens after"):
         step.build(random_tree(random.Random(1), 20))

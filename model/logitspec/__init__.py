@@ -10,7 +10,7 @@ from .instruction_set import lower_libraries
 
 if TYPE_CHECKING:
     from .api import custom_generate, generate
-    from .decoding import DecodingResult, decode
+    from .decoding import decode
     from .draft_tree import DraftTree
     from .drafters import (
         DRAFTERS,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from .errors import InputError
     from .kv_cache import KVCache
+    from .ledger import DecodingResult
     from .loading import load
     from .modeling_llama_kv import LlamaKVForCausalLM
     from .ngram_pool import NgramPool
@@ -37,7 +38,7 @@ lower_libraries()
 _MODULES = {
     "CalibratedDrafter": "drafters",
     "DRAFTERS": "drafters",
-    "DecodingResult": "decoding",
+    "DecodingResult": "ledger",
     "DraftTree": "draft_tree",
     "Drafter": "drafters",
     "InputError": "errors",

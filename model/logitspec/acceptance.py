@@ -1,17 +1,104 @@
-"""Which drafts the target agrees with: logits and tree in, committed path and next root out.
+"""Acceptance: the longest path on which the target agrees with a draft tree. For verification.py.
 
-On a GPU everything happens there and comes down in one transfer. Used by verification.py.
+The rule is one (docs/method.md, 4): a node is accepted if it is the token that the target chooses
+after its parent and its parent is accepted; of the accepted nodes the deepest ends the path, and of
+equally deep ones that which was drafted first. It is written twice. `longest_path` runs on the host
+and asks for the target's choices level by level. `find_answer` does the same with tensors, so that
+everything comes down from a GPU in one transfer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from .draft_tree import DraftTree
+from .sampling import Chooser
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What verification decided."""
+
+    path: list[int]  # accepted nodes, ascending, the root's index 0 first
+    next_root: int  # the target's own token after the path
+    top_ids: list[int]  # the best token ids of the logits that chose next_root, best first
+    node_top_ids: list[list[int]]  # the best token ids after each node, in the tree's order
+
+
+def accept(
+    logits: torch.Tensor,
+    tree: DraftTree,
+    chooser: Chooser,
+    top_k: int,
+    node_top_k: int = 0,
+    tensors: TreeTensors | None = None,
+) -> Verdict:
+    """The longest path that the target agrees with, from the logits of all nodes.
+
+    Args:
+        logits: [n, vocab], the target's after each node.
+        tree: the n nodes.
+        chooser: of the target's tokens.
+        top_k: how many best token ids to report of the logits that choose the next root; at most
+            the vocabulary's size is reported.
+        node_top_k: the same of every node, accepted or not.
+        tensors: the tree on the logits' device; None: it is uploaded.
+    """
+    n, vocab = logits.shape
+    widths = min(top_k, vocab), min(node_top_k, vocab)
+    if chooser.rowwise:
+        tensors = tensors or TreeTensors.upload(tree, logits.device)
+        answer = find_answer(logits, tensors, *widths, chooser.choose(logits, tree))
+        return read_answer(answer.tolist(), n, n, *widths)
+
+    def choose(nodes: Sequence[int]) -> list[int]:
+        rows = torch.stack([logits[node] for node in nodes])
+        return chooser.choose(rows, tree, nodes).tolist()
+
+    path, next_root = longest_path(tree, choose)
+    return Verdict(
+        path,
+        next_root,
+        logits[path[-1]].topk(widths[0]).indices.tolist() if top_k else [],
+        logits.topk(widths[1]).indices.tolist() if node_top_k else [],
+    )
+
+
+def longest_path(
+    tree: DraftTree, choose: Callable[[Sequence[int]], Iterable[int]]
+) -> tuple[list[int], int]:
+    """The longest path that the target agrees with, and the target's token after it.
+
+    Args:
+        tree: what is verified.
+        choose: the target's tokens after some nodes; called once for every level that is reached,
+            the root's first.
+    """
+    children: dict[int, list[int]] = {}
+    for node in range(1, len(tree)):
+        children.setdefault(tree.parents[node], []).append(node)
+    reached = [0]
+    while True:
+        chosen = dict(zip(reached, choose(reached), strict=True))
+        below = [
+            child
+            for node, token in chosen.items()
+            for child in children.get(node, ())
+            if tree.tokens[child] == token
+        ]
+        if not below:
+            break
+        reached = sorted(below)
+    last = node = reached[0]
+    path = [last]
+    while node:
+        node = tree.parents[node]
+        path.append(node)
+    return path[::-1], chosen[last]
 
 
 @dataclass(frozen=True)
@@ -33,54 +120,19 @@ class TreeTensors:
         return cls(rows[0], rows[1], rows[2], rows[3:].bool())
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What verification decided."""
-
-    path: list[int]  # accepted nodes, ascending, the root's index 0 first
-    next_root: int  # the target's own token after the path
-    top_ids: list[int]  # the best token ids of the logits that chose next_root, best first
-    node_top_ids: list[list[int]]  # the best token ids after each node, in the tree's order
-
-
-def accept(
-    logits: torch.Tensor,
-    tree: TreeTensors,
-    top_k: int,
-    node_top_k: int = 0,
-    chosen: torch.Tensor | None = None,
-) -> Verdict:
-    """The longest path on which every node is what the target chose after its parent
-    (docs/method.md, 4).
-
-    Among paths of that length the one whose last node was drafted first wins.
-
-    Args:
-        logits: [n, vocab], the target's after each node.
-        tree: the n nodes.
-        top_k: how many of the best next token ids to report, at most the vocabulary's size.
-        node_top_k: the same for every node, accepted or not.
-        chosen: [n], the target's token after each node (sampling.py); None: the best one.
-    """
-    n, vocab = logits.shape
-    widths = min(top_k, vocab), min(node_top_k, vocab)
-    return read_answer(find_answer(logits, tree, *widths, chosen).tolist(), n, n, *widths)
-
-
 def find_answer(
-    logits: torch.Tensor,
-    tree: TreeTensors,
-    top_k: int,
-    node_top_k: int,
-    chosen: torch.Tensor | None = None,
+    logits: torch.Tensor, tree: TreeTensors, top_k: int, node_top_k: int, chosen: torch.Tensor
 ) -> torch.Tensor:
     """What accept() decides, still on the device: [n + 1 + top_k + n * node_top_k] int64.
 
-    For each node whether it is accepted, the next root, its logits' best ids, every node's best.
+    The parts: for each node whether it is accepted, the next root, the best ids of its logits,
+    every node's best ids.
+
+    Args:
+        logits: [n, vocab] after each node; the widths are at most vocab.
+        chosen: [n], the target's token after each node.
     """
     n = len(logits)
-    if chosen is None:
-        chosen = logits.max(dim=-1).indices  # [n], of equal ones the first
     agreed = chosen[tree.parents] == tree.tokens  # [n]
     agreed[:1].fill_(True)  # not agreed[0] = True, which copies a value up and so waits
     reached = (agreed | ~tree.ancestors).all(dim=-1)  # [n]: every ancestor agreed
@@ -113,42 +165,3 @@ def read_answer(answer: list[int], padded: int, nodes: int, top_k: int, node_top
         top_ids=answer[padded + 1 : end],
         node_top_ids=[answer[row : row + node_top_k] for row in rows],
     )
-
-
-ROWS = 6  # nodes whose logits cost a CPU no more than one's: native/layers.cpp
-
-
-def agreed_path(tree: DraftTree, chosen: Mapping[int, int]) -> tuple[list[int], list[int]]:
-    """The same longest path, on the host, as far as the target's choices are known.
-
-    Args:
-        tree: what is verified.
-        chosen: the target's token after some nodes: the root, and what was asked for before.
-
-    Returns:
-        The path, and the nodes whose choices are to be found before it is final: those reached,
-        and the drafts below them, first children first, until they are ROWS. None once it is.
-    """
-    reached = {0}
-    open_nodes: list[int] = []
-    last = 0
-    for node in range(1, len(tree)):
-        parent = tree.parents[node]
-        if parent in reached and chosen.get(parent) == tree.tokens[node]:
-            reached.add(node)
-            if node not in chosen:
-                open_nodes.append(node)
-            if tree.depths[node] > tree.depths[last]:
-                last = node
-    path = [last]
-    while path[-1]:
-        path.append(tree.parents[path[-1]])
-    if open_nodes:
-        below = set(open_nodes)
-        for node in range(open_nodes[0] + 1, len(tree)):
-            if len(open_nodes) >= ROWS:
-                break
-            if tree.parents[node] in below and node not in below:
-                below.add(node)
-                open_nodes.append(node)
-    return path[::-1], open_nodes

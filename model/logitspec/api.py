@@ -16,9 +16,10 @@ from transformers.generation import (
     MaxLengthCriteria,
 )
 
-from .decoding import DecodingResult, Step, check_lengths, decode
+from .decoding import Step, check_lengths, decode
 from .drafters import DRAFTERS, Drafter
 from .errors import InputError, is_whole
+from .ledger import DecodingResult
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .sampling import Chooser, Sampling
 from .wrapping import wrap
@@ -115,9 +116,6 @@ def run(
 ) -> DecodingResult:
     """decode() with transformers' helpers; `seed` None: no noise. A streamer has the prompt."""
     check_processors(processors)
-    chooser = None
-    if processors or seed is not None:
-        chooser = Chooser(processors, seed, prompt[:-1])
 
     def stop(tokens: list[int]) -> bool:
         ids = torch.tensor([prompt + tokens], device=model.device)
@@ -138,7 +136,7 @@ def run(
         on_commit=commit,
         on_step=on_step,
         stop=stop if stopping_criteria else None,
-        chooser=chooser,
+        chooser=Chooser(processors, seed, prompt[:-1]),
     )
     if streamer is not None:
         streamer.end()

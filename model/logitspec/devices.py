@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Sequence
 
 import torch
 
 from .errors import InputError
-from .instruction_set import computes_in
+from .instruction_set import computes_in, cpu_info
 
 DTYPES = {
     "float16": torch.float16,
@@ -19,7 +20,11 @@ DTYPES = {
 
 
 def resolve_device(name: str, gpus_per_model: int = 1) -> str:
-    """`cpu` or `cuda:N` for --device; "auto" as the device_map when the model spans several GPUs.
+    """`cpu` or `cuda:N`; "auto" as the device_map when the model spans several GPUs.
+
+    Args:
+        name: auto, cpu, cuda or cuda:N.
+        gpus_per_model: GPUs that one copy of the model spans.
 
     Raises:
         InputError: there is no such device here.
@@ -32,21 +37,20 @@ def resolve_device(name: str, gpus_per_model: int = 1) -> str:
     if name == "cpu":
         if gpus_per_model > 1:
             raise InputError(
-                f"--num-gpus-per-model is {gpus_per_model} on device cpu; "
-                "leave it at 1 or use --device cuda"
+                f"{gpus_per_model} GPUs per model on the device cpu; give 1, or the device cuda"
             )
         return name
     if gpus_per_model > 1 and ":" in name:
         raise InputError(
-            f"device {name} is one GPU, --num-gpus-per-model is {gpus_per_model}; "
-            "use --device cuda and choose the GPUs with CUDA_VISIBLE_DEVICES"
+            f"device {name} is one GPU, and a model is to span {gpus_per_model}; give the device "
+            "cuda, and choose the GPUs with CUDA_VISIBLE_DEVICES"
         )
     index = int(name.partition(":")[2] or 0)
     needed = max(index + 1, gpus_per_model)
     if needed > gpus:
         raise InputError(
             f"device {name} with {gpus_per_model} GPU(s) per model needs {needed}, "
-            f"torch sees {gpus} here; use --device cpu or fewer GPUs"
+            f"torch sees {gpus} here; give the device cpu, or fewer GPUs"
         )
     return "auto" if gpus_per_model > 1 else f"cuda:{index}"
 
@@ -57,7 +61,12 @@ def sent(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:
-    """The dtype --dtype means on a device (see its help).
+    """The dtype of a name on a device.
+
+    Args:
+        name: of DTYPES; auto: bfloat16 where the device has it natively, else float32 on a CPU and
+            float16 on a GPU.
+        device: cpu, or another.
 
     Raises:
         InputError: no dtype of that name.
@@ -70,3 +79,10 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
     if name not in DTYPES:
         raise InputError(f"dtype {name!r} is not known; give auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def device_name(device: torch.device) -> str:
+    """The processor or GPU that a model is on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return cpu_info("model name") or platform.processor() or platform.machine()

@@ -97,16 +97,22 @@ class DraftTree:
                 return
             node = self.add(token, node) if known is None else known
 
-    def without_deeper_than(self, depth: int) -> DraftTree:
-        """The same tree without the nodes below `depth`; itself when there are none."""
-        if max(self.depths) <= depth:
+    def nodes_down_to(self, depth: int) -> list[int]:
+        """The nodes that are no deeper than `depth`, ascending."""
+        return [node for node, own in enumerate(self.depths) if own <= depth]
+
+    def only(self, nodes: Sequence[int]) -> DraftTree:
+        """The same tree without any but these nodes; itself when they are all.
+
+        Args:
+            nodes: ascending, the root and with every node its parent.
+        """
+        if len(nodes) == len(self):
             return self
-        cut = DraftTree(self.tokens[0], self.capacity)
-        index = {0: 0}
-        for node in range(1, len(self.tokens)):
-            if self.depths[node] <= depth:
-                index[node] = cut.add(self.tokens[node], index[self.parents[node]])
-        return cut
+        place = {node: at for at, node in enumerate(nodes)}
+        tokens = [self.tokens[node] for node in nodes]
+        parents = [place[self.parents[node]] for node in nodes]
+        return DraftTree.of(tokens, parents, self.capacity)
 
     def first(self, nodes: int) -> DraftTree:
         """The same tree without any but its first nodes; itself when it has no more."""

@@ -1,26 +1,18 @@
-"""The model's matrix products, on weights laid out for the CPU's kernels where that is possible.
+"""The model's matrix products: linears of one input side by side, on whatever computes them best.
 
-PyTorch keeps a weight row by row, and oneDNN has to rearrange it in every F.linear. Rearranging it
-once is what Inductor's freezing does; the two operators it uses for that work without a compiler as
-well. They are not public, so `why_not_packable` tries them before anything relies on them.
+cpu/layout.py puts products on weights that are laid out for a CPU's kernels here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import brief
-from .native.layers import Matrix
-
 Product: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-
-PACKING_ROWS = 16  # rows of input the layout is chosen for; it serves one row and hundreds too
 
 
 class Linear:
@@ -70,18 +62,6 @@ class Linear:
             getattr(linear, name).data = view
         return whole
 
-    def pack(self, *, natively: bool = False) -> None:
-        """Lay the matrix out for this CPU; the plain one stays as well, until `release`."""
-        assert self.weight is not None, "a linear that is called as it is cannot be packed"
-        if natively:
-            assert self.bias is None
-            self.product = Matrix(self.weight)
-        else:
-            packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKING_ROWS)
-            self.product = lambda x: torch.ops.mkldnn._linear_pointwise(
-                x, packed, self.bias, "none", [], ""
-            )
-
     def release(self) -> None:
         """Free the plain matrix: the linears' weights become shapes without numbers (meta)."""
         self.weight = None
@@ -94,23 +74,3 @@ class Linear:
         if self.weight is not None:
             return F.linear(x, self.weight, self.bias)
         return torch.cat([linear(x) for linear in self.linears], dim=-1)
-
-
-@cache
-def why_not_packable(dtype: torch.dtype) -> str:
-    """What keeps weights of a dtype from being packed on this CPU; empty if nothing does."""
-    if not torch._C._has_mkldnn:
-        return "this PyTorch is built without oneDNN"
-    weight = torch.eye(32).to(dtype)
-    try:
-        owner = nn.Module()
-        owner.linear = nn.Linear(32, 32, bias=False)
-        owner.linear.weight = nn.Parameter(weight, requires_grad=False)
-        product = Linear(owner, "linear")
-        product.fuse()
-        product.pack()
-        with torch.inference_mode():
-            same = torch.equal(product(weight[:3]), weight[:3])
-    except (AttributeError, RuntimeError) as error:  # gone, or not for this dtype or CPU
-        return f"oneDNN says: {brief(error)}"
-    return "" if same else "the packed product is wrong here"

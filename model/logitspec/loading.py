@@ -20,12 +20,13 @@ from transformers.utils import (
     cached_file,
 )
 
+from .config import ARCHITECTURES
+from .cpu.choice import choose_kernels
 from .devices import resolve_device, resolve_dtype
 from .errors import InputError, brief
 from .instruction_set import computes_in
-from .kernels import Kernels, choose_kernels
-from .modeling_llama_kv import ARCHITECTURES, LlamaKVForCausalLM
-from .verification import use_graphs
+from .layout import finish
+from .modeling_llama_kv import LlamaKVForCausalLM
 
 HARMLESS_TENSORS = (
     *("rotary_emb.inv_freq", "lm_head.weight"),  # recomputed; tied where unexpected
@@ -231,8 +232,7 @@ def check_no_pickle(path: str) -> None:
     if pickled:
         raise InputError(
             f"the weights of {path} are pickles (*.bin), which can run any code when they are "
-            "read; give --allow-pickle (allow_pickle=True) if you trust them, or a checkpoint of "
-            "safetensors"
+            "read; set allow_pickle if you trust them, or give a checkpoint of safetensors"
         )
 
 
@@ -282,8 +282,8 @@ def load(
         device: cpu, cuda or cuda:N; auto: cuda where there is one.
         device_map: instead of a device anything that transformers' from_pretrained takes ("auto"
             spreads the layers over all devices; each layer's cache lies where the layer runs).
-        cpu_kernels: what a model on the CPU runs on, see kernels.py.
-        cuda_graphs: whether steps are captured, see verification.use_graphs.
+        cpu_kernels: what a model on the CPU runs on, see cpu/choice.py.
+        cuda_graphs: whether steps are captured, see cuda_graphs.use_graphs.
         keep_weights: hold the weights as they are in the checkpoint, too, where the CPU kernels
             want them laid out otherwise; at twice the memory.
         trust_remote_code: let the checkpoint's own Python code run, where transformers would.
@@ -321,34 +321,3 @@ def load(
     model.eos_token_ids = checkpoint_eos(path, config)
     model.requires_grad_(False)
     return finish(model, kernels, cpu_kernels, cuda_graphs, keep_weights=keep_weights)
-
-
-def finish(
-    model: LlamaKVForCausalLM,
-    kernels: Kernels,
-    cpu_kernels: str,
-    cuda_graphs: str,
-    *,
-    keep_weights: bool,
-) -> LlamaKVForCausalLM:
-    """The model with its weights laid out for these kernels, ready to decode.
-
-    Args:
-        model: with its weights.
-        kernels: from choose_kernels.
-        cpu_kernels: what they were chosen by; auto: plain ones do where matrices are not plain.
-        cuda_graphs: as load(), and keep_weights.
-
-    Raises:
-        InputError: kernels or graphs that were asked for do not run here.
-    """
-    model.eval()
-    model.fuse()
-    if kernels.name != "plain" and not model.fused:
-        why = "not all matrices of the model are plain linears"
-        if cpu_kernels != "auto":
-            raise InputError(f"the {kernels.name} CPU kernels do not run here: {why}; give plain")
-        kernels = Kernels("plain", {**kernels.passed_over, kernels.name: why})
-    model.use(kernels, keep_weights=keep_weights)
-    use_graphs(model, cuda_graphs)
-    return model

@@ -1,14 +1,15 @@
 """The patched Llama family: one forward over a draft tree with a preallocated KV cache.
 
-Covers every architecture in ARCHITECTURES by configuration. loading.py loads it, decoding.py calls
-it. Parameter names are the checkpoint's own, so transformers loads the weights.
+Covers every architecture in config.ARCHITECTURES by configuration. loading.py loads it,
+verification.py calls it. Parameter names are the checkpoint's own, so transformers loads the
+weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +18,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from .config import biases, heads, max_positions
+from .cpu.choice import Kernels
+from .cpu.layers import NativeLayers
 from .errors import InputError
-from .kernels import Kernels
 from .kv_cache import CachePool, KVCache, Window
 from .linear import Linear
-from .native.layers import NativeLayers
-
-if TYPE_CHECKING:
-    from .step_cost import StepCost
 
 # Query rows from which two matrix products beat scaled_dot_product_attention's blocks on a CPU, in
 # half precision: docs/performance.md
 MATMUL_ROWS = 48
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")  # config.model_type
 
 
 class RMSNorm(nn.Module):
@@ -78,9 +76,7 @@ class Attention(nn.Module):
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.head_dim = head_dim(config)
-        self.heads = config.num_attention_heads
-        self.kv_heads = config.num_key_value_heads
+        self.heads, self.kv_heads, self.head_dim = heads(config)
         qkv_bias, bias, _ = biases(config)
         self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=qkv_bias)
@@ -215,18 +211,6 @@ class LlamaKVForCausalLM(PreTrainedModel):
     def layers(self) -> list[DecoderLayer]:
         return cast("list[DecoderLayer]", list(self.model.layers))
 
-    def step_cost(self, top_k: int, node_top_k: int = 0) -> StepCost:
-        """What a step costs by its nodes: step_cost.step_cost."""
-        from .step_cost import step_cost
-
-        return step_cost(self, top_k, node_top_k)
-
-    def successors(self, count: int, width: int) -> list[list[int]]:
-        """The best tokens after each of the first token ids alone: successors.successors."""
-        from .successors import successors
-
-        return successors(self, count, width)
-
     def fuse(self) -> None:
         """Make one matrix of q/k/v, one of gate/up, where they are plain linears on one device."""
         for linear in self.linears:
@@ -242,42 +226,10 @@ class LlamaKVForCausalLM(PreTrainedModel):
         """Whether every matrix product could be made one matrix of."""
         return all(linear.weight is not None for linear in self.linears)
 
-    def use(self, kernels: Kernels, *, keep_weights: bool) -> None:
-        """Lay the weights out for these kernels and run on them from now on.
-
-        Args:
-            kernels: from choose_kernels, for this model; the model is fused and on the CPU.
-            keep_weights: hold the plain weights too, at twice the memory, for another model that
-                shares them. Otherwise they are freed, all but the embedding: where the head is tied
-                to it, that one matrix is held twice.
-        """
-        self.kernels = kernels
-        if kernels.name == "plain":
-            return
-        natively = kernels.name == "native"
-        if natively:
-            self.native = NativeLayers(self.config)
-        for layer in self.layers:
-            if self.native is not None:
-                self.native.append(layer)
-            for linear in layer.linears:
-                if not natively:
-                    linear.pack()
-                if not keep_weights:
-                    linear.release()
-        self.head.pack(natively=natively)
-        if not keep_weights and self.lm_head.weight is not self.model.embed_tokens.weight:
-            self.head.release()
-
     def new_cache(self, capacity: int) -> KVCache:
         """An empty KV cache of so many slots, the caller's own."""
-        return KVCache(
-            self.layer_devices,
-            self.config.num_key_value_heads,
-            head_dim(self.config),
-            capacity,
-            self.dtype,
-        )
+        _, kv_heads, head_dim = heads(self.config)
+        return KVCache(self.layer_devices, kv_heads, head_dim, capacity, self.dtype)
 
     def cache(self, capacity: int) -> AbstractContextManager[KVCache]:
         """`with model.cache(n) as cache`: an empty one of n slots or more, nobody else's then."""
@@ -319,7 +271,8 @@ class LlamaKVForCausalLM(PreTrainedModel):
         n, columns = visible.shape
         mask = torch.zeros(n, committed + columns, dtype=self.dtype, device=visible.device)
         mask[:, committed:].masked_fill_(~visible, -torch.inf)
-        return mask.repeat(self.config.num_attention_heads // self.config.num_key_value_heads, 1)
+        query_heads, kv_heads, _ = heads(self.config)
+        return mask.repeat(query_heads // kv_heads, 1)
 
     @torch.inference_mode()
     def forward(
@@ -407,37 +360,6 @@ def rotation(table: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor
     """cos and sin for rotate_, each [n, 1, head_dim], of positions [n] that the table reaches."""
     rows = table[positions]
     return rows[:, :1], rows[:, 1:]
-
-
-def biases(config: Any) -> tuple[bool, bool, bool]:
-    """Whether q/k/v, the attention's output, and the feed-forward block have biases, as in
-    transformers' classes: some do not look at a config's attention_bias and mlp_bias."""
-    kind = config.model_type
-    attention = kind in ("llama", "qwen3") and bool(getattr(config, "attention_bias", False))
-    feed_forward = kind == "llama" and bool(getattr(config, "mlp_bias", False))
-    return attention or kind == "qwen2", attention, feed_forward
-
-
-def max_positions(config: Any) -> int:
-    """Longest sequence a model may see: its positions, or its sliding window if that is shorter and
-    some layer slides."""
-    window = getattr(config, "sliding_window", None)
-    positions = int(config.max_position_embeddings)
-    return positions if window is None or not slides(config) else min(positions, int(window))
-
-
-def slides(config: Any) -> bool:
-    """Whether transformers' model of a config that has a sliding window lets some layer slide.
-
-    Source: its Mistral class and DynamicCache, which both slide where no layer_types are given.
-    """
-    kinds = getattr(config, "layer_types", None)
-    return config.model_type == "mistral" or kinds is None or "sliding_attention" in kinds
-
-
-def head_dim(config: Any) -> int:
-    given = getattr(config, "head_dim", None)
-    return int(given or config.hidden_size // config.num_attention_heads)
 
 
 def execution_device(module: nn.Module) -> torch.device:

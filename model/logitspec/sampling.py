@@ -124,16 +124,14 @@ class Sampling:
                 found.append(logits_process.MinPLogitsWarper(float(self.min_p)))
         return found
 
-    def chooser(self, prompt_ids: Sequence[int]) -> Chooser | None:
-        """What chooses for a generation after this prompt; None: the best token, and nothing else.
+    def chooser(self, prompt_ids: Sequence[int]) -> Chooser:
+        """What chooses for a generation after this prompt.
 
         Args:
             prompt_ids: token ids, but for the last, which is the root of the first tree.
         """
-        processors = self.processors()
-        if not processors and not self.temperature:
-            return None
-        return Chooser(processors, self.seed if self.temperature else None, prompt_ids)
+        seed = self.seed if self.temperature else None
+        return Chooser(self.processors(), seed, prompt_ids)
 
 
 class Chooser:
@@ -145,6 +143,7 @@ class Chooser:
         ids: the token ids before the first tree's root.
 
     Attributes:
+        greedy: the best token of the logits as they are is chosen, of equal ones the first.
         rowwise: no processor looks at the context, so that all nodes can be asked for at once;
             otherwise ask for those that are reached, as a processor may refuse other contexts.
     """
@@ -156,6 +155,7 @@ class Chooser:
         self._stream = None if seed is None else mixed(seed)
         self._ids = list(ids)
         self._ends: Callable[[int, Sequence[int]], bool] = lambda before, path: False
+        self.greedy = not processors and seed is None
         self.rowwise = all(type(processor) in ROWWISE for processor in processors)
 
     def until(self, length: int, begin: int, eos_token_ids: Collection[int]) -> None:
@@ -187,6 +187,8 @@ class Chooser:
             tree: that they are nodes of; its root comes after the committed ids.
             nodes: of it; None: all of them.
         """
+        if self.greedy:
+            return logits.max(dim=-1).indices
         if nodes is None:
             nodes = range(len(tree))
         scores = logits.to(torch.float32, copy=True)  # a processor may write into it
@@ -205,6 +207,11 @@ class Chooser:
             positions = [len(self._ids) + tree.depths[node] + 1 for node in nodes]
             scores = scores + gumbel(self._stream, positions, scores.shape[1], scores.device)
         return scores.max(dim=-1).indices
+
+
+def greedy() -> Chooser:
+    """Chooses the best token, always."""
+    return Chooser(LogitsProcessorList(), None, ())
 
 
 MASK = 2**64 - 1

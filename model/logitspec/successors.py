@@ -1,4 +1,4 @@
-"""The target's best tokens after each token of its vocabulary alone: rows for calibrated.py.
+"""The target's best tokens after each token of its vocabulary alone, for the method calibrated.
 
 Found once per model, a few hundred tokens a forward, and stored in the user's cache folder.
 """
@@ -6,16 +6,18 @@ Found once per model, a few hundred tokens a forward, and stored in the user's c
 from __future__ import annotations
 
 import hashlib
+import logging
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from .decoding import prefill
 from .modeling_llama_kv import LlamaKVForCausalLM
+from .prefill import prefill
 from .storage import remembered
 
+log = logging.getLogger(__name__)
 BATCH = 256  # tokens of one forward
+REPORT_EVERY = 16  # forwards
 WIDTH = 16  # best tokens that are stored, for drafters that take fewer
 
 
@@ -45,9 +47,12 @@ def find(model: LlamaKVForCausalLM, count: int, width: int) -> list[list[int]]:
         prefill(model, [start if isinstance(start, int) else 0], cache, top_k=0)
         rows: list[list[int]] = []
         batches = torch.split(torch.arange(count, device=model.device), BATCH)
-        for tokens in tqdm(
-            batches, "successors of the vocabulary, once for this model", leave=False
-        ):
+        for done, tokens in enumerate(batches):
+            if done % REPORT_EVERY == 0:
+                log.info(
+                    "finding the successors of %d tokens, once for this model: %d%%",
+                    count, 100 * done // len(batches),
+                )  # fmt: skip
             n = len(tokens)
             alone = torch.eye(n, dtype=torch.bool, device=model.device)  # none sees another
             x = model.hidden_states(

@@ -1,42 +1,37 @@
-"""Verification of a draft tree: inputs up, one forward, acceptance, one transfer down.
+"""Verification of a draft tree: the tree to the device, one forward, what the target accepts.
 
-decoding.py asks `verifier` for a way to do it. On a GPU the three steps are a captured CUDA graph
-per bucket of tree size and context length; everywhere else they run as they are written.
+decoding.py asks `find_verifier` for a way to do it. On a GPU a step is a captured CUDA graph
+(cuda_graphs.py), on the native layers of a CPU the head is computed for the nodes that need it, and
+everywhere else the operators run as they are written.
 """
 
 from __future__ import annotations
 
-import threading
-import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+import time
+from collections.abc import Sequence
+from typing import Protocol
 
-import numpy as np
 import torch
 
-from .acceptance import (
-    TreeTensors,
-    Verdict,
-    accept,
-    agreed_path,
-    find_answer,
-    read_answer,
-)
+from .acceptance import TreeTensors, Verdict, accept, longest_path
+from .cpu.layers import best_tokens
+from .cuda_graphs import GraphVerifier
 from .draft_tree import DraftTree
-from .errors import InputError, brief
-from .kv_cache import KVCache, SlotWindow
-from .modeling_llama_kv import LlamaKVForCausalLM, execution_device, rotation
-from .native.layers import best_tokens
-from .sampling import Chooser
+from .kv_cache import KVCache
+from .modeling_llama_kv import LlamaKVForCausalLM
+from .sampling import Chooser, greedy
 
-NODES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)  # tree sizes of the graphs; then multiples of 64
-LEAST_SEEN = 256  # shortest context of the graphs
-CAPTURE = threading.Lock()  # torch captures one graph at a time
+ROWS = 6  # nodes whose logits cost the native head no more than one's: a tile of cpu/layers.cpp
 
 
 class Verifier(Protocol):
-    """One step in three calls, so that each can be timed; nothing is committed."""
+    """One step in three calls, so that each can be timed; nothing is committed.
+
+    Attributes:
+        head_seconds: what of the last accept() was the model's head, computed only then.
+    """
+
+    head_seconds: float
 
     def build(self, tree: DraftTree) -> None:
         """Take the tree to the device."""
@@ -48,7 +43,7 @@ class Verifier(Protocol):
         """What the target agrees with; waits for the device."""
 
 
-def verifier(
+def find_verifier(
     model: LlamaKVForCausalLM,
     cache: KVCache,
     top_k: int,
@@ -62,16 +57,15 @@ def verifier(
         cache: where it writes; never committed to.
         top_k: best token ids to report of the logits that choose the next root.
         node_top_k: the same of every node.
-        chooser: of the target's tokens; None: the best ones.
+        chooser: of the target's tokens; None: greedy.
     """
+    chooser = chooser or greedy()
     if not model.graphs:
         kind = EagerVerifier if model.native is None else NativeVerifier
         return kind(model, cache, top_k, node_top_k, chooser)
-    key = (top_k, node_top_k, chooser is not None)
+    key = (top_k, node_top_k, chooser.greedy)
     if key not in cache.graphs:
-        cache.graphs[key] = GraphVerifier(
-            model, cache, top_k, node_top_k, chooses=chooser is not None
-        )
+        cache.graphs[key] = GraphVerifier(model, cache, top_k, node_top_k, chooser)
     known: GraphVerifier = cache.graphs[key]
     known.chooser = chooser
     return known
@@ -81,7 +75,7 @@ def verify(
     model: LlamaKVForCausalLM, tree: DraftTree, cache: KVCache, top_k: int, node_top_k: int = 0
 ) -> Verdict:
     """One forward over all nodes of the tree and what the target accepts; commits nothing."""
-    step = verifier(model, cache, top_k, node_top_k)
+    step = find_verifier(model, cache, top_k, node_top_k)
     step.build(tree)
     step.forward()
     return step.accept()
@@ -90,13 +84,15 @@ def verify(
 class EagerVerifier:
     """Every operator is called as it comes."""
 
+    head_seconds = 0.0
+
     def __init__(
         self,
         model: LlamaKVForCausalLM,
         cache: KVCache,
         top_k: int,
         node_top_k: int,
-        chooser: Chooser | None = None,
+        chooser: Chooser,
     ) -> None:
         self._model = model
         self._cache = cache
@@ -106,7 +102,6 @@ class EagerVerifier:
     def build(self, tree: DraftTree) -> None:
         self._tree = tree
         self._tensors = TreeTensors.upload(tree, self._model.device)
-        self._last_position = self._cache.length + max(tree.depths)
 
     def forward(self) -> None:
         # Not by calling the model: accelerate takes what it is called with to a device of its own.
@@ -114,368 +109,77 @@ class EagerVerifier:
         self._logits = logits.to(self._model.device)
 
     def _hidden_states(self) -> torch.Tensor:
-        tensors = self._tensors
+        """[n, hidden] of the tree's nodes."""
+        length, tensors = self._cache.length, self._tensors
         return self._model.hidden_states(
             tensors.tokens,
-            tensors.depths + self._cache.length,
+            tensors.depths + length,
             self._cache,
-            last_position=self._last_position,
+            last_position=length + max(self._tree.depths),
             tree_mask=tensors.ancestors,
         )
 
     def accept(self) -> Verdict:
-        if self._chooser is not None:
-            return accept_chosen(self._logits, self._tree, self._widths, self._chooser)
-        return accept(self._logits, self._tensors, *self._widths)
+        return accept(self._logits, self._tree, self._chooser, *self._widths, self._tensors)
 
 
 class NativeVerifier(EagerVerifier):
-    """On the native layers, where the host decides as it goes.
+    """On the native layers, where the head is computed for the nodes that need it.
 
     The head is a fifth of a large tree's arithmetic, and only the nodes of the accepted path need
-    it: unless the drafter wants every node's best tokens, it is computed for these and for guesses
-    at them, a few rows at a time.
+    it. Unless the drafter wants every node's best tokens, accept() computes it for these nodes and
+    for guesses at them, a few rows at a time.
     """
 
-    def build(self, tree: DraftTree) -> None:
-        self._tree = tree
-        mask = torch.from_numpy(tree.ancestor_mask())
-        tokens, depths = torch.tensor([tree.tokens, tree.depths])
-        self._tensors = TreeTensors(tokens, depths, depths, mask)
-        self._last_position = self._cache.length + max(tree.depths)
-
     def forward(self) -> None:
-        x = self._hidden_states()
+        self._x = self._hidden_states()
         vocab = self._model.config.vocab_size
         self._top_k, self._node_top_k = (min(width, vocab) for width in self._widths)
-        self._rows: dict[int, torch.Tensor] = {}  # [vocab], of the nodes that need it
+        self._all_logits = self._model.logits(self._x) if self._node_top_k else None
+        self._rows: dict[int, torch.Tensor] = {}  # [vocab], of the nodes that are looked at
         self._best: dict[int, list[int]] = {}  # best tokens after these nodes, best first
-        self._chosen: dict[int, int] = {}  # the target's token after nodes
-        rows = range(len(self._tree)) if self._node_top_k else [0]
-        while rows:
-            logits = self._model.logits(x if len(rows) == len(x) else x[list(rows)])
-            best = best_tokens(logits, max(1, self._node_top_k)).tolist()
-            self._rows.update(zip(rows, logits.unbind(), strict=True))
-            self._best.update(zip(rows, best, strict=True))
-            rows = self._walk()
+        self.head_seconds = 0.0
 
-    def _walk(self) -> list[int]:
-        """Go down as far as logits are there: the nodes whose logits are to be found next."""
-        if self._chooser is None:
-            self._chosen = {node: tokens[0] for node, tokens in self._best.items()}
-            self._path, missing = agreed_path(self._tree, self._chosen)
-            return missing
-        self._path, missing = walk(self._chooser, self._tree, self._rows, self._chosen)
-        return missing
+    def _look_at(self, nodes: Sequence[int]) -> None:
+        """Find the logits and best tokens after these nodes, and of others that cost no more."""
+        if self._all_logits is not None:
+            nodes, logits = range(len(self._tree)), self._all_logits
+        else:
+            nodes = with_drafts_below(self._tree, nodes, ROWS if nodes[0] else 1)
+            start = time.perf_counter()
+            logits = self._model.logits(self._x[nodes])
+            self.head_seconds += time.perf_counter() - start
+        best = best_tokens(logits, max(1, self._node_top_k)).tolist()
+        self._rows.update(zip(nodes, logits.unbind(), strict=True))
+        self._best.update(zip(nodes, best, strict=True))
+
+    def _choose(self, nodes: Sequence[int]) -> list[int]:
+        """The target's tokens after these nodes."""
+        missing = [node for node in nodes if node not in self._rows]
+        if missing:
+            self._look_at(missing)
+        if self._chooser.greedy:
+            return [self._best[node][0] for node in nodes]
+        rows = torch.stack([self._rows[node] for node in nodes])
+        return self._chooser.choose(rows, self._tree, nodes).tolist()
 
     def accept(self) -> Verdict:
-        last = self._path[-1]
+        path, next_root = longest_path(self._tree, self._choose)
         top_ids: list[int] = []
         if self._top_k:
-            (top_ids,) = best_tokens(self._rows[last][None], self._top_k).tolist()
+            (top_ids,) = best_tokens(self._rows[path[-1]][None], self._top_k).tolist()
         all_best = [self._best[node] for node in range(len(self._tree))] if self._node_top_k else []
-        return Verdict(self._path, self._chosen[last], top_ids, all_best)
+        return Verdict(path, next_root, top_ids, all_best)
 
 
-def walk(
-    chooser: Chooser,
-    tree: DraftTree,
-    logits: Mapping[int, torch.Tensor],
-    chosen: dict[int, int],
-) -> tuple[list[int], list[int]]:
-    """Go down a tree, choosing after each node that is reached, as far as logits are there.
-
-    Args:
-        chooser: of the target's tokens.
-        tree: what is verified.
-        logits: [vocab] after some nodes, the root among them.
-        chosen: what was chosen before; goes on.
-
-    Returns:
-        The path, and the nodes whose logits are to be found before it is final.
-    """
-    reached = [] if 0 in chosen else [0]
-    while True:
-        for node in reached:
-            (chosen[node],) = chooser.choose(logits[node][None], tree, [node]).tolist()
-        path, missing = agreed_path(tree, chosen)
-        ready = [node for node in missing if node in logits]
-        reached = [node for node in ready if chosen.get(tree.parents[node]) == tree.tokens[node]]
-        if not reached:
-            return path, [node for node in missing if node not in logits]
-
-
-def accept_chosen(
-    logits: torch.Tensor, tree: DraftTree, widths: tuple[int, int], chooser: Chooser
-) -> Verdict:
-    """acceptance.accept() where a chooser takes the place of the best tokens.
-
-    Args:
-        logits: [n, vocab] after each node.
-        tree: the n nodes.
-        widths: how many best tokens to report, of the path's last node and of every node.
-        chooser: of the target's tokens.
-    """
-    if chooser.rowwise:
-        tensors = TreeTensors.upload(tree, logits.device)
-        return accept(logits, tensors, *widths, chooser.choose(logits, tree))
-    chosen: dict[int, int] = {}
-    path, _ = walk(chooser, tree, dict(enumerate(logits)), chosen)
-    top_k, node_top_k = (min(width, logits.shape[1]) for width in widths)
-    return Verdict(
-        path,
-        chosen[path[-1]],
-        logits[path[-1]].topk(top_k).indices.tolist() if top_k else [],
-        logits.topk(node_top_k).indices.tolist() if node_top_k else [],
-    )
-
-
-class GraphVerifier:
-    """Trees padded to a bucket of nodes, the cache seen to a bucket of slots: shapes that repeat.
-
-    A padded node carries the token -1, which nothing agrees with, sees itself and what is
-    committed, and writes behind the tree. Graphs are captured when first needed and share memory.
-
-    Where a chooser takes the place of the best tokens, the graph ends at the logits.
-
-    On a CPU the same function runs without a graph.
-    """
-
-    def __init__(
-        self,
-        model: LlamaKVForCausalLM,
-        cache: KVCache,
-        top_k: int,
-        node_top_k: int,
-        *,
-        chooses: bool = False,
-    ) -> None:
-        self.chooser: Chooser | None = None  # of the generation
-        self._chooses = chooses
-        self._model = model
-        self._cache = cache
-        vocab = model.config.vocab_size
-        self._widths = (min(top_k, vocab), min(node_top_k, vocab))
-        self._captured: tuple[Any, Any] | None = None  # memory and stream that the graphs share
-        if model.device.type == "cuda":
-            with torch.cuda.device(model.device):
-                stream = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
-                self._captured = torch.cuda.graph_pool_handle(), stream
-        self._steps: dict[tuple[int, int], StaticStep] = {}
-        self._logits: dict[int, torch.Tensor] = {}  # [nodes, vocab] by nodes, for all contexts
-
-    def build(self, tree: DraftTree) -> None:
-        nodes = node_bucket(len(tree))
-        self._cache.require(nodes)
-        self._model.require_position(self._cache.length + max(tree.depths))
-        seen = min(slot_bucket(self._cache.length + nodes), self._cache.capacity)
-        key = (nodes, seen)
-        self._tree = tree
-        with on_device(self._model.device):
-            step = self._steps.get(key)
-            if step is None:
-                out = self._logits_of(nodes) if self._chooses else None
-                step = StaticStep(self._model, self._cache, nodes, seen, self._widths, out)
-                step.load(tree, self._cache.length)  # capturing runs what is loaded
-                if self._captured is not None:
-                    step.capture(*self._captured)
-                self._steps[key] = step
-            else:
-                step.load(tree, self._cache.length)
-        self._step = step
-
-    def _logits_of(self, nodes: int) -> torch.Tensor:
-        if nodes not in self._logits:
-            shape = nodes, self._model.config.vocab_size
-            device = execution_device(self._model.lm_head)
-            with torch.inference_mode(False):
-                self._logits[nodes] = torch.zeros(shape, dtype=self._model.dtype, device=device)
-        return self._logits[nodes]
-
-    def forward(self) -> None:
-        with on_device(self._model.device):
-            self._step.run()
-
-    def accept(self) -> Verdict:
-        with on_device(self._model.device):
-            if self.chooser is not None:
-                logits = self._step.logits[: len(self._tree)]
-                return accept_chosen(logits, self._tree, self._widths, self.chooser)
-            answer = self._step.answer()
-        return read_answer(answer, self._step.nodes, len(self._tree), *self._widths)
-
-
-class StaticStep:
-    """One step at fixed shapes and addresses: from a buffer of inputs to a buffer of answers.
-
-    Args:
-        nodes: tree nodes, padding included.
-        seen: slots of the cache that attention reads, committed or not.
-        widths: of find_answer.
-        out: [nodes, vocab]; the step writes its logits there and ends. None: it finds an answer.
-    """
-
-    def __init__(
-        self,
-        model: LlamaKVForCausalLM,
-        cache: KVCache,
-        nodes: int,
-        seen: int,
-        widths: tuple[int, int],
-        out: torch.Tensor | None = None,
-    ) -> None:
-        device = model.device
-        self.nodes = nodes
-        self._model = model
-        self._window = SlotWindow(cache, seen)
-        self._seen = seen
-        self._widths = widths
-        self._out = out
-        self._rope = model.rope(cache.capacity, device)  # a graph reads it where it is now
-        self._graph: Any = None
-        self._answer = self._answer_on_host = torch.empty(0)
-        with torch.inference_mode(False):  # written inside and outside of inference mode
-            # rows: tokens, parents, depths, [length, 0, …], then the ancestors of each node
-            self._staged = torch.zeros(
-                nodes + 4, nodes, dtype=torch.int64, pin_memory=device.type == "cuda"
-            )
-            self._inputs = torch.zeros_like(self._staged, device=device, pin_memory=False)
-
-    def load(self, tree: DraftTree, length: int) -> None:
-        n = len(tree)
-        rows = self._staged.numpy()
-        rows[:] = 0
-        rows[0, n:] = -1
-        rows[0, :n], rows[1, :n], rows[2, :n] = tree.tokens, tree.parents, tree.depths
-        rows[3, 0] = length
-        np.fill_diagonal(rows[4:], 1)
-        rows[4 : 4 + n, :n] = tree.ancestor_mask()
-        self._inputs.copy_(self._staged, non_blocking=True)
-
-    @torch.inference_mode()
-    def _compute(self) -> torch.Tensor:
-        model, nodes = self._model, self.nodes
-        tokens, parents, depths, header = self._inputs[:4]
-        length = header[:1]
-        ancestors = self._inputs[4:].bool()
-        rows = torch.arange(nodes, device=tokens.device)
-        self._window.slots = length + rows
-        # Column j is the slot of new node j - length; those before it are committed.
-        node = torch.arange(self._seen, device=tokens.device) - length
-        tree = ancestors[:, node.clamp(0, nodes - 1)]
-        visible = (node < 0) | ((node < nodes) & tree)
-        x = model.model.embed_tokens(tokens.clamp(min=0))
-        turns = rotation(self._rope, depths + length)
-        x = model.run_layers(x, turns, model.additive_mask(visible, 0), self._window)
-        logits = model.logits(x)
-        if self._out is not None:
-            return self._out.copy_(logits)
-        return find_answer(logits, TreeTensors(tokens, parents, depths, ancestors), *self._widths)
-
-    @torch.inference_mode(False)
-    def capture(self, pool: Any, stream: Any) -> None:
-        """Record the step as a CUDA graph, after the runs on a side stream that torch asks for.
-
-        Raises:
-            InputError: it cannot be captured.
-        """
-        try:
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):
-                    self._compute()
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            # thread_local: other threads may allocate and copy meanwhile.
-            capturing = torch.cuda.graph(
-                graph, pool=pool, stream=stream, capture_error_mode="thread_local"
-            )
-            with CAPTURE, capturing:
-                self._answer = self._compute()
-            untouched = torch.full_like(self._answer, -1 if self._out is None else torch.nan)
-            with torch.inference_mode():
-                self._answer.copy_(untouched)
-            graph.replay()
-            if torch.allclose(self._answer, untouched, equal_nan=True):
-                raise RuntimeError("the captured graph does nothing")
-        except RuntimeError as error:
-            raise InputError(
-                f"a step of {self.nodes} nodes cannot be captured as a CUDA graph "
-                f"({brief(error)}); turn CUDA graphs off"
-            ) from error
-        if self._out is None:
-            self._answer_on_host = torch.empty(
-                self._answer.shape, dtype=self._answer.dtype, pin_memory=True
-            )
-        self._graph = graph
-
-    def run(self) -> None:
-        if self._graph is None:
-            self._answer = self._answer_on_host = self._compute()
-            return
-        self._graph.replay()
-        if self._out is None:
-            self._answer_on_host.copy_(self._answer, non_blocking=True)
-
-    @property
-    def logits(self) -> torch.Tensor:
-        """[nodes, vocab] of the last run, on the device; where a step ends there."""
-        return self._answer
-
-    def answer(self) -> list[int]:
-        if self._graph is not None:
-            torch.cuda.current_stream().synchronize()
-        answer: list[int] = self._answer_on_host.tolist()
-        return answer
-
-
-def use_graphs(model: LlamaKVForCausalLM, wanted: str = "auto") -> None:
-    """Have a model's steps captured as CUDA graphs from now on, where one can be.
-
-    Args:
-        model: the target, loaded.
-        wanted: on, off, or auto: on a single GPU, with a warning if a trial fails.
-
-    Raises:
-        InputError: `on` where there are none, or another word.
-    """
-    if wanted not in ("auto", "on", "off"):
-        raise InputError(f"CUDA graphs {wanted!r} are not known; give auto, on or off")
-    devices = {str(device) for device in model.layer_devices}
-    hooked = any(hasattr(layer, "_hf_hook") for layer in model.layers)
-    spread = hooked or model.device.type != "cuda" or len(devices) > 1
-    if wanted == "off" or (wanted == "auto" and spread):
-        return
-    if spread:
-        raise InputError(
-            f"CUDA graphs need the whole model on one GPU, it is on {', '.join(sorted(devices))}; "
-            "give auto or off"
-        )
-    model.graphs = True
-    with model.cache(1 + node_bucket(1)) as cache:
-        try:
-            verify(model, DraftTree(0, 1), cache, top_k=1)
-        except InputError as error:
-            model.graphs = False
-            cache.graphs.clear()
-            if wanted == "on":
-                raise
-            warnings.warn(f"running without CUDA graphs: {error}", stacklevel=2)
-
-
-def on_device(device: torch.device) -> AbstractContextManager[object]:
-    """Streams and graphs are those of the current device, which this makes it."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def node_bucket(nodes: int) -> int:
-    """The tree size that a tree is padded to."""
-    return next((size for size in NODES if size >= nodes), -(-nodes // 64) * 64)
-
-
-def slot_bucket(slots: int) -> int:
-    """The context length that one is padded to: a power of two, or one and a half of it."""
-    size = LEAST_SEEN
-    while size < slots:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
+def with_drafts_below(tree: DraftTree, nodes: Sequence[int], count: int) -> list[int]:
+    """These nodes, ascending, and the drafts below them, the first ones, until they are `count`."""
+    found = list(nodes)
+    below = set(nodes)
+    for node in range(nodes[0] + 1, len(tree)):
+        if len(found) >= count:
+            break
+        if tree.parents[node] in below and node not in below:
+            below.add(node)
+            found.append(node)
+    return found

@@ -8,30 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+from typing import ClassVar, TypeVar
 
+from .. import origins
 from ..draft_tree import DraftTree
-
-if TYPE_CHECKING:
-    from ..step_cost import StepCost
-
-
-class Measurable(Protocol):
-    """What a drafter may ask about the target before it begins."""
-
-    def step_cost(self, top_k: int, node_top_k: int = 0) -> StepCost:
-        """What a step costs by its nodes (step_cost.py)."""
-
-    def successors(self, count: int, width: int) -> list[list[int]]:
-        """The best tokens after each of the first token ids alone (successors.py)."""
-
-
-NEXT = "next token"
-RETRIEVED = "retrieved after the next token"
-GUESSED = "guess at the next next token"
-CONTINUED = "retrieved after a guess"
-COPIED = "copied logits"
-ORIGINS = (NEXT, RETRIEVED, GUESSED, CONTINUED, COPIED)
+from ..sizing.step_cost import Measurable
 
 
 class Drafter(ABC):
@@ -53,13 +34,13 @@ class Drafter(ABC):
     prompt_top_k: int = 0  # the same of every prompt token's logits, for reset()
     core: str | None = None  # which implementation drafts, where a method has several
 
-    def prepare(self, model: Measurable) -> None:  # noqa: B027 - most methods need nothing
+    def prepare(self, target: Measurable) -> None:  # noqa: B027 - most methods need nothing
         """Find out about the target what the method has to know; decode() calls it first.
 
-        Nothing is to be done for a model that was prepared last.
+        Nothing is to be done for a target that equals the last one.
 
         Args:
-            model: the target, loaded; or a recording of one.
+            target: a loaded model, or a recording of one.
         """
 
     @abstractmethod
@@ -87,16 +68,17 @@ class Drafter(ABC):
         """Learn from a verified tree.
 
         Args:
-            tree: what was verified.
+            tree: the last that was drafted.
             path: its committed nodes, the root's index first.
             top_ids: after each node, accepted or not, the `node_top_k` best token ids, best first;
-                none where they are not known, as for some rejected nodes in a replay.
+                none where they are not known, as for nodes behind the end of the generation, or
+                for some rejected ones in a replay.
         """
 
     def origins(self, tree: DraftTree) -> list[str]:
-        """Where the nodes of the tree that was drafted last come from, for people to see: a word of
-        ORIGINS for each, the root's first."""
-        return [NEXT, *[RETRIEVED] * (len(tree) - 1)]
+        """Where the nodes of the tree that was drafted last come from, for people to see: one of
+        origins.ORIGINS for each, the root's first."""
+        return [origins.NEXT, *[origins.RETRIEVED] * (len(tree) - 1)]
 
     def forget(self) -> None:  # noqa: B027 - most methods keep nothing
         """Drop what reset() keeps across generations: after this the drafter is as good as new."""

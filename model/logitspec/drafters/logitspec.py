@@ -3,14 +3,16 @@ then extend both the next token and every guess by retrieval from the context.""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
-from ..budget import Capacity, resolve_capacity
+from .. import origins
 from ..draft_tree import DraftTree
 from ..ngram_pool import NgramPool
-from ..ranking import Ranking
-from .base import CONTINUED, GUESSED, NEXT, RETRIEVED, Drafter, Measurable, register
+from ..sizing.budget import Capacity, resolve_capacity
+from ..sizing.ranks import FixedSize, SizeByRank
+from ..sizing.step_cost import Measurable
+from .base import Drafter, register
 
 
 def branch_length(rank: int) -> int:
@@ -52,57 +54,63 @@ class LogitSpecDrafter(Drafter):
         *,
         merge: bool = False,
     ) -> None:
-        self.capacity = resolve_capacity(draft_tree_capacity)
+        self.capacity = self.top_k = resolve_capacity(draft_tree_capacity)
         self.pool = NgramPool(max_ngram_size, num_pred_tokens)
-        self.top_k = self.capacity
         self.merge = merge
-        self._retrieved = 0  # nodes of the last tree's first branch
-        auto = draft_tree_capacity == "auto"
-        self.ranking = Ranking(self.capacity, branch_length(0), num_pred_tokens) if auto else None
+        self._ranks: list[int | None] = []  # of the last tree's nodes: of their branch's guess
+        self.size = FixedSize()
+        if draft_tree_capacity == "auto":
+            self.size = SizeByRank(self.capacity, branch_length(0), num_pred_tokens)
 
-    def prepare(self, model: Measurable) -> None:
-        if self.ranking is not None:
-            self.ranking.budget.prepare(model, self.top_k, self.node_top_k)
+    def prepare(self, target: Measurable) -> None:
+        self.size.prepare(target, self.top_k)
 
     def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
-        if self.ranking is not None:
-            self.ranking.end()
+        self.size.begin()
         self.pool = NgramPool(self.pool.max_ngram_size, self.pool.num_pred_tokens)
         self.pool.extend(prompt_ids)
 
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
-        if self.ranking is not None:
-            self.ranking.learn_last(root)
         tree = DraftTree(root, self.capacity)
-        context = [*self.pool.ids[-self.pool.max_ngram_size :], root]
-        tree.add_branch(self.pool.lookup(context), merge=self.merge)
-        self._retrieved = len(tree) - 1
-        if self.ranking is not None:
-            self.ranking.note(tree, None)
-        for rank, guess in enumerate(top_ids):
+        self._ranks = [None]
+        for rank, branch in self.branches(root, top_ids):
+            tree.add_branch(branch, merge=self.merge)
+            self._ranks += [rank] * (len(tree) - len(self._ranks))
             if tree.full:
                 break
+        return self.size.cut(tree, self._ranks, len(self.pool.ids))
+
+    def branches(
+        self, root: int, top_ids: Sequence[int]
+    ) -> Iterator[tuple[int | None, Sequence[int]]]:
+        """The tree's branches below the root, in the paper's order.
+
+        Returns:
+            What is retrieved after the root, with None; then each guess and what is retrieved after
+            it, with the rank of the guess.
+        """
+        context = [*self.pool.ids[-self.pool.max_ngram_size :], root]
+        yield None, self.pool.lookup(context)
+        for rank, guess in enumerate(top_ids):
             if guess == root:  # its rank still counts: the first guess has rank 1
                 continue
             length = branch_length(rank)
             retrieved = self.pool.lookup([*context, guess]) if length > 1 else []
-            tree.add_branch([guess, *retrieved[: length - 1]], merge=self.merge)
-            if self.ranking is not None:
-                self.ranking.note(tree, rank)
-        return tree if self.ranking is None else self.ranking.cut(tree, len(self.pool.ids))
+            yield rank, [guess, *retrieved[: length - 1]]
 
     def observe(
         self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
     ) -> None:
-        if self.ranking is not None:
-            self.ranking.learn(tree, path)
+        self.size.learn(tree, path)
         self.pool.extend(tree.tokens[node] for node in path)
 
     def origins(self, tree: DraftTree) -> list[str]:
-        guesses = [GUESSED if depth == 1 else CONTINUED for depth in tree.depths]
-        first = 1 + self._retrieved
-        return [NEXT, *[RETRIEVED] * (len(guesses[:first]) - 1), *guesses[first:]]
+        def origin(depth: int, rank: int | None) -> str:
+            if rank is None:
+                return origins.RETRIEVED if depth else origins.NEXT
+            return origins.GUESSED if depth == 1 else origins.CONTINUED
+
+        return list(map(origin, tree.depths, self._ranks))
 
     def forget(self) -> None:
-        if self.ranking is not None:
-            self.ranking.table.reset()
+        self.size.forget()

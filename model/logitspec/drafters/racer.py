@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import ClassVar
 
+from .. import origins
 from ..draft_tree import DraftTree
 from ..errors import InputError, require_positive
-from .base import COPIED, NEXT, RETRIEVED, Drafter, register
+from .base import Drafter, register
 
 
 @dataclass(eq=False)
@@ -162,8 +163,8 @@ class RacerDrafter(Drafter):
         self._successors.update((token, row) for token, row in known if row)
 
     def origins(self, tree: DraftTree) -> list[str]:
-        copied = [COPIED] * (len(tree) - self._retrieved)
-        return [NEXT, *[RETRIEVED] * (self._retrieved - 1), *copied]
+        copied = [origins.COPIED] * (len(tree) - self._retrieved)
+        return [origins.NEXT, *[origins.RETRIEVED] * (self._retrieved - 1), *copied]
 
     def _add_retrieved(self, tree: DraftTree) -> None:
         order = count()

@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from .. import origins
 from ..draft_tree import DraftTree
 from ..errors import require_positive
-from .base import COPIED, NEXT, Drafter, register
+from .base import Drafter, register
 
 SUCCESSORS = 8  # columns of the adjacency matrix
 
@@ -88,7 +89,7 @@ class TokenRecyclingDrafter(Drafter):
         self._successors.update((token, row) for token, row in known if row)
 
     def origins(self, tree: DraftTree) -> list[str]:
-        return [NEXT, *[COPIED] * (len(tree) - 1)]
+        return [origins.NEXT, *[origins.COPIED] * (len(tree) - 1)]
 
     def forget(self) -> None:
         self._successors.clear()

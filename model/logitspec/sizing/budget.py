@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
-from .errors import InputError, require_positive
-from .step_cost import NODES, StepCost
-
-if TYPE_CHECKING:
-    from .drafters.base import Measurable
+from ..errors import InputError, require_positive
+from .step_cost import SIZES, Measurable, StepCost
 
 Capacity = int | Literal["auto"]
 
-AUTO_CAPACITY = NODES[-1]  # most nodes of a tree that sizes itself
+AUTO_CAPACITY = SIZES[-1]  # most nodes of a tree that sizes itself
 STRIDE = 64  # committed tokens after which the curve is taken anew
 
 
@@ -49,7 +46,7 @@ class Budget:
 
     def prepare(self, model: Measurable, top_k: int, node_top_k: int) -> None:
         """Find what a step of this model costs with these widths of a drafter."""
-        if model is not self._model:
+        if model != self._model:
             self._model = model
             self._cost = model.step_cost(top_k, node_top_k)
             self._context = None

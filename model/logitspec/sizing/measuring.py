@@ -1,32 +1,33 @@
-"""What a step costs by its nodes, on the loaded model: for trees that size themselves.
+"""Measures what a step of a loaded model costs by its nodes, for trees that size themselves.
 
-benchmarks/step_cost.py prints and draws the same.
+measured.py offers it to drafters; benchmarks/step_cost.py prints and draws the same.
 """
 
 from __future__ import annotations
 
-import platform
-import sys
+import logging
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from .decoding import prefill
-from .draft_tree import DraftTree
-from .instruction_set import cpu_info, describe
-from .kv_cache import KVCache
-from .modeling_llama_kv import LlamaKVForCausalLM
-from .storage import remembered
-from .verification import node_bucket, verify
+from ..cuda_graphs import node_bucket
+from ..devices import device_name
+from ..draft_tree import DraftTree
+from ..instruction_set import describe
+from ..kv_cache import KVCache
+from ..modeling_llama_kv import LlamaKVForCausalLM
+from ..prefill import prefill
+from ..storage import remembered
+from ..verification import verify
+from .step_cost import SIZES, StepCost, rising
 
-NODES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
+log = logging.getLogger(__name__)
 Key = TypeVar("Key")
 
 CONTEXTS = (128, 1024)  # committed tokens
@@ -34,43 +35,6 @@ METHOD = 3  # of measuring: a new number makes what was stored count no more
 FEW = 16  # nodes; steps over no more are cheap, and where trees end is decided among them
 ROUNDS = (16, 3)  # measurements of each size, of few nodes and of many
 SOME_TOKENS = 64  # that every vocabulary has
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """Seconds of a step over so many nodes, at two context lengths.
-
-    Attributes:
-        contexts: the shorter and the longer context, in tokens.
-        nodes: ascending, from 1.
-        seconds: of each context, of each number of nodes.
-        padded: a tree costs as much as the next larger one of `nodes`, as it does in CUDA graphs.
-    """
-
-    contexts: Sequence[int]
-    nodes: Sequence[int]
-    seconds: Sequence[Sequence[float]]
-    padded: bool = False
-
-    def curve(self, context: int) -> list[float]:
-        """Seconds of a step over 0, 1, 2, … nodes, linear between what was measured, never falling.
-
-        Args:
-            context: committed tokens; outside of `contexts` the line is carried on.
-        """
-        (near, far), (fast, slow) = self.contexts, self.seconds
-        part = (context - near) / (far - near)
-        at = [a + max(0.0, b - a) * max(0.0, part) for a, b in zip(fast, slow, strict=True)]
-        at = rising(at)
-        curve = [at[0]]
-        for n in range(1, self.nodes[-1] + 1):
-            i = bisect_left(self.nodes, n)  # the first that is not smaller
-            if self.padded or self.nodes[i] == n:
-                curve.append(at[i])
-            else:
-                left, right = self.nodes[i - 1], self.nodes[i]
-                curve.append(at[i - 1] + (at[i] - at[i - 1]) * (n - left) / (right - left))
-        return curve
 
 
 def step_cost(model: LlamaKVForCausalLM, top_k: int, node_top_k: int = 0) -> StepCost:
@@ -111,15 +75,13 @@ SHAPE = (
 
 def sizes(model: LlamaKVForCausalLM) -> list[int]:
     """The numbers of nodes to measure: where trees are padded, one of each bucket."""
-    return sorted({node_bucket(n) for n in NODES}) if model.graphs else list(NODES)
+    return sorted({node_bucket(n) for n in SIZES}) if model.graphs else list(SIZES)
 
 
 def measure(model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> StepCost:
     """Measure it, in some ten seconds. Of each size the lower quartile, which a busy machine spoils
     least."""
-    print(
-        "measuring what a step costs by its nodes, once for this model and machine", file=sys.stderr
-    )
+    log.info("measuring what a step costs by its nodes, once for this model and machine")
     meter = Meter(model, top_k, node_top_k)
     meter.run(*ROUNDS)
     return meter.cost(0.25)
@@ -141,7 +103,7 @@ class Meter:
         self, model: LlamaKVForCausalLM, top_k: int, node_top_k: int, *, rejected: bool = False
     ) -> None:
         self._rejected = rejected
-        room = model.max_positions - NODES[-1]
+        room = model.max_positions - SIZES[-1]
         self._model = model
         self._widths = top_k, node_top_k
         self._nodes = sizes(model)
@@ -151,7 +113,7 @@ class Meter:
     def run(self, few: int, many: int) -> None:
         """Measure so many rounds of the sizes up to FEW, and of the larger ones."""
         for context in self._contexts:
-            with filled_cache(self._model, context, room=NODES[-1]) as cache:
+            with filled_cache(self._model, context, room=SIZES[-1]) as cache:
                 root, true = continuation(self._model, cache)
                 child = true if not self._rejected else int(not true)
                 for rounds, wanted in ((few, True), (many, False)):
@@ -176,19 +138,6 @@ class Meter:
             for context in self._contexts
         ]
         return StepCost(self._contexts, self._nodes, seconds, padded=self._model.graphs)
-
-
-def rising(seconds: Sequence[float]) -> list[float]:
-    """The nearest sequence that never falls: neighbours that do are replaced by their mean."""
-    pools: list[tuple[float, int]] = []  # mean, count
-    for value in seconds:
-        count = 1
-        while pools and pools[-1][0] > value:
-            mean, more = pools.pop()
-            value = (value * count + mean * more) / (count + more)
-            count += more
-        pools.append((value, count))
-    return [mean for mean, count in pools for _ in range(count)]
 
 
 @contextmanager
@@ -244,10 +193,3 @@ def interleaved(
             variant()
             seconds[key].append(time.perf_counter() - start)
     return seconds
-
-
-def device_name(device: torch.device) -> str:
-    """The processor or GPU that a model is on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return cpu_info("model name") or platform.processor() or platform.machine()

@@ -1,6 +1,6 @@
-// The drafting of the method calibrated: the same as evidence.py and drafters/calibrated.py do in
-// Python, which say what all of it means. drafting.py compiles this file and calls it; a test holds
-// that both grow the same trees. One handle serves one drafter.
+// The drafting of the method calibrated: the same as evidence.py and growth.py do in Python, which say
+// what all of it means. compiled.py compiles this file and calls it; a test holds that both grow the
+// same trees. One handle serves one drafter.
 
 #include <algorithm>
 #include <cstdint>
@@ -381,13 +381,10 @@ struct Drafting {
     }
 
     void observe(const Tree& tree, int64_t nodes, const int64_t* path, int64_t accepted,
-                 const int64_t* rows, int64_t width, bool is_last, const Table& table) {
-        awaited = -1;
-        if (is_last) {
-            for (int64_t i = 0; i + 1 < accepted; i++)
-                if (path[i] < looked) learn(below[path[i]], Token(tree.tokens[path[i + 1]]), table);
-            if (path[accepted - 1] < looked) awaited = path[accepted - 1];
-        }
+                 const int64_t* rows, int64_t width, const Table& table) {
+        for (int64_t i = 0; i + 1 < accepted; i++)
+            if (path[i] < looked) learn(below[path[i]], Token(tree.tokens[path[i + 1]]), table);
+        awaited = path[accepted - 1] < looked ? path[accepted - 1] : -1;
         Token before = context.empty() ? -1 : context.back();
         auto row_of = [&](int64_t node) {
             if (!width || rows[node * width] < 0) return;  // not known
@@ -439,10 +436,10 @@ int64_t drafting_draft(void* handle, int64_t root, const int64_t* top, int64_t t
 }
 
 int64_t drafting_observe(void* handle, const Tree* tree, int64_t nodes, const int64_t* path,
-                         int64_t accepted, const int64_t* rows, int64_t width, int64_t is_last,
+                         int64_t accepted, const int64_t* rows, int64_t width,
                          const Table* table) {
     if (!valid(tree->tokens, nodes) || !valid(rows, nodes * width, -1)) return -1;
-    ((Drafting*)handle)->observe(*tree, nodes, path, accepted, rows, width, is_last, *table);
+    ((Drafting*)handle)->observe(*tree, nodes, path, accepted, rows, width, *table);
     return 0;
 }
 }

@@ -1,18 +1,23 @@
 """The decoder layers in one call on a CPU: lays the weights out for layers.cpp and calls it.
 
-PyTorch's operators cost more between the matrix products of a small model than in them. loading.py
+PyTorch's operators cost more between the matrix products of a small model than in them. choice.py
 decides whether this is used; modeling_llama_kv.py calls it.
 """
 
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..compiler import Int, Pointer, Unavailable, library, structure
+from ..config import heads
 from ..kv_cache import KVCache
-from .compiler import Int, Pointer, Unavailable, library, structure
+
+SOURCE = Path(__file__).with_name("layers.cpp")
+FLAGS = ("-O3", "-march={target}", "-fopenmp")
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 BLOCK = 64  # columns of a block, see layers.cpp
@@ -31,6 +36,15 @@ Step = structure(
     **dict.fromkeys(("rows", "length", "capacity", "threads"), Int),
     **dict.fromkeys(("cos", "sin", "sees", "cache", "x", "workspace"), Pointer),
 )
+
+
+def layers_library() -> ctypes.CDLL:
+    """layers.cpp, compiled when first needed.
+
+    Raises:
+        Unavailable: it cannot be compiled here.
+    """
+    return library(SOURCE, FLAGS)
 
 
 def blocks(weight: torch.Tensor) -> torch.Tensor:
@@ -52,7 +66,7 @@ class Matrix:
     def __init__(self, weight: torch.Tensor) -> None:
         self.blocks = blocks(weight)
         self._outputs, self._inputs = weight.shape
-        self._multiply = getattr(library("layers"), f"multiply_{NAMES[weight.dtype]}")
+        self._multiply = getattr(layers_library(), f"multiply_{NAMES[weight.dtype]}")
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.contiguous()
@@ -72,7 +86,7 @@ def best_tokens(logits: torch.Tensor, count: int) -> torch.Tensor:
     logits = logits.contiguous()
     n, vocab = logits.shape
     found = torch.empty(n, count, dtype=torch.int64)
-    find = getattr(library("layers"), f"best_{NAMES[logits.dtype]}")
+    find = getattr(layers_library(), f"best_{NAMES[logits.dtype]}")
     find(
         Pointer(logits.data_ptr()), Int(n), Int(vocab), Int(count), Pointer(found.data_ptr()),
         Int(torch.get_num_threads()),
@@ -90,10 +104,10 @@ class NativeLayers:
     def __init__(self, config: Any) -> None:
         self._kept: list[torch.Tensor] = []  # what the structures point to
         self._layers = (Layer * config.num_hidden_layers)()
-        heads, kv_heads, head_dim = shape(config)
+        query_heads, kv_heads, head_dim = heads(config)
         self._model = Model(
             hidden=config.hidden_size,
-            heads=heads,
+            heads=query_heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
             intermediate=config.intermediate_size,
@@ -124,7 +138,7 @@ class NativeLayers:
         self._layers[self._model.layers] = Layer(**addresses)
         self._model.layers += 1
         self._dtype = attention.qkv.weight.dtype
-        self._forward = getattr(library("layers"), f"forward_{NAMES[self._dtype]}")
+        self._forward = getattr(layers_library(), f"forward_{NAMES[self._dtype]}")
         self._forward.restype = Int
 
     def __call__(
@@ -198,16 +212,9 @@ def interleaved(gate_up: torch.Tensor) -> torch.Tensor:
     return halves.transpose(0, 1).reshape(gate_up.shape)
 
 
-def shape(config: Any) -> tuple[int, int, int]:
-    """Query heads, key heads, and the size of each."""
-    heads = int(config.num_attention_heads)
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return heads, int(config.num_key_value_heads), int(size)
-
-
 def check(config: Any, dtype: torch.dtype) -> None:
     """Raise Unavailable for a model that layers.cpp does not know."""
-    heads, kv_heads, head_dim = shape(config)
+    query_heads, kv_heads, head_dim = heads(config)
     hidden, intermediate = config.hidden_size, config.intermediate_size
     for wrong, why in (
         (dtype not in NAMES, f"the weights are {dtype}, not float32 or bfloat16"),
@@ -216,8 +223,8 @@ def check(config: Any, dtype: torch.dtype) -> None:
         (head_dim % BLOCK, f"the head size {head_dim} is no multiple of {BLOCK}"),
         (intermediate % 32, f"the intermediate size {intermediate} is no multiple of 32"),
         (
-            heads // kv_heads > MOST_GROUPS,
-            f"{heads // kv_heads} query heads share a key head, more than {MOST_GROUPS}",
+            query_heads // kv_heads > MOST_GROUPS,
+            f"{query_heads // kv_heads} query heads share a key head, more than {MOST_GROUPS}",
         ),
     ):
         if wrong:

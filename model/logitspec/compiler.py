@@ -1,4 +1,4 @@
-"""Compiles the C++ files beside this one, each when first needed, into the user's cache folder."""
+"""Compiles C++ files of this package, each when first needed, into the user's cache folder."""
 
 from __future__ import annotations
 
@@ -13,14 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..instruction_set import compiler_target
-from ..storage import cache_folder
+from .instruction_set import compiler_target
+from .storage import cache_folder
 
-SOURCES = {
-    # name -> flags
-    "layers": ("-O3", "-march={target}", "-fopenmp"),
-    "drafting": ("-O2", "-ffp-contract=off"),  # the very sums of Python
-}
 FLAGS = ("-std=c++17", "-shared", "-fPIC", "-w")
 
 Pointer = ctypes.c_void_p
@@ -35,27 +30,31 @@ class Unavailable(Exception):
     """Why compiled code cannot be used."""
 
 
-def library(name: str) -> ctypes.CDLL:
-    """One of SOURCES, compiled here.
+def library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
+    """A C++ file as a shared library, compiled here.
+
+    Args:
+        source: the file.
+        flags: of the compiler, beside FLAGS; {target} stands for the instruction set that is used.
 
     Raises:
         Unavailable: it cannot be compiled or loaded here.
     """
-    built = build(name)
+    built = build(source, flags)
     if isinstance(built, str):
         raise Unavailable(built)
     return built
 
 
 @cache
-def build(name: str) -> ctypes.CDLL | str:
+def build(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL | str:
     """The same, compiled once; or why it cannot be."""
+    name = source.stem
     try:
         compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
         if shutil.which(compiler[0]) is None:
             return f"there is no C++ compiler {compiler[0]!r} (the variable CXX names another)"
-        source = source_of(name)
-        flags = [flag.format(target=compiler_target()) for flag in SOURCES[name]]
+        flags = tuple(flag.format(target=compiler_target()) for flag in flags)
         command = [*compiler, *FLAGS, *flags, str(source)]
         target = cache_folder() / f"{name}-{fingerprint(compiler, command, source)}.so"
         if not target.is_file():
@@ -74,10 +73,6 @@ def build(name: str) -> ctypes.CDLL | str:
         return ctypes.CDLL(str(target))
     except (OSError, RuntimeError, ValueError) as error:  # no home, a CXX that is no command
         return f"what is compiled of {name} cannot be stored or loaded: {error}"
-
-
-def source_of(name: str) -> Path:
-    return Path(__file__).with_name(f"{name}.cpp")
 
 
 def fingerprint(compiler: list[str], command: list[str], source: Path) -> str:

@@ -1,5 +1,4 @@
-"""The drafting of the method calibrated, compiled: calls drafting.cpp, which does what
-drafters/calibrated.py does in Python, in a tenth of the time."""
+"""Calibrated trees in C++: calls drafting.cpp, which does what growth.py does."""
 
 from __future__ import annotations
 
@@ -7,15 +6,21 @@ import ctypes
 import weakref
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..budget import Budget
-from ..evidence import AcceptanceTable
-from .compiler import Int, Pointer, library, structure
+from ...compiler import Int, Pointer, library, structure
+from ...sizing.acceptance_table import AcceptanceTable
+from ...sizing.budget import Budget
+from . import core
+from .core import Drafted
+from .evidence import MOST_EARLIER, MOST_FOLLOWERS, Evidence
 
+SOURCE = Path(__file__).with_name("drafting.cpp")
+FLAGS = ("-O2", "-ffp-contract=off")  # the very sums of Python
 Double = ctypes.c_double
 INTEGERS = (
     *("capacity", "max_ngram_size", "lengths", "row_width", "ranks", "last_width"),
@@ -30,30 +35,37 @@ Costs = structure("Costs", curve=Pointer, cheapest=Pointer, least=Double)
 Tree = structure("Tree", **dict.fromkeys(("tokens", "parents", "cells", "paths"), Pointer))
 
 
-class Drafting:
-    """One drafter's evidence, and the growth of its trees.
+class CompiledCore:
+    """The same as growth.ReadableCore, compiled (core.Core).
 
     Args:
+        evidence: what is looked into; only its settings are read, the contents are C++'s.
         table: learnt from and into; its numbers become arrays.
-        last_steps: of LastEvidence, by rank.
-        settings: the other fields of Settings in drafting.cpp, by name.
+        capacity: most nodes of a tree.
 
     Raises:
         Unavailable: it cannot be compiled or loaded here.
     """
 
-    def __init__(self, table: AcceptanceTable, last_steps: Sequence[int], **settings: Any) -> None:
-        self._library = library("drafting")
+    def __init__(self, evidence: Evidence, table: AcceptanceTable, capacity: int) -> None:
+        self._library = library(SOURCE, FLAGS)
         self._library.drafting_new.restype = Pointer
         for name in ("draft", "begin", "observe", "vocabulary"):
             getattr(self._library, f"drafting_{name}").restype = Int
-        steps = integers(last_steps)
-        wanted = Settings(last_width=len(steps), last_steps=steps.ctypes.data, **settings)
-        self._handle = Pointer(self._library.drafting_new(ctypes.byref(wanted)))
+        ngrams, rows, last, earlier = evidence.sources
+        steps = integers(last.steps)
+        settings = Settings(
+            capacity=capacity, pruning=core.PRUNING,
+            max_ngram_size=ngrams.max_ngram_size, lengths=ngrams.lengths,
+            row_width=rows.width, ranks=rows.ranks, keep_rows=rows.keep,
+            last_width=len(steps), last_steps=steps.ctypes.data, keep_ngrams=earlier.keep,
+            row_stride=rows.stride, last_stride=last.stride, earlier_stride=earlier.stride,
+            most_followers=MOST_FOLLOWERS, most_earlier=MOST_EARLIER,
+        )  # fmt: skip
+        self._handle = Pointer(self._library.drafting_new(ctypes.byref(settings)))
         weakref.finalize(self, self._library.drafting_delete, self._handle)
-        self._capacity = settings["capacity"]
-        self._tokens, self._parents, self._cells = np.zeros((3, self._capacity), dtype=np.int64)
-        self._paths = np.zeros(self._capacity)
+        self._tokens, self._parents, self._cells = np.zeros((3, capacity), dtype=np.int64)
+        self._paths = np.zeros(capacity)
         self._tree = Tree(
             tokens=self._tokens.ctypes.data,
             parents=self._parents.ctypes.data,
@@ -64,7 +76,6 @@ class Drafting:
         self.use(table)
 
     def use(self, table: AcceptanceTable) -> None:
-        """Learn from and into this table from now on."""
         table.prior = np.array(table.prior, dtype=np.float64)
         table.probability = np.array(table.probability, dtype=np.float64)
         table.nothing = integers(table.nothing)
@@ -74,7 +85,6 @@ class Drafting:
         self._table = Table(*addresses, strength=table.strength)
 
     def set_vocabulary(self, rows: Sequence[Sequence[int]]) -> None:
-        """The rows of the vocabulary, all of one width."""
         known = integers(rows)
         check(
             self._library.drafting_vocabulary(
@@ -89,16 +99,7 @@ class Drafting:
     def forget(self) -> None:
         self._library.drafting_forget(self._handle)
 
-    def draft(
-        self, root: int, top_ids: Sequence[int], budget: Budget | None
-    ) -> tuple[list[int], list[int], list[float], list[int]]:
-        """Tokens, parents, path probabilities and cells of the next tree.
-
-        Args:
-            root: the next token.
-            top_ids: best tokens of the last logits.
-            budget: of a tree that sizes itself, begun.
-        """
+    def draft(self, root: int, top_ids: Sequence[int], budget: Budget | None) -> Drafted:
         top = (Int * len(top_ids))(*top_ids)
         costs = None
         if budget is not None:
@@ -116,43 +117,21 @@ class Drafting:
         check(n)
         numbers = (self._tokens, self._parents, self._paths, self._cells)
         tokens, parents, paths, cells = (some[:n].tolist() for some in numbers)
-        return tokens, parents, paths, cells
+        return Drafted(tokens, parents, paths, cells)
 
     def observe(
-        self,
-        tokens: Sequence[int],
-        parents: Sequence[int],
-        path: Sequence[int],
-        top_ids: Sequence[Sequence[int]],
-        *,
-        is_last: bool,
+        self, drafted: Drafted, path: Sequence[int], top_ids: Sequence[Sequence[int]]
     ) -> None:
-        """Learn from a verified tree.
-
-        Args:
-            tokens: the tree's.
-            parents: the same.
-            path: its committed nodes.
-            top_ids: the best tokens after each node, as many of each; none: not known.
-            is_last: whether it is the tree of the last draft(), whole.
-
-        Raises:
-            ValueError: there is not a row for every node, or they differ in length.
-        """
-        n, width = len(tokens), max(map(len, top_ids))
+        n, width = len(drafted.tokens), max(map(len, top_ids))
         unknown = (-1,) * width
         best = list(chain.from_iterable(row or unknown for row in top_ids))
         if len(top_ids) != n or len(best) != n * width:
             raise ValueError(f"{len(top_ids)} rows of {width} best tokens or fewer for {n} nodes")
         rows = (Int * len(best))(*best)
         nodes = (Int * len(path))(*path)
-        tree = self._tree
-        if not is_last:
-            kept = integers([tokens, parents])
-            tree = Tree(tokens=kept[0].ctypes.data, parents=kept[1].ctypes.data)
         done = self._library.drafting_observe(
-            self._handle, ctypes.byref(tree), Int(n), nodes, Int(len(path)), rows, Int(width),
-            Int(is_last), ctypes.byref(self._table),
+            self._handle, ctypes.byref(self._tree), Int(n), nodes, Int(len(path)), rows, Int(width),
+            ctypes.byref(self._table),
         )  # fmt: skip
         check(done)
 

@@ -1,4 +1,4 @@
-"""What speaks for a token as the next one: the evidence that calibrated.py weighs.
+"""What speaks for a token as the next one: the evidence that calibrated trees weigh.
 
 Each source puts the tokens that may follow a draft node into grades. The grades of all sources
 together are a token's cell in the acceptance table, which knows how often such a token was right.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import exp
-from typing import Any
 
-Look = tuple[int, dict[int, int]]  # where the tokens that are not named stand, and how far others
+# (cell offset of tokens that are not named, {token that is named: its further offset})
+Look = tuple[int, dict[int, int]]
+Candidates = Look  # the same of all sources together: cells
 Row = Sequence[int]  # the best token ids after a token, best first
 # n-gram -> token -> how often it followed, the latest last; of one that followed once: it
 Followers = dict[tuple[int, ...], dict[int, int] | int]
@@ -273,39 +274,6 @@ class LastEvidence(Source):
         return self.stride, named
 
 
-class AcceptanceTable:
-    """How likely a draft of a cell is right, given that its parent is.
-
-    The share of the right ones among those seen, with the prior counting as so many of them.
-
-    Args:
-        prior: what is believed of each cell before anything was seen.
-        strength: how many observations the prior weighs.
-    """
-
-    def __init__(self, prior: Sequence[float], strength: float) -> None:
-        # Lists, which Python reads fastest; arrays where native/drafting.py learns
-        self.prior: Any = [float(probability) for probability in prior]
-        self.strength = strength
-        self.probability: Any = list(self.prior)
-        self.nothing: Any = [0] * len(self.prior)
-        self.seen: Any = list(self.nothing)
-        self.right: Any = list(self.nothing)
-
-    def reset(self) -> None:
-        """Forget what was learnt; the prior remains."""
-        self.probability[:] = self.prior
-        self.seen[:] = self.right[:] = self.nothing
-
-    def learn(self, cell: int, right: bool) -> None:
-        """Take in whether a draft of a cell, whose parent was right, was right."""
-        self.seen[cell] += 1
-        self.right[cell] += right
-        self.probability[cell] = (self.right[cell] + self.strength * self.prior[cell]) / (
-            self.seen[cell] + self.strength
-        )
-
-
 def additive_prior(bias: float, weights: Iterable[Sequence[float]]) -> list[float]:
     """Probabilities of all cells whose log-odds are a sum: a weight for the grade in each source.
 
@@ -317,3 +285,70 @@ def additive_prior(bias: float, weights: Iterable[Sequence[float]]) -> list[floa
     for source in weights:
         odds = [known + weight for weight in source for known in odds]
     return [1 / (1 + exp(-value)) for value in odds]
+
+
+class Evidence:
+    """All sources of one drafter; a cell is a choice of a grade for each.
+
+    Args:
+        max_ngram_size: longest n-gram matched.
+        row_width: tokens of a row that count.
+        last_width: ranks of the last logits that count.
+        keep_rows: rows outlive their prompt.
+        keep_ngrams: answers outlive their prompt.
+    """
+
+    def __init__(
+        self,
+        max_ngram_size: int,
+        row_width: int,
+        last_width: int,
+        *,
+        keep_rows: bool,
+        keep_ngrams: bool,
+    ) -> None:
+        self.ngrams = NgramEvidence(max_ngram_size, stride=1)
+        self.rows = RowEvidence(row_width, len(self.ngrams.grades), keep=keep_rows)
+        self.last = LastEvidence(last_width, self.rows.stride * len(self.rows.grades))
+        self.earlier = AnswerEvidence(
+            max_ngram_size, self.last.stride * len(self.last.grades), keep=keep_ngrams
+        )
+        self.sources = (self.ngrams, self.rows, self.last, self.earlier)
+        self.longest = max(max_ngram_size, 2)  # tokens of a context that a look takes
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        """The last committed tokens, as many as a look takes."""
+        return self.ngrams.context
+
+    def begin(self, prompt_ids: Sequence[int]) -> None:
+        """Forget the last prompt but for what is kept, and take in another."""
+        for source in self.sources:
+            source.begin(prompt_ids)
+
+    def forget(self) -> None:
+        """Drop what is kept from prompt to prompt, too."""
+        for source in self.sources:
+            source.forget()
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Take in committed tokens."""
+        self.ngrams.extend(tokens)
+        self.earlier.extend(tokens)
+
+    def look(self, context: tuple[int, ...], top_ids: Sequence[int] | None) -> Candidates:
+        """The candidates below a draft node.
+
+        Args:
+            context: the last tokens up to the node, the node's own last.
+            top_ids: below the root the best tokens of the last logits, else None.
+        """
+        base, named = self.rows.look(context)
+        looks = [self.ngrams.look(context), self.earlier.look(context)]
+        if top_ids is not None:
+            looks.append(self.last.below_root(context[-1], top_ids))
+        for more, others in looks:
+            base += more
+            for token, step in others.items():
+                named[token] = named.get(token, 0) + step
+        return base, named

@@ -1,7 +1,7 @@
-"""Which kernels a model on a CPU runs on, the fastest first; loading.py and --cpu-kernels ask.
+"""Which kernels a model on a CPU runs on, the fastest first; loading.py asks.
 
-native: all layers in one call of a small library, compiled here when first needed (native/).
-packed: PyTorch's operators, the weights rearranged for oneDNN's matrix products (linear.py).
+native: all layers in one call of a small library, compiled here when first needed (layers.cpp).
+packed: PyTorch's operators, the weights rearranged for oneDNN's matrix products (packed.py).
 plain: PyTorch's operators as they are; what a GPU runs on as well.
 """
 
@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from .errors import InputError
-from .instruction_set import has_avx512
-from .linear import why_not_packable
-from .native import layers
-from .native.compiler import Unavailable, library
+from ..compiler import Unavailable
+from ..config import is_quantized
+from ..errors import InputError
+from ..instruction_set import has_avx512
+from . import layers
+from .packed import why_not_packable
 
 KERNELS = ("native", "packed", "plain")
 
@@ -70,7 +71,7 @@ def why_not(name: str, config: Any, dtype: torch.dtype) -> str:
         return why_not_packable(dtype)
     try:
         layers.check(config, dtype)
-        library("layers")
+        layers.layers_library()
     except Unavailable as error:
         return str(error)
     return ""
@@ -82,8 +83,3 @@ def why_slow(name: str, dtype: torch.dtype) -> str:
     if slow and not why_not_packable(dtype):
         return "without AVX-512 their steps over several nodes are slow"
     return ""
-
-
-def is_quantized(config: Any) -> bool:
-    """Whether a checkpoint's matrices are packed by a library such as bitsandbytes."""
-    return getattr(config, "quantization_config", None) is not None

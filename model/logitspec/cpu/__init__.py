@@ -1,0 +1,1 @@
+"""Kernels for a CPU: which there are, and the weights laid out for them."""

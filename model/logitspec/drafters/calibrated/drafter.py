@@ -1,0 +1,236 @@
+"""Calibrated draft trees, this project's own method: grown best first by how likely each path is.
+
+The evidence for a token is in evidence.py. What it is worth is in an acceptance table that learns
+from every step. growth.py grows the trees, and sizing/budget.py ends those that size themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ... import origins
+from ...compiler import Unavailable
+from ...draft_tree import DraftTree
+from ...errors import InputError, require_positive
+from ...sizing.acceptance_table import AcceptanceTable
+from ...sizing.budget import Budget, Capacity, resolve_capacity
+from ...sizing.step_cost import Measurable
+from ..base import Drafter, register
+from .compiled import CompiledCore
+from .core import Core, Drafted
+from .evidence import Evidence, Source, additive_prior
+from .growth import ReadableCore
+
+PRIOR = Path(__file__).with_name("prior.json")  # benchmarks/fit_prior.py writes it
+CORES = ("auto", "native", "python")
+
+
+@register("calibrated")
+class CalibratedDrafter(Drafter):
+    """Ours: guesses weighed by how often such guesses were right, the tree grown best first.
+
+    Below every draft node the candidates are the tokens that some evidence names: what followed
+    the longest matching n-gram, here and in earlier answers, the target's best tokens when it last
+    stood at such a token (a row of "copy logits"), and, below the root, the last logits. A
+    candidate's grades select a cell of the acceptance table, which estimates how likely it is given
+    its parent; the product along a path is the path's probability, and the tree takes the most
+    probable path next. Every step shows of each candidate below the accepted nodes whether it was
+    right, and the table learns it.
+
+    The table, the rows and the n-grams of answers are kept from prompt to prompt.
+
+    Args:
+        draft_tree_capacity: most nodes of a draft tree, root included; "auto" ends each tree where
+            another node would cost more time than its tokens are worth on this machine.
+        max_ngram_size: longest n-gram matched.
+        row_width: tokens of a row.
+        last_width: ranks of the last logits that are candidates.
+        prior_strength: how many observations the fixed prior weighs in a cell.
+        vocabulary_rows: for so many token ids, the first, the target's best tokens after that token
+            alone are found once per model, and stored: rows for tokens that were not met yet.
+        reset_table: begin every prompt with the prior.
+        reset_rows: begin every prompt without the rows of earlier ones.
+        reset_ngrams: begin every prompt without the n-grams of earlier answers.
+        drafting_core: "python" drafts with growth.py; "native" with the same in C++, compiled when
+            first needed (drafting.cpp); "auto" with the faster one there is.
+
+    Raises:
+        InputError: a number is too small, no such core, or it cannot be compiled here.
+    """
+
+    options: ClassVar[Mapping[str, str]] = {
+        "draft_tree_capacity": "most nodes of a draft tree, root included",
+        "max_ngram_size": "longest n-gram matched in the context",
+        "row_width": "tokens of a row of copied logits",
+        "last_width": "ranks of the last logits that are candidates",
+        "prior_strength": "observations that the fixed prior weighs",
+        "vocabulary_rows": "token ids whose successors are found once per model",
+        "reset_table": "forget the learnt probabilities after each prompt",
+        "reset_rows": "forget the copied logits after each prompt",
+        "reset_ngrams": "forget the n-grams of the answer after each prompt",
+        "drafting_core": "what drafts: native (C++, compiled when first needed), python, or auto",
+    }
+
+    readable = ReadableCore  # the core in Python
+
+    def __init__(
+        self,
+        draft_tree_capacity: Capacity = 64,
+        max_ngram_size: int = 5,
+        row_width: int = 8,
+        last_width: int = 24,
+        prior_strength: float = 20.0,
+        vocabulary_rows: int = 16384,
+        *,
+        reset_table: bool = False,
+        reset_rows: bool = False,
+        reset_ngrams: bool = False,
+        drafting_core: str = "auto",
+    ) -> None:
+        require_positive(max_ngram_size=max_ngram_size, row_width=row_width, last_width=last_width)
+        if not prior_strength > 0 or not vocabulary_rows >= 0:
+            raise InputError(
+                f"prior_strength is {prior_strength}, vocabulary_rows is {vocabulary_rows}; "
+                "give more than 0, and 0 or more"
+            )
+        self.capacity = resolve_capacity(draft_tree_capacity)
+        self.top_k = last_width
+        self.node_top_k = row_width
+        self.budget = Budget() if draft_tree_capacity == "auto" else None
+        self._vocabulary_rows = vocabulary_rows
+        self._reset_table = reset_table
+        self.evidence = Evidence(
+            max_ngram_size, row_width, last_width,
+            keep_rows=not reset_rows, keep_ngrams=not reset_ngrams,
+        )  # fmt: skip
+        self.table = AcceptanceTable(read_prior(self.sources), prior_strength)
+        self._core = self._find_core(drafting_core)
+        self.core = "native" if isinstance(self._core, CompiledCore) else "python"
+        self._target: Measurable | None = None
+        self._committed = 0  # tokens of prompt and answer
+        self.drafted = Drafted([], [], [], [])  # the last tree
+
+    def _find_core(self, name: str) -> Core:
+        """What drafts: in C++ if that is wanted and can be compiled."""
+        if name not in CORES:
+            raise InputError(f"drafting_core is {name!r}; give {', '.join(CORES)}")
+        parts = self.evidence, self.table, self.capacity
+        if name == "python":
+            return self.readable(*parts)
+        try:
+            return CompiledCore(*parts)
+        except Unavailable as error:
+            if name == "native":
+                raise InputError(
+                    f"drafting_core cannot be native: {error}; give auto or python"
+                ) from error
+            warnings.warn(f"calibrated drafts in Python, which is slower: {error}", stacklevel=3)
+            return self.readable(*parts)
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """Of evidence; the grades of all make up the table's cells."""
+        return self.evidence.sources
+
+    @property
+    def path_probabilities(self) -> list[float]:
+        """Of the last tree's nodes, in its order."""
+        return self.drafted.paths
+
+    @property
+    def cells(self) -> list[int]:
+        """Of the last tree's nodes, in the acceptance table."""
+        return self.drafted.cells
+
+    def use_prior(self, prior: Sequence[float]) -> None:
+        """Begin anew with another prior, of as many cells.
+
+        Raises:
+            ValueError: it has another number of cells.
+        """
+        if len(prior) != len(self.table.prior):
+            raise ValueError(f"a prior of {len(prior)} cells for {len(self.table.prior)}")
+        self.forget()
+        self.use_table(AcceptanceTable(prior, self.table.strength))
+
+    def use_table(self, table: AcceptanceTable) -> None:
+        """Learn from and into another table from now on."""
+        self.table = table
+        self._core.use(table)
+
+    def prepare(self, target: Measurable) -> None:
+        if target == self._target:
+            return
+        self._target = target
+        if self._vocabulary_rows:
+            rows = target.successors(self._vocabulary_rows, self.node_top_k)
+            self._core.set_vocabulary(rows)
+        if self.budget is not None:
+            self.budget.prepare(target, self.top_k, self.node_top_k)
+
+    def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
+        self._core.begin(prompt_ids)
+        if self._reset_table:
+            self.table.reset()
+        self._committed = len(prompt_ids)
+
+    def forget(self) -> None:
+        self._core.forget()
+        self.table.reset()
+
+    def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
+        if self.budget is not None:
+            self.budget.begin(self._committed, self.capacity)
+        self.drafted = self._core.draft(root, top_ids, self.budget)
+        return DraftTree.of(self.drafted.tokens, self.drafted.parents, self.capacity)
+
+    def observe(
+        self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
+    ) -> None:
+        self._committed += len(path)
+        self._core.observe(self.drafted, path, top_ids)
+
+    def origins(self, tree: DraftTree) -> list[str]:
+        found = [origins.NEXT]
+        known = self.evidence
+        for node in range(1, len(tree)):
+            cell, above = self.cells[node], found[tree.parents[node]]
+            if known.ngrams.names(cell) or known.earlier.names(cell):
+                after_root = above in (origins.NEXT, origins.RETRIEVED)
+                found.append(origins.RETRIEVED if after_root else origins.CONTINUED)
+            else:
+                found.append(origins.GUESSED if known.last.names(cell) else origins.COPIED)
+        return found
+
+    def explain(self, node: int) -> str:
+        """What the probability of a node of the last tree is made of: one line per edge above it.
+
+        Args:
+            node: index in the tree, not the root's.
+        """
+        lines: list[str] = []
+        tokens, parents = self.drafted.tokens, self.drafted.parents
+        while node:
+            cell, table = self.cells[node], self.table
+            evidence = "; ".join(f"{s.name}: {s.grade(cell)}" for s in self.sources)
+            lines.append(
+                f"token {tokens[node]}: {table.probability[cell]:.3f} ({evidence}; right "
+                f"{table.right[cell]} of {table.seen[cell]} times, prior {table.prior[cell]:.3f})"
+            )
+            node = parents[node]
+        return "\n".join(reversed(lines))
+
+
+def read_prior(sources: Sequence[Source]) -> list[float]:
+    """The fixed prior of every cell: the file's weights of the grades (evidence.additive_prior)."""
+    return prior_of(json.loads(PRIOR.read_text(encoding="utf-8")), sources)
+
+
+def prior_of(fitted: Mapping[str, Any], sources: Sequence[Source]) -> list[float]:
+    """The prior of every cell that the weights of a file like that make up."""
+    weights = [[fitted[source.name][grade] for grade in source.fitted] for source in sources]
+    return additive_prior(fitted["bias"], weights)

@@ -1,0 +1,147 @@
+"""Calibrated trees in Python: grown best first by how likely each path is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from itertools import pairwise
+
+from ...sizing.acceptance_table import AcceptanceTable
+from ...sizing.budget import Budget
+from . import core
+from .core import Drafted
+from .evidence import Candidates, Evidence
+
+
+class ReadableCore:
+    """The method as it is meant to be read (core.Core).
+
+    Args:
+        evidence: looked into for candidates.
+        table: what each cell's candidates are worth.
+        capacity: most nodes of a tree.
+    """
+
+    def __init__(self, evidence: Evidence, table: AcceptanceTable, capacity: int) -> None:
+        self.evidence = evidence
+        self.capacity = capacity
+        self.use(table)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._candidates: list[Candidates | None] = []  # below the nodes of the last tree
+        self._awaited: Candidates | None = None  # below the last accepted node
+        self._least = 0.0  # path probability of the last tree's last node
+
+    def use(self, table: AcceptanceTable) -> None:
+        self.table = table
+
+    def set_vocabulary(self, rows: Sequence[Sequence[int]]) -> None:
+        self.evidence.rows.vocabulary = rows
+
+    def begin(self, prompt_ids: Sequence[int]) -> None:
+        self.evidence.begin(prompt_ids)
+        self._begin()
+
+    def forget(self) -> None:
+        self.evidence.forget()
+        self._begin()
+
+    def draft(self, root: int, top_ids: Sequence[int], budget: Budget | None) -> Drafted:
+        if self._awaited is not None:
+            self.learn(self._awaited, root)
+        self._awaited = None
+        if budget is None:
+            drafted, whole = self.grow(root, top_ids, self._least * core.PRUNING)
+            if not whole:
+                drafted, _ = self.grow(root, top_ids, 0.0)
+        else:
+            drafted, _ = self.grow(root, top_ids, budget.least, budget)
+            for numbers in drafted:
+                del numbers[budget.best_nodes :]
+        self._least = drafted.paths[-1]
+        return drafted
+
+    def grow(
+        self, root: int, top_ids: Sequence[int], floor: float, budget: Budget | None = None
+    ) -> tuple[Drafted, bool]:
+        """Grow a tree best first.
+
+        Args:
+            root: the next token.
+            top_ids: best tokens of the last logits.
+            floor: candidates under this path probability are left out.
+            budget: told of every node; ends the growth.
+
+        Returns:
+            The tree, and whether it would have grown alike without a floor.
+        """
+        probability = self.table.probability
+        tree = Drafted([root], [0], [1.0], [-1])
+        self._candidates = []
+        longest = self.evidence.longest
+        contexts = [(*self.evidence.context, root)[-longest:]]
+        heap: list[tuple[float, int, int, int]] = []  # (-path probability, parent, token, cell)
+        path = 1.0
+        node = 0
+        if budget is not None:
+            budget.add(path)
+        while True:
+            if path > floor:
+                base, named = candidates = self.look(tree, contexts[node], top_ids)
+                self._candidates.append(candidates)
+                for token, more in named.items():
+                    reached = path * probability[base + more]
+                    if reached > floor:
+                        heappush(heap, (-reached, node, token, base + more))
+            else:
+                self._candidates.append(None)
+            node += 1
+            if node == self.capacity:
+                return tree, True
+            if not heap:
+                return tree, floor == 0.0
+            path, parent, token, cell = heappop(heap)
+            path = -path
+            if budget is not None:
+                if budget.enough(path):
+                    return tree, True
+                budget.add(path)
+            tree.tokens.append(token)
+            tree.parents.append(parent)
+            tree.paths.append(path)
+            tree.cells.append(cell)
+            contexts.append((*contexts[parent], token)[-longest:])
+
+    def look(self, tree: Drafted, context: tuple[int, ...], top_ids: Sequence[int]) -> Candidates:
+        """The candidates below the last node of a tree.
+
+        Args:
+            tree: so far.
+            context: the last tokens up to the node, the node's own last.
+            top_ids: best tokens of the last logits.
+        """
+        return self.evidence.look(context, top_ids if len(tree.tokens) == 1 else None)
+
+    def learn(self, candidates: Candidates, true: int) -> None:
+        """Take in which of the candidates below an accepted node was right."""
+        base, named = candidates
+        for token, more in named.items():
+            self.table.learn(base + more, token == true)
+
+    def observe(
+        self, drafted: Drafted, path: Sequence[int], top_ids: Sequence[Sequence[int]]
+    ) -> None:
+        tokens, parents = drafted.tokens, drafted.parents
+        for node, child in pairwise(path):
+            known = self._candidates[node]
+            if known is not None:
+                self.learn(known, tokens[child])
+        self._awaited = self._candidates[path[-1]]
+        before = self.evidence.context[-1]
+        # The most probable nodes come first and shall be remembered, above them the accepted ones.
+        for node in (*range(len(tokens) - 1, -1, -1), *path):
+            if top_ids[node]:
+                parent = tokens[parents[node]] if node else before
+                self.evidence.rows.learn(parent, tokens[node], top_ids[node])
+        self.evidence.extend([tokens[node] for node in path])

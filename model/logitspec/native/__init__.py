@@ -1,1 +1,0 @@
-"""What is compiled here when first needed: decoder layers on a CPU, calibrated's drafting."""

@@ -1,0 +1,39 @@
+"""How likely drafts are right, by their cell: learnt from what was accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class AcceptanceTable:
+    """How likely a draft of a cell is right, given that its parent is.
+
+    The share of the right ones among those seen, with the prior counting as so many of them.
+
+    Args:
+        prior: what is believed of each cell before anything was seen.
+        strength: how many observations the prior weighs.
+    """
+
+    def __init__(self, prior: Sequence[float], strength: float) -> None:
+        # Lists, which Python reads fastest; arrays where compiled code learns
+        self.prior: Any = [float(probability) for probability in prior]
+        self.strength = strength
+        self.probability: Any = list(self.prior)
+        self.nothing: Any = [0] * len(self.prior)
+        self.seen: Any = list(self.nothing)
+        self.right: Any = list(self.nothing)
+
+    def reset(self) -> None:
+        """Forget what was learnt; the prior remains."""
+        self.probability[:] = self.prior
+        self.seen[:] = self.right[:] = self.nothing
+
+    def learn(self, cell: int, right: bool) -> None:
+        """Take in whether a draft of a cell, whose parent was right, was right."""
+        self.seen[cell] += 1
+        self.right[cell] += right
+        self.probability[cell] = (self.right[cell] + self.strength * self.prior[cell]) / (
+            self.seen[cell] + self.strength
+        )
