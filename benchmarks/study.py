@@ -20,9 +20,8 @@ from evaluation.recordings import load_recording
 from evaluation.replaying import Configuration, replay_drafter
 from evaluation.targets import Target
 from model.logitspec import CalibratedDrafter
-from model.logitspec.drafters.calibrated.core import Drafted
 from model.logitspec.drafters.calibrated.evidence import Candidates
-from model.logitspec.drafters.calibrated.growth import ReadableCore
+from model.logitspec.drafters.calibrated.growth import Drafted, ReadableCore
 from model.logitspec.errors import InputError
 from model.logitspec.sizing.acceptance_table import AcceptanceTable
 

@@ -194,7 +194,7 @@ def test_the_tree_holds_the_most_probable_paths() -> None:
 
 def test_pruning_changes_no_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     pruned, _ = grown(fresh(draft_tree_capacity=12))
-    monkeypatch.setattr("model.logitspec.drafters.calibrated.core.PRUNING", 0.0)
+    monkeypatch.setattr("model.logitspec.drafters.calibrated.growth.PRUNING", 0.0)
     whole, _ = grown(fresh(draft_tree_capacity=12))
     assert (pruned.tokens, pruned.parents) == (whole.tokens, whole.parents)
 

@@ -36,28 +36,22 @@ if TYPE_CHECKING:
 lower_libraries()
 
 _MODULES = {
-    "CalibratedDrafter": "drafters",
-    "DRAFTERS": "drafters",
-    "DecodingResult": "ledger",
-    "DraftTree": "draft_tree",
-    "Drafter": "drafters",
-    "InputError": "errors",
-    "KVCache": "kv_cache",
-    "LlamaKVForCausalLM": "modeling_llama_kv",
-    "LogitSpecDrafter": "drafters",
-    "NgramPool": "ngram_pool",
-    "PromptLookupDrafter": "drafters",
-    "RacerDrafter": "drafters",
-    "Sampling": "sampling",
-    "SuffixDrafter": "drafters",
-    "TokenRecyclingDrafter": "drafters",
-    "VanillaDrafter": "drafters",
-    "custom_generate": "api",
-    "decode": "decoding",
-    "generate": "api",
-    "load": "loading",
-    "register": "drafters",
-    "wrap": "wrapping",
+    "api": ("custom_generate", "generate"),
+    "decoding": ("decode",),
+    "draft_tree": ("DraftTree",),
+    "drafters": (
+        *("DRAFTERS", "Drafter", "register", "CalibratedDrafter", "LogitSpecDrafter"),
+        *("PromptLookupDrafter", "RacerDrafter", "SuffixDrafter", "TokenRecyclingDrafter"),
+        "VanillaDrafter",
+    ),
+    "errors": ("InputError",),
+    "kv_cache": ("KVCache",),
+    "ledger": ("DecodingResult",),
+    "loading": ("load",),
+    "modeling_llama_kv": ("LlamaKVForCausalLM",),
+    "ngram_pool": ("NgramPool",),
+    "sampling": ("Sampling",),
+    "wrapping": ("wrap",),
 }
 
 __all__ = [
@@ -87,6 +81,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,8 +15,7 @@ import numpy.typing as npt
 from ...compiler import Int, Pointer, library, structure
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget
-from . import core
-from .core import Drafted
+from . import growth
 from .evidence import MOST_EARLIER, MOST_FOLLOWERS, Evidence
 
 SOURCE = Path(__file__).with_name("drafting.cpp")
@@ -36,7 +35,7 @@ Tree = structure("Tree", **dict.fromkeys(("tokens", "parents", "cells", "paths")
 
 
 class CompiledCore:
-    """The same as growth.ReadableCore, compiled (core.Core).
+    """The same as growth.ReadableCore, compiled.
 
     Args:
         evidence: what is looked into; only its settings are read, the contents are C++'s.
@@ -55,7 +54,7 @@ class CompiledCore:
         ngrams, rows, last, earlier = evidence.sources
         steps = integers(last.steps)
         settings = Settings(
-            capacity=capacity, pruning=core.PRUNING,
+            capacity=capacity, pruning=growth.PRUNING,
             max_ngram_size=ngrams.max_ngram_size, lengths=ngrams.lengths,
             row_width=rows.width, ranks=rows.ranks, keep_rows=rows.keep,
             last_width=len(steps), last_steps=steps.ctypes.data, keep_ngrams=earlier.keep,
@@ -99,7 +98,7 @@ class CompiledCore:
     def forget(self) -> None:
         self._library.drafting_forget(self._handle)
 
-    def draft(self, root: int, top_ids: Sequence[int], budget: Budget | None) -> Drafted:
+    def draft(self, root: int, top_ids: Sequence[int], budget: Budget | None) -> growth.Drafted:
         top = (Int * len(top_ids))(*top_ids)
         costs = None
         if budget is not None:
@@ -117,10 +116,10 @@ class CompiledCore:
         check(n)
         numbers = (self._tokens, self._parents, self._paths, self._cells)
         tokens, parents, paths, cells = (some[:n].tolist() for some in numbers)
-        return Drafted(tokens, parents, paths, cells)
+        return growth.Drafted(tokens, parents, paths, cells)
 
     def observe(
-        self, drafted: Drafted, path: Sequence[int], top_ids: Sequence[Sequence[int]]
+        self, drafted: growth.Drafted, path: Sequence[int], top_ids: Sequence[Sequence[int]]
     ) -> None:
         n, width = len(drafted.tokens), max(map(len, top_ids))
         unknown = (-1,) * width

@@ -21,9 +21,8 @@ from ...sizing.budget import Budget, Capacity, resolve_capacity
 from ...sizing.step_cost import Measurable
 from ..base import Drafter, register
 from .compiled import CompiledCore
-from .core import Core, Drafted
 from .evidence import Evidence, Source, additive_prior
-from .growth import ReadableCore
+from .growth import Drafted, ReadableCore
 
 PRIOR = Path(__file__).with_name("prior.json")  # benchmarks/fit_prior.py writes it
 CORES = ("auto", "native", "python")
@@ -114,7 +113,7 @@ class CalibratedDrafter(Drafter):
         self._committed = 0  # tokens of prompt and answer
         self.drafted = Drafted([], [], [], [])  # the last tree
 
-    def _find_core(self, name: str) -> Core:
+    def _find_core(self, name: str) -> ReadableCore | CompiledCore:
         """What drafts: in C++ if that is wanted and can be compiled."""
         if name not in CORES:
             raise InputError(f"drafting_core is {name!r}; give {', '.join(CORES)}")

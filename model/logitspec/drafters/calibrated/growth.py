@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import heappop, heappush
 from itertools import pairwise
+from typing import NamedTuple
 
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget
-from . import core
-from .core import Drafted
 from .evidence import Candidates, Evidence
+
+PRUNING = 0.3  # of the least path probability of the last tree: less is not even considered
+
+
+class Drafted(NamedTuple):
+    """A tree, a number of each for every node, the root's first."""
+
+    tokens: list[int]
+    parents: list[int]
+    paths: list[float]  # path probabilities
+    cells: list[int]  # in the acceptance table; the root's is -1
 
 
 class ReadableCore:
-    """The method as it is meant to be read (core.Core).
+    """Collects evidence, grows trees from it, and learns what its candidates were worth.
+
+    compiled.CompiledCore has the same methods.
 
     Args:
         evidence: looked into for candidates.
@@ -34,25 +46,36 @@ class ReadableCore:
         self._least = 0.0  # path probability of the last tree's last node
 
     def use(self, table: AcceptanceTable) -> None:
+        """Learn from and into this table from now on."""
         self.table = table
 
     def set_vocabulary(self, rows: Sequence[Sequence[int]]) -> None:
+        """Take the best tokens after each token of the vocabulary, by token, all of one width."""
         self.evidence.rows.vocabulary = rows
 
     def begin(self, prompt_ids: Sequence[int]) -> None:
+        """Begin a generation: forget the last prompt but for what is kept."""
         self.evidence.begin(prompt_ids)
         self._begin()
 
     def forget(self) -> None:
+        """Drop all evidence but the vocabulary's."""
         self.evidence.forget()
         self._begin()
 
     def draft(self, root: int, top_ids: Sequence[int], budget: Budget | None) -> Drafted:
+        """Grow the next tree.
+
+        Args:
+            root: the next token.
+            top_ids: best tokens of the last logits.
+            budget: of a tree that sizes itself, begun; None: it is as large as it may be.
+        """
         if self._awaited is not None:
             self.learn(self._awaited, root)
         self._awaited = None
         if budget is None:
-            drafted, whole = self.grow(root, top_ids, self._least * core.PRUNING)
+            drafted, whole = self.grow(root, top_ids, self._least * PRUNING)
             if not whole:
                 drafted, _ = self.grow(root, top_ids, 0.0)
         else:
@@ -132,6 +155,13 @@ class ReadableCore:
     def observe(
         self, drafted: Drafted, path: Sequence[int], top_ids: Sequence[Sequence[int]]
     ) -> None:
+        """Learn from a verified tree.
+
+        Args:
+            drafted: the last tree.
+            path: its committed nodes.
+            top_ids: the best tokens after each node, as many of each; none: not known.
+        """
         tokens, parents = drafted.tokens, drafted.parents
         for node, child in pairwise(path):
             known = self._candidates[node]
