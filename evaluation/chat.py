@@ -15,6 +15,7 @@ from typing import Any
 from model.logitspec import DecodingResult, Drafter, Sampling, decode
 from model.logitspec.decoding import Step, check_lengths
 from model.logitspec.errors import InputError, brief
+from model.logitspec.measured import MeasuredModel
 
 from .arguments import Parser, at_least
 from .engines import Models
@@ -146,7 +147,7 @@ class Chat:
         method = drafter_method(args.method)
         self.drafter: Drafter = method.drafter(**find_method(args.method).settings({}))
         self.model = Models(self.target, shared=False).kv
-        self.drafter.prepare(self.model)
+        self.drafter.prepare(MeasuredModel(self.model))
         self.waiting = waiting
         self._jobs: deque[Job] = deque()
         self._running: Job | None = None

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from model.logitspec import DecodingResult, Drafter, LlamaKVForCausalLM, decode, load
 from model.logitspec.loading import load_weights
+from model.logitspec.measured import MeasuredModel
 from model.logitspec.sampling import Sampling
 
 from .targets import Target
@@ -90,7 +91,7 @@ class KVEngine:
         self.model = models.kv
         self.drafter = drafter
         self.facts = {} if drafter.core is None else {"drafting_core": drafter.core}
-        drafter.prepare(self.model)
+        drafter.prepare(MeasuredModel(self.model))
         self.eos_token_ids = models.target.eos_token_ids
 
     def generate(

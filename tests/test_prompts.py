@@ -228,7 +228,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("cuda", gpus_per_model=2) == "auto"
     with pytest.raises(InputError, match="needs 3, torch sees 2"):
         resolve_device("cuda:2")
-    with pytest.raises(InputError, match="cuda:1 is one GPU, --num-gpus-per-model is 2"):
+    with pytest.raises(InputError, match="cuda:1 is one GPU, and a model is to span 2"):
         resolve_device("cuda:1", gpus_per_model=2)
 
 

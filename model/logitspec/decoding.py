@@ -25,7 +25,7 @@ from .verification import find_verifier
 class Step:
     """What became of a draft tree."""
 
-    tree: DraftTree  # as it was drafted
+    tree: DraftTree  # as it was verified: without drafts behind the end of the generation
     path: list[int]  # committed nodes, the root's index first
     origins: list[str]  # where each node comes from, see Drafter.origins
 
@@ -52,7 +52,7 @@ def decode(
         max_new_tokens: most tokens to generate; never exceeded.
         eos_token_ids: generation ends with the first of these, which is kept.
         on_commit: called after each step with the tokens it committed, for streaming.
-        on_step: the same with the tree that was drafted.
+        on_step: the same with the tree that was verified.
         stop: asked after every token with all tokens so far; the first that it says yes to, which
             is kept, ends the generation.
         chooser: of the target's tokens, after all of the prompt but its last token; None: the best
@@ -105,7 +105,8 @@ def decode(
             if on_commit is not None:
                 on_commit(committed)
             if on_step is not None:
-                on_step(Step(whole, accepted, drafter.origins(whole)))
+                origins = drafter.origins(whole)
+                on_step(Step(tree, path, [origins[node] for node in nodes]))
     return ledger.result
 
 
