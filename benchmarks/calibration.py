@@ -15,11 +15,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.arguments import Parser, add_machine_flags, at_least, picture, run_command
-from evaluation.engines import KVEngine, Models
-from evaluation.eval import chosen_questions
-from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
-from evaluation.targets import Target
+from evaluation.asking.engines import KVEngine, Models
+from evaluation.asking.questions import chosen_questions
+from evaluation.asking.target import Target
+from evaluation.command.exits import run_command
+from evaluation.command.flags import add_machine_flags
+from evaluation.command.parser import Parser, at_least, picture
+from evaluation.plots import (
+    line_style,
+    new_figure,
+    require_matplotlib,
+    save_figure,
+)
 from model.logitspec import CalibratedDrafter, DraftTree
 from model.logitspec.budget import Capacity
 

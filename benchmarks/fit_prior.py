@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from evaluation.answering import Answerer
-from evaluation.arguments import Parser, add_machine_flags, at_least, run_command
-from evaluation.engines import KVEngine, Models
-from evaluation.eval import chosen_questions
-from evaluation.questions import Question
-from evaluation.targets import Target, model_name
-from evaluation.traces import write_atomically
+from evaluation.asking.answering import Answerer
+from evaluation.asking.engines import KVEngine, Models
+from evaluation.asking.questions import Question, chosen_questions
+from evaluation.asking.target import Target, model_name
+from evaluation.command.exits import run_command
+from evaluation.command.files import write_atomically
+from evaluation.command.flags import add_machine_flags
+from evaluation.command.parser import Parser, at_least
 from model.logitspec import CalibratedDrafter
 from model.logitspec.drafters.calibrated import PRIOR, prior_of
 from model.logitspec.errors import InputError

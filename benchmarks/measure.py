@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from evaluation.arguments import Parser, add_slice_flags, at_least, plain_name
-from evaluation.environment import describe_environment
-from evaluation.traces import write_atomically
+from evaluation.command.files import write_atomically
+from evaluation.command.flags import add_slice_flags
+from evaluation.command.parser import Parser, at_least, plain_name
+from evaluation.traces.environment import describe_environment
 from model.logitspec.errors import InputError
 
 Row = dict[str, Any]

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.answering import allowed_tokens, check_prompts
-from evaluation.arguments import Parser, add_machine_flags, at_least, run_command
-from evaluation.engines import KVEngine, Models
-from evaluation.eval import chosen_questions
-from evaluation.methods import find_method
-from evaluation.replaying import drafter_method
-from evaluation.targets import Target
+from evaluation.asking.answering import allowed_tokens, check_prompts
+from evaluation.asking.engines import KVEngine, Models
+from evaluation.asking.methods import drafter_method, find_method
+from evaluation.asking.questions import chosen_questions
+from evaluation.asking.target import Target
+from evaluation.command.exits import run_command
+from evaluation.command.flags import add_machine_flags
+from evaluation.command.parser import Parser, at_least
 
 from . import memory
 from .measure import INTERRUPTED, Results, Row, Table, add_question_flags

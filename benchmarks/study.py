@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.arguments import Parser, add_machine_flags, at_least, run_command
-from evaluation.engines import KVEngine, Models
-from evaluation.eval import chosen_questions
-from evaluation.recordings import load_recording
-from evaluation.replaying import Configuration, replay_drafter
-from evaluation.targets import Target
+from evaluation.asking.engines import KVEngine, Models
+from evaluation.asking.questions import chosen_questions
+from evaluation.asking.target import Target
+from evaluation.command.exits import run_command
+from evaluation.command.flags import add_machine_flags
+from evaluation.command.parser import Parser, at_least
+from evaluation.recordings.format import load_recording
+from evaluation.recordings.replaying import Configuration, replay_drafter
 from model.logitspec import CalibratedDrafter, DraftTree
 from model.logitspec.drafters.calibrated import Candidates
 from model.logitspec.errors import InputError

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.arguments import ROOT, Parser, at_least, run_command
-from evaluation.traces import Record, read_trace
+from evaluation.command.exits import run_command
+from evaluation.command.files import ROOT
+from evaluation.command.parser import Parser, at_least
+from evaluation.traces.reading import Record, read_trace
 from model.logitspec.errors import InputError
 
 from .measure import INTERRUPTED, Results, Table, add_question_flags

@@ -20,13 +20,25 @@ from model.logitspec import DraftTree, LogitSpecDrafter, VanillaDrafter
 from model.logitspec.drafters.base import Drafter
 from model.logitspec.errors import InputError
 
-from .arguments import Parser, run_command
-from .plots import line_style, new_figure, require_matplotlib, save_figure
-from .recordings import Recording, load_recording
-from .replay import configurations
-from .replaying import VANILLA, Configuration, Summary, replay, replay_drafter
-from .speed import list_tasks, task_of
-from .tables import write_text
+from .command.exits import run_command
+from .command.files import write_text
+from .command.parser import Parser
+from .plots import (
+    line_style,
+    new_figure,
+    require_matplotlib,
+    save_figure,
+)
+from .recordings.format import Recording, load_recording
+from .recordings.replaying import (
+    VANILLA,
+    Configuration,
+    Summary,
+    replay,
+    replay_drafter,
+)
+from .recordings.sweeping import configurations
+from .traces.tasks import list_tasks, task_of
 
 KNOBS = {
     "max_ngram_size": ("1", "2", "3", "4", "5"),

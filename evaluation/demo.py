@@ -22,16 +22,17 @@ from model.logitspec.decoding import Step, check_lengths
 from model.logitspec.drafters.base import CONTINUED, COPIED, GUESSED, NEXT, RETRIEVED
 from model.logitspec.errors import InputError
 
-from .arguments import (
-    Parser,
+from .asking.runs import sampling_of
+from .chatting.chat import Chat, Job
+from .command.exits import run_command
+from .command.files import check_writable
+from .command.flags import (
+    add_chat_flags,
     add_listening_flags,
     add_machine_flags,
     add_sampling_flags,
-    run_command,
 )
-from .chat import Chat, Job, add_chat_flags
-from .eval import sampling_of
-from .traces import check_writable
+from .command.parser import Parser
 
 STYLES = {
     NEXT: "default",
@@ -245,7 +246,7 @@ def run(args: argparse.Namespace) -> None:
     for flag, given in terminal.items():
         if given:
             raise InputError(f"{flag} is for the terminal; leave it out with --web")
-    from .demo_web import serve_page
+    from .chatting.page import serve_page
 
     serve_page(args, sampling)
 

@@ -17,10 +17,11 @@ import numpy as np
 
 from model.logitspec.errors import InputError
 
-from .arguments import TRUST, Parser, add_trust_flags, run_command
-from .comparison import Trace, in_order, shown
-from .speed import failures, say_left_out
-from .traces import Record
+from .command.exits import run_command
+from .command.flags import TRUST, add_trust_flags
+from .command.parser import Parser
+from .traces.comparing import Trace, failures, in_order, say_left_out, shown
+from .traces.reading import output_ids
 
 Key = tuple[int | str, int, int]  # question id, choice, turn; the last two counted from 0
 
@@ -44,16 +45,6 @@ def turns(trace: Trace) -> dict[Key, Turn]:
                 count = counts[turn] if turn < len(counts) else None
                 found[record["question_id"], index, turn] = Turn(ids, choice["turns"][:turn], count)
     return found
-
-
-def output_ids(record: Record, choice: Record, path: Path) -> list[list[int]]:
-    ids = choice.get("output_ids")
-    if not isinstance(ids, list) or not all(isinstance(turn, list) for turn in ids):
-        raise InputError(
-            f"question {record['question_id']} in {path} has no output_ids to compare; "
-            "the reference implementation's traces have none"
-        )
-    return ids
 
 
 def first_difference(a: list[int], b: list[int]) -> int | None:
@@ -82,8 +73,8 @@ class LogitGap:
     ) -> None:
         from model.logitspec import load
 
-        from .questions import load_questions, question_path, sha256
-        from .targets import Target
+        from .asking.questions import load_questions, question_path, sha256
+        from .asking.target import Target
 
         settings = trace.settings
         if not settings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .run import inference_main
+from .command.inference import inference_main
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,21 +25,24 @@ from model.logitspec.decoding import PREFILL_LOGITS, read_in
 from model.logitspec.errors import InputError
 from model.logitspec.sampling import Sampling
 
-from .answering import allowed_tokens, check_prompts
-from .arguments import (
-    Parser,
-    add_machine_flags,
-    add_slice_flags,
-    at_least,
-    plain_name,
-    run_command,
+from .asking.answering import allowed_tokens, check_prompts
+from .asking.engines import Models
+from .asking.prompts import answer_text
+from .asking.questions import Question, chosen_questions
+from .asking.runs import run_settings
+from .asking.target import Target
+from .command.exits import run_command
+from .command.files import write_atomically
+from .command.flags import add_machine_flags, add_slice_flags
+from .command.parser import Parser, at_least, plain_name
+from .recordings.costs import (
+    METER_EVERY,
+    ROW_WIDTH,
+    StepCosts,
+    measured_rounds,
+    what_is_measured,
 )
-from .engines import Models
-from .environment import describe_run
-from .eval import chosen_questions, run_settings
-from .prompts import answer_text
-from .questions import Question
-from .recordings import (
+from .recordings.format import (
     FORMAT,
     META,
     STEP_COST,
@@ -53,9 +56,8 @@ from .recordings import (
     save_arrays,
     save_question,
 )
-from .step_costs import METER_EVERY, ROW_WIDTH, StepCosts, measured_rounds, what_is_measured
-from .targets import Target
-from .traces import differing, write_atomically
+from .traces.environment import describe_run
+from .traces.sidecars import differing
 
 
 class NodeRows(CalibratedDrafter):

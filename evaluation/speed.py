@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a script: make the repository root importable
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -23,88 +22,14 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from evaluation.arguments import Parser, run_command
-from evaluation.questions import MT_BENCH_CATEGORIES
-from evaluation.sidecars import Sidecar, doubts
-from evaluation.terminal import drawn
-from evaluation.traces import Record, check_answered, read_lines
+from evaluation.command.exits import run_command
+from evaluation.command.parser import Parser
+from evaluation.command.terminal import drawn
+from evaluation.traces.comparing import check_same_questions, failures, say_left_out
+from evaluation.traces.reading import Record, check_answered, read_lines
+from evaluation.traces.sidecars import Sidecar, doubts
+from evaluation.traces.speeds import Row, TokenCount, compare, recorded_tokens, retokenized
 from model.logitspec.errors import InputError
-
-TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
-TokenCount = Callable[[Record], int]  # of a question's first choice
-Row = dict[str, float]
-
-
-def task_of(category: str) -> str:
-    """A category's task: Spec-Bench puts MT-Bench's eight under one name, others are their own."""
-    return "mt_bench" if category in MT_BENCH_CATEGORIES else category
-
-
-def recorded_tokens(record: Record) -> int:
-    return int(sum(record["choices"][0]["new_tokens"]))
-
-
-def retokenized(tokenizer: Any) -> TokenCount:
-    """Count a choice's tokens as the reference does: its texts encoded again, one token off each.
-
-    Every text is encoded once, whatever number of tasks asks for it.
-    """
-    lengths: dict[str, int] = {}
-
-    def count(record: Record) -> int:
-        texts = record["choices"][0]["turns"]
-        for text in texts:
-            if text not in lengths:
-                lengths[text] = len(tokenizer(text).input_ids) - 1
-        return sum(lengths[text] for text in texts)
-
-    return count
-
-
-def question_speed(record: Record, count: TokenCount = recorded_tokens) -> float:
-    """Tokens over wall time."""
-    return float(count(record) / sum(record["choices"][0]["wall_time"]))
-
-
-def tokens_per_second(records: Sequence[Record], count: TokenCount) -> float:
-    """Mean over questions of tokens over wall time."""
-    return float(np.mean([question_speed(record, count) for record in records]))
-
-
-def list_tasks(records: Sequence[Record]) -> list[str]:
-    """The tasks present, Spec-Bench's first in its order."""
-    found = dict.fromkeys(task_of(record["category"]) for record in records)
-    return [t for t in TASKS if t in found] + [t for t in found if t not in TASKS]
-
-
-def compare(
-    trace: Sequence[Record], base: Sequence[Record], count_base: TokenCount
-) -> dict[str, Row]:
-    """One row per task present, Spec-Bench's first in its order, and `overall`."""
-    return {
-        name: compare_task(
-            [r for r in trace if name in ("overall", task_of(r["category"]))],
-            [r for r in base if name in ("overall", task_of(r["category"]))],
-            count_base,
-        )
-        for name in [*list_tasks(trace), "overall"]
-    }
-
-
-def compare_task(trace: Sequence[Record], base: Sequence[Record], count_base: TokenCount) -> Row:
-    speed = tokens_per_second(trace, recorded_tokens)
-    base_speed = tokens_per_second(base, count_base)
-    if base_speed == 0:
-        raise InputError("the baseline's answers count no tokens, so there is no speedup to give")
-    accept_lengths = [a for r in trace for a in r["choices"][0]["accept_lengths"]]
-    return {
-        "questions": len(trace),
-        "steps": len(accept_lengths),
-        "mat": float(np.mean(accept_lengths)),
-        "tokens_per_second": speed,
-        "baseline_tokens_per_second": base_speed,
-        "speedup": speed / base_speed,
-    }
 
 
 def read_pair(
@@ -136,37 +61,6 @@ def read_pair(
         if said:
             print(said, file=sys.stderr)
     return trace, base
-
-
-def failures(failed: Mapping[Path, Sequence[Record]]) -> dict[int | str, str]:
-    """Why a question was not answered, by its id; of several traces the first's reason."""
-    reasons: dict[int | str, str] = {}
-    for path, records in failed.items():
-        for record in records:
-            reasons.setdefault(record["question_id"], f"{path.name}: {record['error']}")
-    return reasons
-
-
-def say_left_out(reasons: Mapping[int | str, str]) -> str:
-    """A sentence on the questions that were not answered; empty if there are none."""
-    if not reasons:
-        return ""
-    first, why = next(iter(reasons.items()))
-    return f"{len(reasons)} question(s) that could not be answered left out, as {first} ({why})."
-
-
-def check_same_questions(
-    path: Path, records: Sequence[Record], other_path: Path, others: Sequence[Record]
-) -> None:
-    """Raise InputError unless two traces answer the same questions."""
-    ours = {(r["question_id"], r["category"]) for r in records}
-    theirs = {(r["question_id"], r["category"]) for r in others}
-    if ours != theirs:
-        odd = sorted(ours ^ theirs, key=str)
-        raise InputError(
-            f"{path} and {other_path} answer different questions: {len(odd)} are in one only, "
-            f"the first is {odd[0][0]} ({odd[0][1]}); run both over the same questions"
-        )
 
 
 def average(runs: Sequence[dict[str, Row]]) -> dict[str, Row]:
@@ -236,7 +130,7 @@ def report(args: argparse.Namespace) -> None:
         )
     count: TokenCount = recorded_tokens
     if args.tokenizer_path is not None:
-        from evaluation.targets import load_tokenizer  # transformers takes seconds to import
+        from evaluation.asking.target import load_tokenizer
 
         count = retokenized(load_tokenizer(args.tokenizer_path))
     runs = [compare(trace, base, count) for trace, base in pairs]

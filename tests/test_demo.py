@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from evaluation.chatting.page import make_app
 from evaluation.demo import Answer, main
-from evaluation.demo_web import make_app
 from model.logitspec import (
     CalibratedDrafter,
     DecodingResult,

@@ -13,9 +13,11 @@ import torch
 
 from evaluation import analyses
 from evaluation.analyses import main as analyse
-from evaluation.methods import METHODS, DrafterMethod, find_method
+from evaluation.asking.methods import METHODS, DrafterMethod, find_method
+from evaluation.asking.target import eos_token_ids, load_tokenizer
 from evaluation.record import main as record
-from evaluation.recordings import (
+from evaluation.recordings.costs import KINDS, likest, load_step_costs
+from evaluation.recordings.format import (
     RecordedQuestion,
     RecordedTurn,
     Recording,
@@ -24,12 +26,10 @@ from evaluation.recordings import (
     question_file,
     save_question,
 )
-from evaluation.replay import configurations, parse_grid
+from evaluation.recordings.replaying import Configuration, RecordedRows, replay_turn
+from evaluation.recordings.sweeping import configurations, parse_grid
 from evaluation.replay import main as replay
-from evaluation.replaying import Configuration, RecordedRows, replay_turn
 from evaluation.run import main as run
-from evaluation.step_costs import KINDS, likest, load_step_costs
-from evaluation.targets import eos_token_ids, load_tokenizer
 from model.logitspec import (
     DraftTree,
     InputError,

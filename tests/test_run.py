@@ -14,13 +14,18 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation.engines import HFEngine, KVEngine, Models, transformers_twin
+from evaluation.asking.engines import (
+    HFEngine,
+    KVEngine,
+    Models,
+    transformers_twin,
+)
+from evaluation.asking.methods import METHODS
+from evaluation.asking.questions import Question
+from evaluation.asking.runs import list_jobs
+from evaluation.asking.target import Target
 from evaluation.equal import main as equal
-from evaluation.eval import list_jobs
-from evaluation.methods import METHODS
-from evaluation.questions import Question
 from evaluation.run import main
-from evaluation.targets import Target
 from model.logitspec import Drafter, DraftTree, load
 from model.logitspec.drafters import TokenRecyclingDrafter
 
@@ -307,7 +312,7 @@ def test_transformers_prompt_lookup_counts_its_steps(default_model_path: str) ->
 
 
 def test_warming_up_teaches_a_method_nothing(chat_path: str, make_bench: Make) -> None:
-    from evaluation.answering import Answerer
+    from evaluation.asking.answering import Answerer
 
     make_bench(question(1))
     resolved = target(chat_path)
@@ -322,7 +327,7 @@ def test_warming_up_teaches_a_method_nothing(chat_path: str, make_bench: Make) -
 
 def test_a_drafter_of_ones_own_is_a_method_with_flags() -> None:
     """What base.py promises: name, summary and flags are read off the class."""
-    from evaluation.methods import DrafterMethod
+    from evaluation.asking.methods import DrafterMethod
 
     class Mine(Drafter):
         """Drafts one number.

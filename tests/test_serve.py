@@ -26,9 +26,15 @@ import pytest
 import uvicorn
 from tokenizers import Tokenizer, decoders, models
 
-from evaluation.chat import Chat, Job, Stopping, Text
-from evaluation.serve import main, make_app
-from evaluation.web import LARGEST_BODY
+from evaluation.chatting.chat import (
+    Chat,
+    Job,
+    Stopping,
+    Text,
+)
+from evaluation.chatting.server import make_app
+from evaluation.chatting.web import LARGEST_BODY
+from evaluation.serve import main
 from model.logitspec import Sampling, VanillaDrafter, decode
 
 ROOT = Path(__file__).parents[1]
@@ -392,7 +398,7 @@ def post_half(address: str, declared: int, sent: bytes) -> socket.socket:
 
 
 def test_a_body_that_does_not_come_is_408(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.web.BODY_SECONDS", 0.2)
+    monkeypatch.setattr("evaluation.chatting.web.BODY_SECONDS", 0.2)
     with post_half(address, 100, b"{") as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 408")
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.speed import compare, main, recorded_tokens, retokenized
+from evaluation.speed import main
+from evaluation.traces.speeds import compare, recorded_tokens, retokenized
 from model.logitspec import InputError
 
 ROOT = Path(__file__).resolve().parent.parent

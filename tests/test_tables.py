@@ -12,10 +12,7 @@ import numpy as np
 import pytest
 from rich.table import Table as RichTable
 
-from evaluation.comparison import read_comparison
-from evaluation.published import PUBLISHED
-from evaluation.speed import compare as speed_compare
-from evaluation.speed import recorded_tokens
+from evaluation.command.terminal import drawn
 from evaluation.tables import (
     Row,
     Table,
@@ -25,7 +22,10 @@ from evaluation.tables import (
     to_latex,
     to_markdown,
 )
-from evaluation.terminal import drawn
+from evaluation.traces.comparing import read_comparison
+from evaluation.traces.published import PUBLISHED
+from evaluation.traces.speeds import compare as speed_compare
+from evaluation.traces.speeds import recorded_tokens
 from model.logitspec import InputError
 
 SETTINGS = {

@@ -15,16 +15,10 @@ import numpy.typing as npt
 
 from model.logitspec.errors import InputError
 
-from .sidecars import COMMON, Sidecar, doubts
-from .speed import (
-    check_same_questions,
-    failures,
-    list_tasks,
-    question_speed,
-    say_left_out,
-    task_of,
-)
-from .traces import Record, check_answered, differing, read_lines
+from .reading import Record, check_answered, read_lines
+from .sidecars import COMMON, Sidecar, differing, doubts
+from .speeds import question_speed
+from .tasks import list_tasks, task_of
 
 BASELINES = {"baseline": "transformers' generate()", "vanilla": "one-node loop"}  # main one first
 
@@ -275,3 +269,34 @@ def check_comparable(one: Trace, other: Trace, *, but: Sequence[str] = ()) -> No
             )
     if "questions" not in but:
         check_same_questions(one.path, one.records, other.path, other.records)
+
+
+def failures(failed: Mapping[Path, Sequence[Record]]) -> dict[int | str, str]:
+    """Why a question was not answered, by its id; of several traces the first's reason."""
+    reasons: dict[int | str, str] = {}
+    for path, records in failed.items():
+        for record in records:
+            reasons.setdefault(record["question_id"], f"{path.name}: {record['error']}")
+    return reasons
+
+
+def say_left_out(reasons: Mapping[int | str, str]) -> str:
+    """A sentence on the questions that were not answered; empty if there are none."""
+    if not reasons:
+        return ""
+    first, why = next(iter(reasons.items()))
+    return f"{len(reasons)} question(s) that could not be answered left out, as {first} ({why})."
+
+
+def check_same_questions(
+    path: Path, records: Sequence[Record], other_path: Path, others: Sequence[Record]
+) -> None:
+    """Raise InputError unless two traces answer the same questions."""
+    ours = {(r["question_id"], r["category"]) for r in records}
+    theirs = {(r["question_id"], r["category"]) for r in others}
+    if ours != theirs:
+        odd = sorted(ours ^ theirs, key=str)
+        raise InputError(
+            f"{path} and {other_path} answer different questions: {len(odd)} are in one only, "
+            f"the first is {odd[0][0]} ({odd[0][1]}); run both over the same questions"
+        )

@@ -16,11 +16,9 @@ from model.logitspec import DecodingResult, Drafter, Sampling, decode
 from model.logitspec.decoding import Step, check_lengths
 from model.logitspec.errors import InputError, brief
 
-from .arguments import Parser, at_least
-from .engines import Models
-from .methods import find_method
-from .replaying import drafter_method
-from .targets import Target
+from ..asking.engines import Models
+from ..asking.methods import drafter_method, find_method
+from ..asking.target import Target
 
 MOST_CHARACTERS = 64  # of a prompt, for each position of the model; tokens have 3 or 4
 BEFORE = 8  # tokens of a prompt that its continuation's first character may depend on
@@ -279,18 +277,3 @@ class Chat:
             raise TooLong(
                 f"a prompt of {characters} characters is too long for {positions} positions"
             )
-
-
-def add_chat_flags(parser: Parser) -> None:
-    """The model, the method, and the length of answers."""
-    add = parser.add_argument
-    add(
-        "--model-path", required=True,
-        help="checkpoint: a local directory, a hub id or a GGUF file",
-    )  # fmt: skip
-    add(
-        "--method", default="calibrated@auto", metavar="NAME",
-        help="of evaluation.run, NAME@16 and FILE.py:CLASS included",
-    )  # fmt: skip
-    add("--max-new-tokens", type=at_least(1), default=1024, help="most tokens of an answer")
-    add("--conv-template", metavar="NAME", help="as in the inference scripts")

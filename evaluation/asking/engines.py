@@ -16,7 +16,7 @@ from model.logitspec import DecodingResult, Drafter, LlamaKVForCausalLM, decode,
 from model.logitspec.loading import load_weights
 from model.logitspec.sampling import Sampling
 
-from .targets import Target
+from .target import Target
 
 GREEDY = Sampling()
 

@@ -13,8 +13,8 @@ from model.logitspec import instruction_set
 from model.logitspec.errors import InputError
 from model.logitspec.instruction_set import cpu_info
 
-from .arguments import ROOT
-from .targets import Target
+from ..asking.target import Target
+from ..command.files import ROOT
 
 VERSIONED = (
     "torch",

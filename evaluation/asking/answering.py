@@ -16,11 +16,11 @@ from model.logitspec.decoding import check_lengths
 from model.logitspec.errors import InputError, brief
 from model.logitspec.sampling import Sampling
 
+from ..traces.reading import PHASES, Record
 from .engines import GREEDY, Engine
 from .prompts import answer_text
 from .questions import Question
-from .targets import Target
-from .traces import PHASES, Record
+from .target import Target
 
 WARMUP_TOKENS = 64
 Job = tuple[Question, list[str]]  # a question and the model_ids of the runs to ask, in order

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from model.logitspec.errors import InputError
 
-from .arguments import ROOT, is_plain
-
-MT_BENCH_CATEGORIES = (
-    "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities",
-)  # fmt: skip
+from ..command.files import ROOT, is_plain
 
 
 @dataclass(frozen=True)
@@ -98,3 +96,38 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def answer_folder(bench_name: str) -> Path:
+    """Where a benchmark's traces go when nothing else is said."""
+    return ROOT / "data" / bench_name / "model_answer"
+
+
+def check_slice(
+    begin: int | None, end: int | None, questions: Sequence[object], path: Path
+) -> slice:
+    """The slice of --question-begin and --question-end.
+
+    Raises:
+        InputError: it is empty or reaches outside the question set.
+    """
+    first = 0 if begin is None else begin
+    last = len(questions) if end is None else end
+    if not 0 <= first < last <= len(questions):
+        raise InputError(
+            f"questions {first} to {last} (--question-begin, --question-end) are no slice of the "
+            f"{len(questions)} in {path}; give 0 <= begin < end <= {len(questions)}"
+        )
+    return slice(first, last)
+
+
+def chosen_questions(args: argparse.Namespace) -> tuple[Path, list[Question]]:
+    """The benchmark's file, and the slice of it that the shared flags ask for.
+
+    Raises:
+        InputError: there is no such file or slice.
+    """
+    path = question_path(args.bench_name)
+    questions = load_questions(path)
+    questions = questions[check_slice(args.question_begin, args.question_end, questions, path)]
+    return path, questions[:: args.question_stride]

@@ -15,16 +15,33 @@ from tqdm import tqdm
 from model.logitspec.errors import InputError
 from model.logitspec.sampling import Sampling
 
-from .answering import Answer, Answerer, Job, check_prompts
-from .arguments import Incomplete, check_slice
+from ..command.exits import Incomplete
+from ..command.files import check_writable
+from ..recordings.costs import (
+    METER_EVERY,
+    StepCosts,
+    measured_rounds,
+    what_is_measured,
+)
+from ..traces.environment import describe_run
+from ..traces.reading import Record
+from ..traces.sidecars import FILTERS
+from ..traces.writing import TraceWriter
+from .answering import (
+    Answer,
+    Answerer,
+    Job,
+    check_prompts,
+)
 from .engines import KVEngine, Models
-from .environment import describe_run
 from .methods import Method, Options
-from .questions import Question, load_questions, question_path, sha256
-from .sharding import answer_in_workers, find_workers, require_ray
-from .step_costs import METER_EVERY, StepCosts, measured_rounds, what_is_measured
-from .targets import Target, model_name
-from .traces import FILTERS, Record, TraceWriter, check_writable
+from .questions import (
+    Question,
+    chosen_questions,
+    sha256,
+)
+from .target import Target, model_name
+from .workers import answer_in_workers, find_workers, require_ray
 
 
 @dataclass(frozen=True)
@@ -119,18 +136,6 @@ def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         with closing(found) as answers:
             write_with_progress(answers, writers, todo)
         say_what_failed(writers, [question for question, _ in jobs])
-
-
-def chosen_questions(args: argparse.Namespace) -> tuple[Path, list[Question]]:
-    """The benchmark's file, and the slice of it that the shared flags ask for.
-
-    Raises:
-        InputError: there is no such file or slice.
-    """
-    path = question_path(args.bench_name)
-    questions = load_questions(path)
-    questions = questions[check_slice(args.question_begin, args.question_end, questions, path)]
-    return path, questions[:: args.question_stride]
 
 
 def list_jobs(questions: Sequence[Question], done: dict[str, set[Any]]) -> list[Job]:

@@ -37,7 +37,7 @@ import numpy.typing as npt
 from model.logitspec.errors import InputError, brief
 from model.logitspec.step_cost import StepCost
 
-from .step_costs import Kind, likest, load_step_costs
+from .costs import Kind, likest, load_step_costs
 
 Ints = npt.NDArray[np.int32]
 FORMAT = 1

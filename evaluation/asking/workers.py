@@ -20,10 +20,16 @@ import torch
 from model.logitspec.devices import resolve_device
 from model.logitspec.errors import InputError, brief
 
-from .answering import Answer, Answerer, Broken, Job, failure
-from .arguments import ROOT
+from ..command.files import ROOT
+from ..traces.reading import Record
+from .answering import (
+    Answer,
+    Answerer,
+    Broken,
+    Job,
+    failure,
+)
 from .methods import FROM_FILE
-from .traces import Record
 
 TRIES = 3  # of an answer, or of loading a model, that workers die of
 NOTICE_SECONDS, PATIENCE_SECONDS = 60, 1800  # of waiting for any worker to begin

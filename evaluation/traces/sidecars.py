@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from model.logitspec.errors import InputError
 
-from .traces import FILTERS, LATER, Record, differing, meta_path
+from .reading import Record
+
+# Settings of sampling that a sidecar holds only where they are on.
+FILTERS = ("top_k", "top_p", "min_p", "repetition_penalty")
+LATER = ("tokenizer_fingerprint",)  # settings that sidecars of older versions lack
 
 # Settings in which traces of one comparison agree; the others are the methods' own.
 COMMON = (
@@ -115,3 +119,17 @@ def differences(environments: Sequence[Record]) -> list[str]:
         else:
             apart.append(key.replace("_", " "))
     return apart
+
+
+def meta_path(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".jsonl") + ".meta.json")
+
+
+def differing(before: Record, now: Record, keys: Iterable[str]) -> list[str]:
+    """Which of these settings differ; those in LATER only if both have them."""
+    return [
+        key
+        for key in keys
+        if before.get(key) != now.get(key)
+        and not (key in LATER and None in (before.get(key), now.get(key)))
+    ]

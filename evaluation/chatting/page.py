@@ -20,10 +20,17 @@ from model.logitspec.drafters.base import ORIGINS
 from model.logitspec.errors import InputError, brief
 
 from .chat import Chat, Job, Stopping
-from .serve import READING, Message
-from .web import BUSY, Refused, listen, new_app, run_app
+from .requests import Message
+from .server import READING
+from .web import (
+    BUSY,
+    Refused,
+    listen,
+    new_app,
+    run_app,
+)
 
-PAGE = Path(__file__).with_name("demo_page.html")
+PAGE = Path(__file__).with_name("page.html")
 
 
 class Asked(BaseModel):

@@ -18,7 +18,7 @@ from model.logitspec import LlamaKVForCausalLM
 from model.logitspec.errors import InputError
 from model.logitspec.step_cost import Meter, StepCost
 
-from .traces import write_atomically
+from ..command.files import write_atomically
 
 METER_EVERY = 8  # questions between two measurements of the step costs: machines drift
 ROW_WIDTH = 16  # best tokens of every node that some steps read

@@ -9,13 +9,13 @@ from rich.table import Table
 
 from model.logitspec.errors import InputError
 
-from .comparison import Trace
-from .equal import output_ids
-from .methods import find_method
-from .recordings import Recording
+from ..asking.methods import find_method
+from ..command.terminal import drawn
+from ..traces.comparing import Trace
+from ..traces.reading import output_ids
+from ..traces.sidecars import differing
+from .format import Recording
 from .replaying import Configuration, Summary
-from .terminal import drawn
-from .traces import differing
 
 # Settings in which a live run and a recording must agree to be of the same answers.
 SAME = (

@@ -20,10 +20,13 @@ from model.logitspec.decoding import check_capacity
 from model.logitspec.errors import InputError
 from model.logitspec.step_cost import StepCost
 
-from .methods import CAPACITY, DrafterMethod, SizedMethod, find_method
-from .recordings import RecordedTurn, Recording
-from .speed import task_of
-from .step_costs import likest
+from ..asking.methods import (
+    CAPACITY,
+    drafter_method,
+)
+from ..traces.tasks import task_of
+from .costs import likest
+from .format import RecordedTurn, Recording
 
 
 @dataclass
@@ -155,19 +158,6 @@ class Summary:
 
 
 VANILLA = Configuration("vanilla", (), ())
-
-
-def drafter_method(name: str) -> DrafterMethod:
-    """The drafter of this name.
-
-    Raises:
-        InputError: there is none.
-    """
-    method = find_method(name)
-    plain = method.method if isinstance(method, SizedMethod) else method
-    if not isinstance(plain, DrafterMethod):
-        raise InputError(f"{name!r} is transformers' own loop and has no drafter; give another")
-    return plain
 
 
 def check_drafter(recording: Recording, drafter: Drafter, title: str) -> None:

@@ -22,8 +22,13 @@ from typing import Any
 from model.logitspec import DRAFTERS, Drafter
 from model.logitspec.errors import InputError, brief
 
-from .arguments import Parser, at_least
-from .engines import Engine, HFEngine, KVEngine, Models
+from ..command.parser import Parser, at_least
+from .engines import (
+    Engine,
+    HFEngine,
+    KVEngine,
+    Models,
+)
 
 Options = dict[str, Any]
 
@@ -300,3 +305,16 @@ def add_options(parser: Parser, *methods: Method) -> None:
         else:
             kind["type"] = option_type(option)
         parser.add_argument(option.flag, **kind)
+
+
+def drafter_method(name: str) -> DrafterMethod:
+    """The drafter of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    method = find_method(name)
+    plain = method.method if isinstance(method, SizedMethod) else method
+    if not isinstance(plain, DrafterMethod):
+        raise InputError(f"{name!r} is transformers' own loop and has no drafter; give another")
+    return plain

@@ -1,0 +1,168 @@
+"""The configurations of a sweep over a recording, and their replay in several processes."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from model.logitspec.errors import InputError
+
+from ..asking.methods import (
+    CAPACITY,
+    Method,
+    Option,
+    SizedMethod,
+    drafter_method,
+    find_methods,
+    option_type,
+)
+from .format import Recording, load_recording
+from .replaying import Configuration, Summary, replay
+
+MOST_CONFIGURATIONS = 10_000
+
+
+def configurations(methods: str, grid: Mapping[str, Sequence[str]]) -> list[Configuration]:
+    """Every method with every combination of the options in the grid that it has.
+
+    Args:
+        methods: names, separated by commas.
+        grid: texts of values by option.
+
+    Raises:
+        InputError: an unknown method, a key that none of them has, or a value it cannot take.
+    """
+    found_methods = find_methods(methods)
+    varied_by = {
+        word: {o.name: parsed(o, grid[o.name]) for o in options_of(method) if o.name in grid}
+        for word, method in found_methods.items()
+    }
+    for key in grid:
+        if not any(key in varied for varied in varied_by.values()):
+            known = sorted({o.name for m in found_methods.values() for o in options_of(m)})
+            raise InputError(
+                f"--grid: {methods} has no option {key!r}; "
+                + (f"there are {', '.join(known)}" if known else "leave --grid out, there is none")
+            )
+    count = sum(math.prod(map(len, varied.values())) for varied in varied_by.values())
+    if count > MOST_CONFIGURATIONS:
+        raise InputError(
+            f"--grid makes {count} configurations, more than {MOST_CONFIGURATIONS}; give less"
+        )
+    found = []
+    for word, of_grid in varied_by.items():
+        method = found_methods[word]
+        drafter_method(word)
+        for values in itertools.product(*of_grid.values()):
+            varied = dict(zip(of_grid, values, strict=True))
+            for option in method.options:
+                if option.name in varied and not option.takes(varied[option.name]):
+                    raise InputError(
+                        f"--grid: {method.name} cannot do {option.name}=auto; leave it out"
+                    )
+            options = method.settings(varied)
+            method.check(options)
+            found.append(Configuration(word, tuple(options.items()), tuple(varied.items())))
+    return found
+
+
+def options_of(method: Method) -> list[Option]:
+    """What a grid can vary: of a method with a capacity of its own all else."""
+    sized = isinstance(method, SizedMethod)
+    return [option for option in method.options if not (sized and option.name == CAPACITY)]
+
+
+def parsed(option: Any, texts: Sequence[str]) -> list[Any]:
+    """Values of an option as the flag would read them."""
+    if isinstance(option.default, bool):
+        words = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
+        for text in texts:
+            if text.lower() not in words:
+                raise InputError(f"--grid: {option.name}={text} is neither true nor false")
+        return [words[text.lower()] for text in texts]
+    read = option_type(option)
+    try:
+        return [read(text) for text in texts]
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"--grid: {option.name}: {error}") from error
+
+
+def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
+    """KEY=A,B,... words.
+
+    Raises:
+        InputError: a word that is none, a key twice, or no values.
+    """
+    grid: dict[str, list[str]] = {}
+    for word in words:
+        key, equals, values = word.partition("=")
+        key = key.replace("-", "_")
+        listed = list(dict.fromkeys(value.strip() for value in values.split(",") if value.strip()))
+        if not equals or not listed:
+            raise InputError(f"--grid {word!r} gives no values; write KEY=A,B,...")
+        if key in grid:
+            raise InputError(f"--grid names {key} twice; give all its values at once")
+        grid[key] = listed
+    return grid
+
+
+# What a worker process holds: loaded once, when it starts.
+loaded: dict[str, Any] = {}
+
+
+def start_worker(*recording: Any) -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(1)
+    loaded["recording"] = load_recording(*recording)
+
+
+def work(configuration: Configuration) -> Summary:
+    return replay(loaded["recording"], configuration)
+
+
+def replay_all(
+    recording: Recording, args: argparse.Namespace, wanted: Sequence[Configuration]
+) -> Iterator[tuple[int, Summary]]:
+    """Summaries as they are done, each with its place among those wanted.
+
+    Raises:
+        InputError: a process died.
+    """
+    if args.processes == 1 or len(wanted) == 1:
+        loaded["recording"] = recording
+        for at, configuration in enumerate(wanted):
+            yield at, work(configuration)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(args.processes, len(wanted)),
+        context,
+        initializer=start_worker,
+        initargs=(args.recording, args.question_stride, args.step_cost),
+    ) as pool:
+        places = {pool.submit(work, c): at for at, c in enumerate(wanted)}
+        try:
+            for future in as_completed(places):
+                yield places[future], future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process of the replay died, perhaps for want of memory; what it had done is "
+                "above, try fewer --processes"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def usable_processors() -> int:
+    """How many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
