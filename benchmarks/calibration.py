@@ -21,12 +21,7 @@ from evaluation.asking.target import Target
 from evaluation.command.exits import run_command
 from evaluation.command.flags import add_machine_flags
 from evaluation.command.parser import Parser, at_least, picture
-from evaluation.plots import (
-    line_style,
-    new_figure,
-    require_matplotlib,
-    save_figure,
-)
+from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
 from model.logitspec import CalibratedDrafter, DraftTree
 from model.logitspec.budget import Capacity
 

@@ -17,12 +17,7 @@ import numpy as np
 from evaluation.asking.target import load_tokenizer
 from evaluation.command.exits import run_command
 from evaluation.command.parser import Parser, at_least, picture
-from evaluation.plots import (
-    line_style,
-    new_figure,
-    require_matplotlib,
-    save_figure,
-)
+from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
 from model.logitspec import DRAFTERS, InputError, LlamaKVForCausalLM, load
 from model.logitspec.decoding import DecodingResult, check_lengths, decode
 from model.logitspec.devices import resolve_device, resolve_dtype

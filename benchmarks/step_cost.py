@@ -21,12 +21,7 @@ from transformers.utils import logging
 
 from evaluation.command.exits import run_command
 from evaluation.command.parser import Parser, at_least, picture
-from evaluation.plots import (
-    line_style,
-    new_figure,
-    require_matplotlib,
-    save_figure,
-)
+from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
 from model.logitspec import DraftTree, LlamaKVForCausalLM, load
 from model.logitspec.devices import resolve_device, resolve_dtype
 from model.logitspec.errors import InputError

@@ -21,22 +21,11 @@ from model.logitspec.drafters.base import Drafter
 from model.logitspec.errors import InputError
 
 from .command.exits import run_command
-from .command.files import write_text
+from .command.files import make_folder, write_text
 from .command.parser import Parser
-from .plots import (
-    line_style,
-    new_figure,
-    require_matplotlib,
-    save_figure,
-)
+from .plots import line_style, new_figure, require_matplotlib, save_figure
 from .recordings.format import Recording, load_recording
-from .recordings.replaying import (
-    VANILLA,
-    Configuration,
-    Summary,
-    replay,
-    replay_drafter,
-)
+from .recordings.replaying import VANILLA, Configuration, Summary, replay, replay_drafter
 from .recordings.sweeping import configurations
 from .traces.tasks import list_tasks, task_of
 
@@ -119,10 +108,7 @@ def analyse(args: argparse.Namespace) -> None:
     recording = load_recording(args.recording)
     tasks = list_tasks([{"category": q.category} for q in recording.questions])
     folder = args.output.with_suffix("")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    make_folder(folder)
     pages = [
         "# What the last logits know, and what LogitSpec makes of it",
         f"Written by `python -m evaluation.analyses` from a recording: {recording.description}. "

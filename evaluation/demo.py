@@ -9,6 +9,7 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from model.logitspec.decoding import Step, check_lengths
 from model.logitspec.drafters.base import CONTINUED, COPIED, GUESSED, NEXT, RETRIEVED
 from model.logitspec.errors import InputError
 
-from .asking.runs import sampling_of
+from .asking.settings import ChatSettings, ListeningSettings, TargetSettings
 from .chatting.chat import Chat, Job
 from .command.exits import run_command
 from .command.files import check_writable
@@ -31,6 +32,8 @@ from .command.flags import (
     add_listening_flags,
     add_machine_flags,
     add_sampling_flags,
+    read,
+    read_sampling,
 )
 from .command.parser import Parser
 
@@ -42,6 +45,15 @@ STYLES = {
     COPIED: "cyan",
 }
 HELP = "/vanilla: the last prompt again, one token a step; /new: begin anew; /quit or Ctrl-D"
+
+
+@dataclass(frozen=True)
+class TerminalOptions:
+    """What is asked without a keyboard, and where the screen is recorded; not for --web."""
+
+    prompt: Sequence[str] = ()
+    compare: bool = False
+    record: Path | None = None
 
 
 class Answer:
@@ -91,16 +103,16 @@ class TerminalChat:
     Args:
         chat: answers.
         console: to draw on.
-        args: the flags.
+        settings: of the conversation.
         sampling: how tokens are chosen.
     """
 
     def __init__(
-        self, chat: Chat, console: Console, args: argparse.Namespace, sampling: Sampling
+        self, chat: Chat, console: Console, settings: ChatSettings, sampling: Sampling
     ) -> None:
         self._chat = chat
         self._console = console
-        self._args = args
+        self._settings = settings
         self._sampling = sampling
         self.recorded = Console(record=True, file=io.StringIO(), width=100)
         self.begin()
@@ -116,7 +128,7 @@ class TerminalChat:
 
     def begin(self) -> None:
         """Forget what was said."""
-        system = self._args.system
+        system = self._settings.system
         self._messages = [{"role": "system", "content": system}] if system else []
 
     def legend(self) -> Styled:
@@ -155,7 +167,7 @@ class TerminalChat:
     def _answer(self, drafter: Drafter | None) -> tuple[str, Answer]:
         prompt = self._chat.prompt(self._messages)
         positions = self._chat.target.max_positions
-        most = max(1, min(self._args.max_new_tokens, positions - len(prompt)))
+        most = max(1, min(self._settings.max_new_tokens, positions - len(prompt)))
         check_lengths(len(prompt), most, positions)
         answer = Answer()
         spoken: list[str] = []
@@ -173,29 +185,36 @@ class TerminalChat:
         return "".join(spoken), answer
 
 
-def converse(args: argparse.Namespace, sampling: Sampling) -> None:
-    """What main() does without --web."""
-    export = args.record
+def converse(
+    target: TargetSettings, settings: ChatSettings, sampling: Sampling, options: TerminalOptions
+) -> None:
+    """Chat in the terminal.
+
+    Raises:
+        InputError: the options do not go together, or something asked for is not there.
+    """
+    export = options.record
     if export is not None:
         if export.suffix not in (".svg", ".html"):
             raise InputError(f"--record {export} is neither FILE.svg nor FILE.html")
         check_writable(export)
-    if args.compare and not args.prompt:
+    if options.compare and not options.prompt:
         raise InputError("--compare goes with --prompt; at the keyboard type /vanilla")
-    talk = TerminalChat(Chat(args), Console(), args, sampling)
+    chat = Chat(target, settings.method)
+    talk = TerminalChat(chat, Console(), settings, sampling)
     talk.print(talk.legend())
     try:
-        if args.prompt:
-            for prompt in args.prompt:
+        if options.prompt:
+            for prompt in options.prompt:
                 talk.prompt(prompt)
                 talk.ask(prompt)
-                if args.compare:
+                if options.compare:
                     talk.again()
         else:
             loop(talk)
     finally:
         if export is not None:
-            title = f"logitspec, {args.method}"
+            title = f"logitspec, {settings.method}"
             if export.suffix == ".svg":
                 talk.recorded.save_svg(str(export), title=title)
             else:
@@ -233,22 +252,22 @@ def loop(talk: TerminalChat) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    sampling = sampling_of(args)
-    for text in (args.system or "", *(args.prompt or ())):
+    target, settings = read(TargetSettings, args), read(ChatSettings, args)
+    sampling, options = read_sampling(args), read(TerminalOptions, args)
+    for text in (settings.system or "", *options.prompt):
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError("--prompt or --system is not UTF-8 text; give another") from error
     if not args.web:
-        converse(args, sampling)
+        converse(target, settings, sampling, options)
         return
-    terminal = {"--prompt": args.prompt, "--compare": args.compare, "--record": args.record}
-    for flag, given in terminal.items():
+    for name, given in vars(options).items():
         if given:
-            raise InputError(f"{flag} is for the terminal; leave it out with --web")
+            raise InputError(f"--{name} is for the terminal; leave it out with --web")
     from .chatting.page import serve_page
 
-    serve_page(args, sampling)
+    serve_page(target, settings, sampling, read(ListeningSettings, args))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -258,7 +277,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add_chat_flags(parser)
     add("--system", metavar="TEXT", help="a system message")
-    add("--prompt", action="append", metavar="TEXT", help="answer this and end; may be repeated")
+    add(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="answer this and end; may be repeated",
+    )
     add("--compare", action="store_true", help="with --prompt: each also by plain decoding")
     add(
         "--record", type=Path, metavar="FILE",
@@ -268,7 +293,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_listening_flags(parser)
     add_sampling_flags(parser, choices=False)
     add_machine_flags(parser)
-    parser.set_defaults(num_choices=1)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: run(args), "ended")
 

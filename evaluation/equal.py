@@ -6,19 +6,18 @@ where two traces part, how close the target's logits were.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from model.logitspec.errors import InputError
 
+from .asking.settings import TargetSettings
 from .command.exits import run_command
-from .command.flags import TRUST, add_trust_flags
+from .command.flags import add_trust_flags, read
 from .command.parser import Parser
 from .traces.comparing import Trace, failures, in_order, say_left_out, shown
 from .traces.reading import output_ids
@@ -59,42 +58,34 @@ class LogitGap:
     """The target's logits where two turns part.
 
     Args:
-        model_path: the checkpoint both traces were made with.
+        settings: of the checkpoint that both traces were made with.
         trace: one of them; its sidecar names the bench, the template and the dtype.
-        device: as in the inference scripts.
-        trust: of arguments.TRUST, what may be done with the checkpoint.
 
     Raises:
         InputError: there is no sidecar, or the checkpoint is another one than it names.
     """
 
-    def __init__(
-        self, model_path: str, trace: Trace, device: str, trust: Mapping[str, bool]
-    ) -> None:
+    def __init__(self, settings: TargetSettings, trace: Trace) -> None:
         from model.logitspec import load
 
         from .asking.questions import load_questions, question_path, sha256
         from .asking.target import Target
 
-        settings = trace.settings
-        if not settings:
+        known = trace.settings
+        if not known:
             raise InputError(
                 f"{trace.path} has no sidecar that says how it was made; leave out --model-path"
             )
         self.target = Target.resolve(
-            argparse.Namespace(
-                model_path=model_path, device=device, dtype=settings["dtype"],
-                num_gpus_per_model=1, conv_template=settings["template"],
-                cpu_kernels="auto", cuda_graphs="off", **trust,
-            )
-        )  # fmt: skip
-        if self.target.fingerprint != settings["model_fingerprint"]:
+            replace(settings, dtype=known["dtype"], conv_template=known["template"])
+        )
+        if self.target.fingerprint != known["model_fingerprint"]:
             raise InputError(
-                f"{model_path} is not the checkpoint {settings['model']} that {trace.path} was "
+                f"{settings.model_path} is not the checkpoint {known['model']} that {trace.path} was "
                 "made with; give that one"
             )
-        path = question_path(settings["bench_name"])
-        if sha256(path) != settings["questions"]:
+        path = question_path(known["bench_name"])
+        if sha256(path) != known["questions"]:
             raise InputError(
                 f"{path} holds other questions than {trace.path} answers; "
                 "prepare those it was made with"
@@ -156,18 +147,14 @@ def differences(
 def compare(
     path: Path,
     other: Path,
-    model_path: str | None,
-    device: str,
-    trust: Mapping[str, bool],
+    checkpoint: TargetSettings | None,
 ) -> bool:
     """Print which turns differ and where; whether all are there and equal.
 
     Args:
         path: of one trace.
         other: of the other.
-        model_path: the checkpoint both were made with, for the logits where turns part.
-        device: to run it on.
-        trust: of arguments.TRUST, what may be done with the checkpoint.
+        checkpoint: that both were made with, for the logits where turns part.
 
     Raises:
         InputError: a trace cannot be read, or they hold different questions.
@@ -194,8 +181,8 @@ def compare(
         if (at := first_difference(turn.ids, theirs[key].ids)) is not None
     }
     logits: LogitGap | None = None
-    if model_path is not None and parted:
-        logits = LogitGap(model_path, trace, device, trust)
+    if checkpoint is not None and parted:
+        logits = LogitGap(checkpoint, trace)
     for line in differences(ours, theirs, parted, logits):
         print(line)
     seeds = [t.settings.get("seed") for t in (trace, other_trace) if t.settings]
@@ -221,11 +208,11 @@ def main(argv: list[str] | None = None) -> int:
     add("--strict", action="store_true", help="exit status 1 when some turn differs or failed")
     add_trust_flags(parser)
     args = parser.parse_args(argv)
-    trust = {name: getattr(args, name) for name in TRUST}
-    equal: list[Any] = []
+    given = read(TargetSettings, args, cuda_graphs="off") if args.model_path else None
+    equal: list[bool] = []
     status = run_command(
         parser.prog,
-        lambda: equal.append(compare(args.trace, args.other, args.model_path, args.device, trust)),
+        lambda: equal.append(compare(args.trace, args.other, given)),
     )
     return status or int(args.strict and not all(equal))
 

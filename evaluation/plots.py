@@ -20,12 +20,7 @@ from model.logitspec.errors import InputError
 from .command.exits import run_command
 from .command.parser import Parser
 from .tables import add_trace_flags
-from .traces.comparing import (
-    Comparison,
-    Trace,
-    read_comparison,
-    shown,
-)
+from .traces.comparing import Comparison, Trace, read_comparison, shown
 from .traces.reading import PHASES
 
 if TYPE_CHECKING:

@@ -15,10 +15,7 @@ from tqdm import tqdm
 
 from model.logitspec.errors import InputError
 
-from .asking.methods import (
-    METHODS,
-    DrafterMethod,
-)
+from .asking.methods import METHODS, DrafterMethod
 from .command.exits import run_command
 from .command.files import check_writable
 from .command.parser import Parser, at_least, picture
@@ -26,12 +23,7 @@ from .command.terminal import drawn
 from .plots import require_matplotlib
 from .recordings.format import Recording, load_recording
 from .recordings.live import compare_live, pair_with_live
-from .recordings.replaying import (
-    VANILLA,
-    Summary,
-    check_drafter,
-    replay,
-)
+from .recordings.replaying import VANILLA, Summary, check_drafter, replay
 from .recordings.sweeping import configurations, parse_grid, replay_all, usable_processors
 from .traces.tasks import list_tasks
 

@@ -18,13 +18,7 @@ from .command.exits import run_command
 from .command.files import check_writable, write_text
 from .command.parser import Parser
 from .plots import PICTURES, add_picture_flags, draw_all
-from .tables import (
-    add_trace_flags,
-    compare,
-    to_csv,
-    to_latex,
-    to_markdown,
-)
+from .tables import add_trace_flags, compare, to_csv, to_latex, to_markdown
 from .traces.comparing import Comparison, read_comparison
 from .traces.sidecars import COMMON
 

@@ -1,7 +1,7 @@
 """Compare methods on a benchmark in one run: python -m evaluation.run --help.
 
 The model is loaded once, the methods answer every question one after the other, and each writes a
-trace of its own. Also what the scripts inference_METHOD.py share.
+trace of its own.
 """
 
 from __future__ import annotations
@@ -13,20 +13,11 @@ from pathlib import Path
 
 from model.logitspec.errors import InputError
 
-from .asking.methods import (
-    METHODS,
-    add_options,
-    find_method,
-    find_methods,
-)
+from .asking.methods import METHODS, add_options, find_method, find_methods
 from .asking.questions import answer_folder
-from .asking.runs import Run, run_eval
+from .asking.runs import Run, answer_benchmark
 from .command.exits import run_command
-from .command.flags import (
-    add_machine_flags,
-    add_run_flags,
-    add_warmup_flag,
-)
+from .command.flags import add_machine_flags, add_run_flags, add_warmup_flag, read_run
 from .command.inference import say_what_is_ignored
 from .command.parser import Parser
 
@@ -36,8 +27,8 @@ def run_several(args: argparse.Namespace) -> None:
     methods = list(find_methods(args.methods).values())
     say_what_is_ignored(methods, vars(args))
     folder = args.answer_dir or answer_folder(args.bench_name)
-    run_eval(
-        args,
+    answer_benchmark(
+        read_run(args),
         [
             Run(
                 method,

@@ -10,27 +10,24 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from .asking.settings import ChatSettings, TargetSettings
 from .asking.target import model_name
-from .chatting.chat import (
-    Chat,
-)
+from .chatting.chat import Chat
 from .chatting.server import make_app
-from .chatting.web import (
-    listen,
-    run_app,
-)
+from .chatting.web import listen, run_app
 from .command.exits import run_command
-from .command.flags import add_chat_flags, add_listening_flags, add_machine_flags
+from .command.flags import add_chat_flags, add_listening_flags, add_machine_flags, read
 from .command.parser import Parser, at_least
 
 
 def serve(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
+    settings, target = read(ChatSettings, args), read(TargetSettings, args)
     with listen(args.host, args.port) as listening:
-        chat = Chat(args, waiting=args.queue)
-        name = args.model_name or model_name(args.model_path)
-        app = make_app(chat, name, args.max_new_tokens)
-        run_app(app, chat, listening, args, f"{name} with {args.method} at {{}}/v1")
+        chat = Chat(target, settings.method, waiting=args.queue)
+        name = args.model_name or model_name(target.model_path)
+        app = make_app(chat, name, settings.max_new_tokens)
+        run_app(app, chat, listening, args.host, f"{name} with {settings.method} at {{}}/v1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,13 +26,7 @@ from .command.exits import run_command
 from .command.files import write_text
 from .command.parser import Parser
 from .command.terminal import drawn
-from .traces.comparing import (
-    Comparison,
-    Trace,
-    check_comparable,
-    failures,
-    read_comparison,
-)
+from .traces.comparing import Comparison, Trace, check_comparable, failures, read_comparison
 from .traces.published import PUBLISHED
 
 RESAMPLES = 10_000

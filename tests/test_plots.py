@@ -11,12 +11,7 @@ from typing import Any
 import pytest
 
 from evaluation import plots, report
-from evaluation.plots import (
-    PICTURES,
-    chosen_question,
-    conditional_acceptance,
-    main,
-)
+from evaluation.plots import PICTURES, chosen_question, conditional_acceptance, main
 from evaluation.traces.comparing import Trace, read_comparison
 from model.logitspec import InputError
 

@@ -16,7 +16,7 @@ from evaluation.analyses import main as analyse
 from evaluation.asking.methods import METHODS, DrafterMethod, find_method
 from evaluation.asking.target import eos_token_ids, load_tokenizer
 from evaluation.record import main as record
-from evaluation.recordings.costs import KINDS, likest, load_step_costs
+from evaluation.recordings.costs import KINDS, closest_curve, load_step_costs
 from evaluation.recordings.format import (
     RecordedQuestion,
     RecordedTurn,
@@ -269,8 +269,8 @@ def test_the_step_costs_of_another_machine_make_the_speed(
     recording = load_recording(folder)
     assert recording.step_cost(1, 0) == own[0, False]
     assert recording.step_cost(1, 8) == own[16, False]  # not one of steps that read no node's
-    assert likest(own, 0, rejected=True) is own[0, True]
-    assert likest(own, 8, rejected=True) is own[16, False]
+    assert closest_curve(own, 0, rejected=True) is own[0, True]
+    assert closest_curve(own, 8, rejected=True) is own[16, False]
     given = tmp_path / "costs.json"
     curve = {"contexts": [1, 1000], "nodes": [1, 128], "seconds": [[1.0, 128.0], [1.0, 128.0]]}
     given.write_text(json.dumps({"curves": [curve]}))

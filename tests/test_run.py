@@ -14,12 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation.asking.engines import (
-    HFEngine,
-    KVEngine,
-    Models,
-    transformers_twin,
-)
+from evaluation.asking.engines import HFEngine, KVEngine, Models, transformers_twin
 from evaluation.asking.methods import METHODS
 from evaluation.asking.questions import Question
 from evaluation.asking.runs import list_jobs

@@ -26,12 +26,7 @@ import pytest
 import uvicorn
 from tokenizers import Tokenizer, decoders, models
 
-from evaluation.chatting.chat import (
-    Chat,
-    Job,
-    Stopping,
-    Text,
-)
+from evaluation.chatting.chat import Chat, Job, Stopping, Text
 from evaluation.chatting.server import make_app
 from evaluation.chatting.web import LARGEST_BODY
 from evaluation.serve import main

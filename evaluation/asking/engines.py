@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
@@ -16,9 +15,8 @@ from model.logitspec import DecodingResult, Drafter, LlamaKVForCausalLM, decode,
 from model.logitspec.loading import load_weights
 from model.logitspec.sampling import Sampling
 
+from .settings import GREEDY
 from .target import Target
-
-GREEDY = Sampling()
 
 
 class Models:
@@ -55,8 +53,9 @@ class Models:
 
 def transformers_twin(model: LlamaKVForCausalLM) -> Any:
     """transformers' own model over the tensors of ours: no weight is held twice."""
-    with init_empty_weights(include_buffers=False):
+    with torch.device("meta"):
         twin = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+    twin.model.rotary_emb = type(twin.model.rotary_emb)(twin.config)  # its buffers are computed
     wanted = twin.state_dict().keys()
     weights = {name: t for name, t in model.state_dict().items() if name in wanted}
     twin.load_state_dict(weights, strict=True, assign=True)

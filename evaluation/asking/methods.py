@@ -23,12 +23,7 @@ from model.logitspec import DRAFTERS, Drafter
 from model.logitspec.errors import InputError, brief
 
 from ..command.parser import Parser, at_least
-from .engines import (
-    Engine,
-    HFEngine,
-    KVEngine,
-    Models,
-)
+from .engines import Engine, HFEngine, KVEngine, Models
 
 Options = dict[str, Any]
 

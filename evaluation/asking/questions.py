@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from model.logitspec.errors import InputError
 
 from ..command.files import ROOT, is_plain
+from .settings import QuestionSettings
 
 
 @dataclass(frozen=True)
@@ -103,31 +102,19 @@ def answer_folder(bench_name: str) -> Path:
     return ROOT / "data" / bench_name / "model_answer"
 
 
-def check_slice(
-    begin: int | None, end: int | None, questions: Sequence[object], path: Path
-) -> slice:
-    """The slice of --question-begin and --question-end.
+def chosen_questions(settings: QuestionSettings) -> tuple[Path, list[Question]]:
+    """The benchmark's file, and the questions of it that are asked.
 
     Raises:
-        InputError: it is empty or reaches outside the question set.
+        InputError: there is no such file or slice.
     """
-    first = 0 if begin is None else begin
-    last = len(questions) if end is None else end
+    path = question_path(settings.bench_name)
+    questions = load_questions(path)
+    first = 0 if settings.question_begin is None else settings.question_begin
+    last = len(questions) if settings.question_end is None else settings.question_end
     if not 0 <= first < last <= len(questions):
         raise InputError(
             f"questions {first} to {last} (--question-begin, --question-end) are no slice of the "
             f"{len(questions)} in {path}; give 0 <= begin < end <= {len(questions)}"
         )
-    return slice(first, last)
-
-
-def chosen_questions(args: argparse.Namespace) -> tuple[Path, list[Question]]:
-    """The benchmark's file, and the slice of it that the shared flags ask for.
-
-    Raises:
-        InputError: there is no such file or slice.
-    """
-    path = question_path(args.bench_name)
-    questions = load_questions(path)
-    questions = questions[check_slice(args.question_begin, args.question_end, questions, path)]
-    return path, questions[:: args.question_stride]
+    return path, questions[first : last : settings.question_stride]

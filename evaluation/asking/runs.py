@@ -1,11 +1,11 @@
-"""run_eval: questions in, traces out, one per method. All inference scripts end here."""
+"""Questions in, traces out, one per method: what run and the inference commands do."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +17,17 @@ from model.logitspec.sampling import Sampling
 
 from ..command.exits import Incomplete
 from ..command.files import check_writable
-from ..recordings.costs import (
-    METER_EVERY,
-    StepCosts,
-    measured_rounds,
-    what_is_measured,
-)
-from ..traces.environment import describe_run
+from ..recordings.costs import METER_EVERY, StepCostFile, measured_rounds, model_and_machine
 from ..traces.reading import Record
 from ..traces.sidecars import FILTERS
 from ..traces.writing import TraceWriter
-from .answering import (
-    Answer,
-    Answerer,
-    Job,
-    check_prompts,
-)
+from .answering import Answerer, Assignment, TraceLine, check_prompts
 from .engines import KVEngine, Models
 from .methods import Method, Options
-from .questions import (
-    Question,
-    chosen_questions,
-    sha256,
-)
+from .questions import Question, chosen_questions, sha256
+from .settings import RunSettings
 from .target import Target, model_name
-from .workers import answer_in_workers, find_workers, require_ray
+from .workers import Workers, answer_in_workers, find_workers, require_ray
 
 
 @dataclass(frozen=True)
@@ -54,142 +40,158 @@ class Run:
     answer_file: Path
 
 
-def run_eval(args: argparse.Namespace, runs: Sequence[Run]) -> None:
+def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
     """Answer a benchmark's questions with every run's method, and write a trace each.
 
     The runs take turns question by question, and who begins rotates, so that drift of the machine
     hits all alike. What a trace holds already is skipped.
 
     Args:
-        args: the shared flags, from arguments.add_run_flags and add_machine_flags.
+        settings: of all runs.
         runs: the methods, with their options and answer files.
 
     Raises:
         InputError: something asked for is not there; found before the model is loaded if it can be.
+        Incomplete: some questions could not be answered.
     """
-    sampling = sampling_of(args)
-    workers = find_workers(args)
+    workers = find_workers(settings.workers, settings.target)
     if workers:
         require_ray()
-    if args.step_cost is not None and (workers or not any(run.method.own_loop for run in runs)):
-        raise InputError(
-            f"--step-cost {args.step_cost} measures this project's own loop in one process; leave "
-            "it out with transformers' methods alone, or several copies of the model"
-        )
-    path, questions = chosen_questions(args)
-    target = Target.resolve(args)
-    first = check_prompts(questions, target, args)[0]
+    check_step_cost(settings, runs, workers)
+    path, questions = chosen_questions(settings.questions)
+    target = Target.resolve(settings.target)
+    first = check_prompts(questions, target, settings.answers)[0]
     for run in runs:
         run.method.check(run.options)
-    shared = run_settings(args, target, path, sampling)
-
-    def describe() -> Record:
-        return describe_run(target) | {"workers": workers.count if workers else 1}
-
+    shared = shared_settings(settings, target, path)
+    describe = partial(environment_of, target, workers)
     environment = describe()
-    made = what_is_measured(shared, environment)
-    if args.step_cost is not None:
-        check_writable(args.step_cost)
-        measured_rounds(args.step_cost, made)
-
-    def build_answerers() -> dict[str, Answerer]:
-        both = len({run.method.own_loop for run in runs}) > 1
-        models = Models(target, shared=both)
-        answerers = {
-            run.model_id: Answerer(
-                target, run.method.engine(models, run.options), run.model_id, args, sampling
+    identity = model_and_machine(shared, environment)
+    if settings.step_cost is not None:
+        check_writable(settings.step_cost)
+        measured_rounds(settings.step_cost, identity)
+    build = partial(build_answerers, target, runs, settings, first)
+    with ExitStack() as files:
+        writers = {
+            run.model_id: files.enter_context(
+                closing(open_trace(run, path, shared, environment, overwrite=settings.overwrite))
             )
             for run in runs
         }
-        for answerer in answerers.values():
-            answerer.warm_up(first, args.warmup)
-        return answerers
-
-    with ExitStack() as files:
-        writers: dict[str, TraceWriter] = {}
-        for run in runs:
-            if run.answer_file.resolve() == path.resolve():
-                raise InputError(f"the answer file {path} is the question file; choose another")
-            own = {"method": run.method.name, **run.options, "model_id": run.model_id}
-            writers[run.model_id] = files.enter_context(
-                closing(
-                    TraceWriter(
-                        run.answer_file, own | shared, environment, overwrite=args.overwrite
-                    )
-                )
-            )
-        jobs = list_jobs(questions, {name: set(writer.done) for name, writer in writers.items()})
-        todo = sum(len(names) for _, names in jobs)
-        print(
-            f"{', '.join(run.method.name for run in runs)} on {args.bench_name}: "
-            f"{shared['model']}, {shared['dtype']}, {target.device}, {target.kernels} kernels; "
-            f"prompts in {target.prompts}\n"
-            f"{todo} of {len(questions) * len(runs)} answers to give, into "
-            + (str(runs[0].answer_file) if len(runs) == 1 else str(runs[0].answer_file.parent))
-        )
+        done = {name: set(writer.done) for name, writer in writers.items()}
+        assignments = list_assignments(questions, done)
+        todo = sum(len(names) for _, names in assignments)
+        print(announcement(runs, settings.questions.bench_name, target, shared))
+        place = runs[0].answer_file if len(runs) == 1 else runs[0].answer_file.parent
+        print(f"{todo} of {len(questions) * len(runs)} answers to give, into {place}")
         if not todo:
             return
         if workers:
-            found = answer_in_workers(build_answerers, describe, jobs, workers, strict=args.strict)
+            found = answer_in_workers(
+                build, describe, assignments, workers, strict=settings.answers.strict
+            )
         else:
-            found = answer_here(build_answerers(), jobs, environment, args.step_cost, made)
-        with closing(found) as answers:
-            write_with_progress(answers, writers, todo)
-        say_what_failed(writers, [question for question, _ in jobs])
+            found = answer_here(build(), assignments, environment, settings.step_cost, identity)
+        with closing(found) as lines:
+            write_with_progress(lines, writers, todo)
+        say_what_failed(writers, [question for question, _ in assignments])
 
 
-def list_jobs(questions: Sequence[Question], done: dict[str, set[Any]]) -> list[Job]:
+def check_step_cost(settings: RunSettings, runs: Sequence[Run], workers: Workers | None) -> None:
+    """Raise InputError if step costs are to be measured and cannot be."""
+    measurable = workers is None and any(run.method.own_loop for run in runs)
+    if settings.step_cost is not None and not measurable:
+        raise InputError(
+            f"--step-cost {settings.step_cost} measures this project's own loop in one process; "
+            "leave it out with transformers' methods alone, or several copies of the model"
+        )
+
+
+def environment_of(target: Target, workers: Workers | None) -> Record:
+    """The environment of this process, for a sidecar."""
+    return target.environment() | {"workers": workers.count if workers else 1}
+
+
+def build_answerers(
+    target: Target, runs: Sequence[Run], settings: RunSettings, first: Question
+) -> dict[str, Answerer]:
+    """Load the model and make every run's answerer, warmed up with a question; by model_id."""
+    models = Models(target, shared=len({run.method.own_loop for run in runs}) > 1)
+    answerers = {
+        run.model_id: Answerer(
+            target, run.method.engine(models, run.options), run.model_id, settings.answers
+        )
+        for run in runs
+    }
+    for answerer in answerers.values():
+        answerer.warm_up(first, settings.warmup)
+    return answerers
+
+
+def open_trace(
+    run: Run, questions: Path, shared: Record, environment: Record, *, overwrite: bool
+) -> TraceWriter:
+    """The writer of a run's trace.
+
+    Raises:
+        InputError: the file cannot be written, or is the question file.
+    """
+    if run.answer_file.resolve() == questions.resolve():
+        raise InputError(f"the answer file {questions} is the question file; choose another")
+    own = {"method": run.method.name, **run.options, "model_id": run.model_id}
+    return TraceWriter(run.answer_file, own | shared, environment, overwrite=overwrite)
+
+
+def announcement(runs: Sequence[Run], bench_name: str, target: Target, shared: Record) -> str:
+    """A line on what is about to run; transformers' own loop uses no kernels of this project."""
+    ours = any(run.method.own_loop for run in runs)
+    return (
+        f"{', '.join(run.method.name for run in runs)} on {bench_name}: {shared['model']}, "
+        f"{shared['dtype']}, {target.device}{f', {target.kernels} kernels' if ours else ''}; "
+        f"prompts in {target.prompts}"
+    )
+
+
+def list_assignments(
+    questions: Sequence[Question], done: Mapping[str, set[Any]]
+) -> list[Assignment]:
     """Who is to answer what, in which order: the first run on one question is last on the next."""
     names = list(done)
-    jobs = []
+    assignments = []
     for index, question in enumerate(questions):
         first = index % len(names)
         order = names[first:] + names[:first]
         todo = [name for name in order if question.question_id not in done[name]]
         if todo:
-            jobs.append((question, todo))
-    return jobs
+            assignments.append((question, todo))
+    return assignments
 
 
-def sampling_of(args: argparse.Namespace) -> Sampling:
-    """What the flags of arguments.add_run_flags say of sampling.
-
-    Raises:
-        InputError: it makes no sense.
-    """
-    sampling = Sampling(
-        temperature=args.temperature,
-        top_k=args.sampling_top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        repetition_penalty=args.repetition_penalty,
-        seed=args.seed,
-    )
-    replace(sampling, seed=sampling.seed + args.num_choices - 1)  # the last choice's
-    return sampling
-
-
-def run_settings(
-    args: argparse.Namespace, target: Target, questions: Path, sampling: Sampling
-) -> dict[str, Any]:
-    """Everything but the method's own options that an answer depends on.
+def shared_settings(settings: RunSettings, target: Target, questions: Path) -> Record:
+    """Everything but the method's own options that an answer depends on, for a sidecar.
 
     Of the filters of samples only those that are on.
+
+    Args:
+        settings: of the run.
+        target: as resolved from them.
+        questions: the question file.
     """
+    sampling = settings.answers.sampling
     filters = {name: getattr(sampling, name) for name in FILTERS}
     return {
-        "model": model_name(args.model_path),
+        "model": model_name(target.path),
         "model_fingerprint": target.fingerprint,
         "tokenizer_fingerprint": target.tokenizer_fingerprint,
-        "bench_name": args.bench_name,
+        "bench_name": settings.questions.bench_name,
         "questions": sha256(questions),
         "template": target.prompts.template,
-        "max_new_tokens": args.max_new_tokens,
-        "num_choices": args.num_choices,
+        "max_new_tokens": settings.answers.max_new_tokens,
+        "num_choices": settings.answers.num_choices,
         "temperature": sampling.temperature,
         "dtype": str(target.dtype).removeprefix("torch."),
         "device": "cpu" if target.device == "cpu" else "cuda",
-        "num_gpus_per_model": args.num_gpus_per_model,
+        "num_gpus_per_model": target.gpus,
         "seed": sampling.seed,
         **{name: value for name, value in filters.items() if value != getattr(Sampling, name)},
     }
@@ -197,36 +199,36 @@ def run_settings(
 
 def answer_here(
     answerers: dict[str, Answerer],
-    jobs: list[Job],
+    assignments: list[Assignment],
     environment: Record,
     step_cost: Path | None,
-    made: Mapping[str, Any],
-) -> Generator[Answer, None, None]:
+    identity: Mapping[str, Any],
+) -> Generator[TraceLine, None, None]:
     """Answer the questions as they are asked for, with a model loaded here.
 
     Args:
         answerers: by model_id.
-        jobs: to do.
+        assignments: to do.
         environment: of this process.
         step_cost: a file for what a step costs, measured between questions; None: it is not.
-        made: what is measured in it.
+        identity: model_and_machine(), for that file.
     """
     costs = None
     engines = [answerer.engine for answerer in answerers.values()]
     ours = next((engine for engine in engines if isinstance(engine, KVEngine)), None)
     if step_cost is not None and ours is not None:
-        costs = StepCosts(ours.model, step_cost, 64, made)
-    for at, (question, names) in enumerate(jobs):
+        costs = StepCostFile(ours.model, step_cost, 64, identity)
+    for at, (question, names) in enumerate(assignments):
         if costs is not None and at % METER_EVERY == 0:
             costs.measure()
         for name in names:
             answerer = answerers[name]
             record = answerer.answer(question)
-            yield Answer(name, record, environment, answerer.engine.facts)
+            yield TraceLine(name, record, environment, answerer.engine.facts)
 
 
 def write_with_progress(
-    answers: Iterable[Answer], writers: dict[str, TraceWriter], count: int
+    lines: Iterable[TraceLine], writers: dict[str, TraceWriter], count: int
 ) -> None:
     """Write each record as it comes, with its run's MAT and speed so far on the progress bar."""
     accept_lengths: dict[str, list[int]] = {name: [] for name in writers}
@@ -237,10 +239,10 @@ def write_with_progress(
     def so_far(name: str) -> str:
         return f"MAT {np.mean(accept_lengths[name]):.2f}, {np.mean(speeds[name]):.1f} tokens/s"
 
-    with tqdm(answers, total=count, unit="answer") as bar:
+    with tqdm(lines, total=count, unit="answer") as bar:
         for name, record, environment, facts in bar:
-            made_in = None if environment is None else environment | (facts or {})
-            writers[name].write(record, made_in)
+            there = None if environment is None else environment | (facts or {})
+            writers[name].write(record, there)
             if "error" in record:
                 asked = f"{short[name]}: question {record['question_id']}"
                 bar.write(f"{asked} failed: {record['error']}")

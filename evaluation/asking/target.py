@@ -1,11 +1,7 @@
-"""The target of a run: what the flags mean for device, dtype, tokenizer, template and EOS ids.
-
-Everything here is settled, or refused, before any weights are loaded.
-"""
+"""A run's target: device, dtype, tokenizer, template and EOS ids, all before weights are loaded."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
@@ -22,7 +18,9 @@ from model.logitspec.kernels import Kernels, choose_kernels, is_quantized
 from model.logitspec.loading import checkpoint, checkpoint_eos, load_config
 from model.logitspec.modeling_llama_kv import max_positions
 
+from ..traces.environment import describe_environment
 from .prompts import PromptFormat
+from .settings import TargetSettings
 
 
 @dataclass
@@ -46,36 +44,43 @@ class Target:
     allow_pickle: bool
 
     @classmethod
-    def resolve(cls, args: argparse.Namespace) -> Target:
-        """The target that the shared flags describe.
+    def resolve(cls, settings: TargetSettings) -> Target:
+        """The target that the settings describe.
 
         Raises:
             InputError: something they name is not there.
         """
-        device = resolve_device(args.device, args.num_gpus_per_model)
-        dtype = resolve_dtype(args.dtype, device)
-        trust = args.trust_remote_code
-        config = load_config(args.model_path, trust_remote_code=trust)
-        tokenizer = load_tokenizer(args.model_path, trust_remote_code=trust)
-        prompts = PromptFormat(model_name(args.model_path), tokenizer, args.conv_template)
+        path, trust = settings.model_path, settings.trust_remote_code
+        device = resolve_device(settings.device, settings.num_gpus_per_model)
+        dtype = resolve_dtype(settings.dtype, device)
+        config = load_config(path, trust_remote_code=trust)
+        tokenizer = load_tokenizer(path, trust_remote_code=trust)
+        prompts = PromptFormat(model_name(path), tokenizer, settings.conv_template)
         return cls(
-            path=args.model_path,
+            path=path,
             device=device,
             dtype=dtype,
-            gpus=args.num_gpus_per_model,
+            gpus=settings.num_gpus_per_model,
             tokenizer=tokenizer,
             prompts=prompts,
-            eos_token_ids=eos_token_ids(args.model_path, config, tokenizer)
-            | prompts.stop_token_ids,
+            eos_token_ids=eos_token_ids(path, config, tokenizer) | prompts.stop_token_ids,
             max_positions=max_positions(config),
-            fingerprint=fingerprint(args.model_path, config),
+            fingerprint=fingerprint(path, config),
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-            kernels=choose_kernels(config, dtype, device, args.cpu_kernels),
-            cuda_graphs=resolve_graphs(args.cuda_graphs, device),
+            kernels=choose_kernels(config, dtype, device, settings.cpu_kernels),
+            cuda_graphs=resolve_graphs(settings.cuda_graphs, device),
             quantized=is_quantized(config),
             trust_remote_code=trust,
-            allow_pickle=args.allow_pickle,
+            allow_pickle=settings.allow_pickle,
         )
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, hardware and what the target runs on, for a trace or a recording."""
+        return describe_environment(self.device) | {
+            "model_path": self.path,
+            "kernels": self.kernels.name,
+            "cuda_graphs": self.cuda_graphs,
+        }
 
     def loading(self) -> dict[str, Any]:
         """Keyword arguments of load_weights() that put the weights where they belong."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import queue
 import sys
@@ -18,6 +17,7 @@ from model.logitspec.errors import InputError, brief
 
 from ..asking.engines import Models
 from ..asking.methods import drafter_method, find_method
+from ..asking.settings import TargetSettings
 from ..asking.target import Target
 
 MOST_CHARACTERS = 64  # of a prompt, for each position of the model; tokens have 3 or 4
@@ -130,19 +130,20 @@ class Chat:
     """A target with a drafter, and a thread that answers what is queued.
 
     Args:
-        args: the flags of add_chat_flags and add_machine_flags.
+        settings: of the target.
+        method: a name as find_method() takes it.
         waiting: most jobs in the queue.
 
     Raises:
-        InputError: something that the flags name is not there.
+        InputError: something that is asked for is not there.
     """
 
-    def __init__(self, args: argparse.Namespace, waiting: int = 1) -> None:
-        self.target = Target.resolve(args)
+    def __init__(self, settings: TargetSettings, method: str, waiting: int = 1) -> None:
+        self.target = Target.resolve(settings)
         if self.target.prompts.note:
             print(self.target.prompts.note, file=sys.stderr)
-        method = drafter_method(args.method)
-        self.drafter: Drafter = method.drafter(**find_method(args.method).settings({}))
+        options = find_method(method).settings({})
+        self.drafter: Drafter = drafter_method(method).drafter(**options)
         self.model = Models(self.target, shared=False).kv
         self.drafter.prepare(self.model)
         self.waiting = waiting

@@ -1,8 +1,7 @@
-"""The page of demo.py --web: a chat with every step's draft tree."""
+"""The page of evaluation.demo --web: a chat with every step's draft tree."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import queue
@@ -19,16 +18,10 @@ from model.logitspec.decoding import Step
 from model.logitspec.drafters.base import ORIGINS
 from model.logitspec.errors import InputError, brief
 
+from ..asking.settings import ChatSettings, ListeningSettings, TargetSettings
 from .chat import Chat, Job, Stopping
 from .requests import Message
-from .server import READING
-from .web import (
-    BUSY,
-    Refused,
-    listen,
-    new_app,
-    run_app,
-)
+from .web import BUSY, Refused, listen, new_app, run_app
 
 PAGE = Path(__file__).with_name("page.html")
 
@@ -45,19 +38,19 @@ class Page:
 
     Args:
         chat: answers.
-        args: the flags.
+        settings: of the conversation.
         sampling: how tokens are chosen.
     """
 
-    def __init__(self, chat: Chat, args: argparse.Namespace, sampling: Sampling) -> None:
+    def __init__(self, chat: Chat, settings: ChatSettings, sampling: Sampling) -> None:
         self._chat = chat
-        self._args = args
+        self._settings = settings
         self._sampling = sampling
 
     async def page(self) -> HTMLResponse:
         about = {
-            "model": self._chat.target.prompts.name, "method": self._args.method,
-            "origins": ORIGINS, "system": self._args.system,
+            "model": self._chat.target.prompts.name, "method": self._settings.method,
+            "origins": ORIGINS, "system": self._settings.system,
         }  # fmt: skip
         html = PAGE.read_text(encoding="utf-8")
         shown = json.dumps(about).replace("<", "\\u003c")
@@ -68,7 +61,7 @@ class Page:
         try:
             prompt = await asyncio.to_thread(self._chat.prompt, messages)
             left = self._chat.target.max_positions - len(prompt)
-            job = Job(prompt, max(1, min(self._args.max_new_tokens, left)), self._sampling)
+            job = Job(prompt, max(1, min(self._settings.max_new_tokens, left)), self._sampling)
             events = self._events(job, vanilla=asked.vanilla)
         except Stopping as error:
             raise Refused(str(error), 503) from error
@@ -121,17 +114,20 @@ class Page:
             job.cancelled.set()
 
 
-def make_app(chat: Chat, args: argparse.Namespace, sampling: Sampling) -> FastAPI:
+def make_app(chat: Chat, settings: ChatSettings, sampling: Sampling) -> FastAPI:
     """The application."""
-    page = Page(chat, args, sampling)
-    app = new_app(chat.waiting + READING)
+    page = Page(chat, settings, sampling)
+    app = new_app(chat)
     app.get("/")(page.page)
     app.post("/answer", response_model=None)(page.answer)
     return app
 
 
-def serve_page(args: argparse.Namespace, sampling: Sampling) -> None:
+def serve_page(
+    target: TargetSettings, settings: ChatSettings, sampling: Sampling, place: ListeningSettings
+) -> None:
     """Serve the page until Ctrl-C."""
-    with listen(args.host, args.port) as listening:
-        chat = Chat(args, waiting=8)
-        run_app(make_app(chat, args, sampling), chat, listening, args, "the page is at {}")
+    with listen(place.host, place.port) as listening:
+        chat = Chat(target, settings.method, waiting=8)
+        app = make_app(chat, settings, sampling)
+        run_app(app, chat, listening, place.host, "the page is at {}")

@@ -24,9 +24,6 @@ from .web import BUSY, Refused, body, new_app
 DEFAULT_TOKENS = 512  # of an answer, where the request does not say
 
 
-READING = 8  # requests that may be read beside those that wait
-
-
 class Answering:
     """A job of the decoding thread, as the event loop sees it.
 
@@ -289,7 +286,7 @@ def count(result: DecodingResult | None) -> dict[str, Any]:
 def make_app(chat: Chat, name: str, most_tokens: int) -> FastAPI:
     """The application."""
     server = Server(chat, name, most_tokens)
-    app = new_app(chat.waiting + READING)
+    app = new_app(chat)
     app.get("/v1/models")(server.models)
     app.get("/v1/models/{name:path}")(server.model)
     app.post("/v1/chat/completions", response_model=None)(server.chat)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import resource
 import socket
@@ -21,6 +20,7 @@ from .chat import STOPPING, Chat
 
 LARGEST_BODY = 4 << 20  # bytes of a request
 BODY_SECONDS = 30  # in which it has to come
+READING = 8  # requests that may be read beside those that wait
 MOST_CONNECTIONS = 8192
 OTHER_FILES = 128  # the process has open
 CLOSE = {"Connection": "close"}
@@ -130,14 +130,14 @@ async def whole_body(scope: Any, receive: Any) -> bytes | None:
             return bytes(parts)
 
 
-def new_app(most: int) -> FastAPI:
+def new_app(chat: Chat) -> FastAPI:
     """An application that answers errors in OpenAI's form and bounds its requests.
 
     Args:
-        most: requests at a time, those that wait for an answer included; the rest get status 429.
+        chat: that it asks; requests beyond those that may wait for it get status 429.
     """
     app = FastAPI(title="LogitSpec", docs_url=None, redoc_url=None)
-    app.add_middleware(Limits, most=most)
+    app.add_middleware(Limits, most=chat.waiting + READING)
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> JSONResponse:
@@ -165,38 +165,46 @@ def new_app(most: int) -> FastAPI:
 
 
 class ChatServer(uvicorn.Server):
-    """Gives up all answers first when it is to stop, so that their requests end by themselves."""
+    """Gives up all answers first when it is to stop, so that their requests end by themselves.
 
-    def __init__(self, config: uvicorn.Config, chat: Chat) -> None:
+    Args:
+        config: of uvicorn.
+        chat: that the application asks.
+        hello: printed once Ctrl-C is handled.
+    """
+
+    def __init__(self, config: uvicorn.Config, chat: Chat, hello: str) -> None:
         super().__init__(config)
         self._chat = chat
+        self._hello = hello
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self._hello, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._chat.stop()
         await super().shutdown(sockets)
 
 
-def run_app(
-    app: FastAPI, chat: Chat, listening: socket.socket, args: argparse.Namespace, hello: str
-) -> None:
+def run_app(app: FastAPI, chat: Chat, listening: socket.socket, host: str, hello: str) -> None:
     """Serve an application until Ctrl-C.
 
     Args:
         app: the application.
         chat: that it asks; closed in the end.
         listening: the socket.
-        args: with the host.
+        host: that it listens on.
         hello: what to say first; {} is the address.
     """
     # Answers under way are given up at Ctrl-C.
     config = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=1, limit_concurrency=most_connections()
     )
-    host = f"[{args.host}]" if ":" in args.host else args.host
-    address = f"http://{host}:{listening.getsockname()[1]}"
-    print(f"{hello.format(address)}, Ctrl-C ends it", flush=True)
+    name = f"[{host}]" if ":" in host else host
+    address = f"http://{name}:{listening.getsockname()[1]}"
     try:
-        ChatServer(config, chat).run([listening])
+        ChatServer(config, chat, f"{hello.format(address)}, Ctrl-C ends it").run([listening])
     finally:
         chat.close()
 

@@ -6,12 +6,12 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from model.logitspec.errors import InputError
 
-from ..traces.reading import Record
-
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+HALF_PAIRS = "backslashreplace"  # halves of surrogate pairs are no UTF-8: JSON's own escape, \ud800
 
 
 def is_plain(name: str) -> bool:
@@ -19,10 +19,12 @@ def is_plain(name: str) -> bool:
     return bool(re.fullmatch(r"[\w.+=@-]+", name)) and set(name) != {"."}
 
 
-HALF_PAIRS = "backslashreplace"  # halves of surrogate pairs are no UTF-8: JSON's own escape, \ud800
+def write_atomically(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON, whole or not at all.
 
-
-def write_atomically(path: Path, content: Record) -> None:
+    Raises:
+        OSError: it cannot be written.
+    """
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8", errors=HALF_PAIRS) as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
@@ -30,6 +32,29 @@ def write_atomically(path: Path, content: Record) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Raises:
+        InputError: it cannot be made; what is in the way is named.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder {path}: {why_not(path, error)}; choose another"
+        ) from error
+
+
+def why_not(path: Path, error: OSError) -> str:
+    """Why a path cannot be made: a file that stands in the place of a folder, or errno's text."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        for place in (path, *path.parents):
+            if place.exists() and not place.is_dir():
+                return f"{place} is a file, not a folder"
+    return str(error.strerror)
 
 
 def check_writable(path: Path) -> None:
@@ -41,12 +66,19 @@ def check_writable(path: Path) -> None:
         if not there:
             path.unlink()
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
+        reason = why_not(path, error)
+        raise InputError(f"cannot write {path}: {reason}; choose another file") from error
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file, and make the folders above it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", errors=HALF_PAIRS)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
+        reason = why_not(path, error)
+        raise InputError(f"cannot write {path}: {reason}; choose another file") from error

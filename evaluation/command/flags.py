@@ -1,13 +1,73 @@
-"""Every flag of the inference scripts, once; a script adds only its own method's.
+"""Every flag that several commands share, and the settings that are read from them.
 
-Also how a command of this repository ends on bad input: one sentence and exit status 2.
+A flag's destination is the name of a field in asking.settings.
 """
 
 from __future__ import annotations
 
+import argparse
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
+from model.logitspec.sampling import Sampling
+
+from ..asking.settings import (
+    AnswerSettings,
+    QuestionSettings,
+    RunSettings,
+    TargetSettings,
+    WorkerSettings,
+)
 from .parser import Parser, at_least, plain_name
+
+Settings = TypeVar("Settings")
+
+
+def read(kind: type[Settings], args: argparse.Namespace, **more: Any) -> Settings:
+    """Settings of a kind: the flags with its fields' names; other fields keep their default.
+
+    Args:
+        kind: a class of asking.settings.
+        args: the parsed flags.
+        more: fields that are no flags.
+    """
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in vars(args).items() if name in names} | more)
+
+
+def read_run(args: argparse.Namespace) -> RunSettings:
+    """The settings of add_run_flags, add_machine_flags and add_warmup_flag.
+
+    Raises:
+        InputError: the sampling flags make no sense.
+    """
+    return read(
+        RunSettings,
+        args,
+        target=read(TargetSettings, args),
+        questions=read(QuestionSettings, args),
+        answers=read(AnswerSettings, args, sampling=read_sampling(args, args.num_choices)),
+        workers=read(WorkerSettings, args),
+    )
+
+
+def read_sampling(args: argparse.Namespace, num_choices: int = 1) -> Sampling:
+    """The settings of add_sampling_flags, for the first of some choices.
+
+    Raises:
+        InputError: they make no sense, or the last choice's seed is too large.
+    """
+    sampling = Sampling(
+        temperature=args.temperature,
+        top_k=args.sampling_top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        seed=args.seed,
+    )
+    replace(sampling, seed=sampling.seed + num_choices - 1)
+    return sampling
 
 
 def add_slice_flags(parser: Parser, stride: int = 1) -> None:
@@ -28,7 +88,6 @@ def inference_parser(prog: str, description: str) -> Parser:
     """A parser with the flags that all inference scripts share."""
     parser = Parser(f"python -m evaluation.{prog}", description)
     add_run_flags(parser)
-    parser.set_defaults(step_cost=None)
     parser.add_argument(
         "--answer-file",
         type=Path,
@@ -161,9 +220,6 @@ def add_machine_flags(parser: Parser) -> None:
         help="on, off; auto: on where the model is on one GPU",
     )
     add_trust_flags(parser)
-
-
-TRUST = ("trust_remote_code", "allow_pickle")
 
 
 def add_trust_flags(parser: Parser) -> None:

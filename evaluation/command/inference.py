@@ -10,9 +10,9 @@ from model.logitspec.errors import InputError
 
 from ..asking.methods import METHODS, Method, add_options
 from ..asking.questions import answer_folder
-from ..asking.runs import Run, run_eval
+from ..asking.runs import Run, answer_benchmark
 from .exits import run_command
-from .flags import inference_parser
+from .flags import inference_parser, read_run
 
 
 def run_one(args: argparse.Namespace, method: Method) -> None:
@@ -21,7 +21,8 @@ def run_one(args: argparse.Namespace, method: Method) -> None:
     answer_file = args.answer_file
     if answer_file is None:
         answer_file = answer_folder(args.bench_name) / f"{args.model_id}.jsonl"
-    run_eval(args, [Run(method, method.settings(vars(args)), args.model_id, answer_file)])
+    run = Run(method, method.settings(vars(args)), args.model_id, answer_file)
+    answer_benchmark(read_run(args), [run])
 
 
 def inference_main(name: str, argv: Sequence[str] | None = None) -> int:

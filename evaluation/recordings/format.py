@@ -37,7 +37,7 @@ import numpy.typing as npt
 from model.logitspec.errors import InputError, brief
 from model.logitspec.step_cost import StepCost
 
-from .costs import Kind, likest, load_step_costs
+from .costs import Kind, closest_curve, load_step_costs
 
 Ints = npt.NDArray[np.int32]
 FORMAT = 1
@@ -122,7 +122,7 @@ class Recording:
 
     def step_cost(self, top_k: int, node_top_k: int = 0) -> StepCost:
         """As LlamaKVForCausalLM.step_cost, as far as it is recorded."""
-        return likest(self.step_costs, node_top_k, rejected=False)
+        return closest_curve(self.step_costs, node_top_k, rejected=False)
 
     def successors(self, count: int, width: int) -> list[list[int]]:
         """As LlamaKVForCausalLM.successors, as far as they are recorded."""
@@ -283,7 +283,7 @@ def load_recording(folder: Path, stride: int = 1, step_costs: Path | None = None
     settings = meta["settings"]
     order = {question_id: at for at, question_id in enumerate(settings["question_ids"])}
     for path, question in zip(files, questions, strict=True):
-        problem = foreign(question, settings, set(order))
+        problem = mismatch(question, settings, set(order))
         if path != question_file(folder, question.question_id):
             problem = f"has not the name of the question {question.question_id} that it answers"
         if problem is not None:
@@ -299,10 +299,10 @@ def load_recording(folder: Path, stride: int = 1, step_costs: Path | None = None
     )  # fmt: skip
 
 
-def foreign(
+def mismatch(
     question: RecordedQuestion, settings: Mapping[str, Any], wanted: set[int | str]
 ) -> str | None:
-    """What tells that a question was not recorded with these settings; None: nothing does."""
+    """Why a question cannot have been recorded with these settings; None: it can."""
     if question.question_id not in wanted:
         return f"answers question {question.question_id}, which the recording does not ask"
     for turn in question.turns:

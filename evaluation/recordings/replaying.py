@@ -20,12 +20,9 @@ from model.logitspec.decoding import check_capacity
 from model.logitspec.errors import InputError
 from model.logitspec.step_cost import StepCost
 
-from ..asking.methods import (
-    CAPACITY,
-    drafter_method,
-)
+from ..asking.methods import CAPACITY, drafter_method
 from ..traces.tasks import task_of
-from .costs import likest
+from .costs import closest_curve
 from .format import RecordedTurn, Recording
 
 
@@ -180,7 +177,7 @@ def check_drafter(recording: Recording, drafter: Drafter, title: str) -> None:
             "lower its widths"
         )
     costs_end = min(
-        likest(recording.step_costs, drafter.node_top_k, rejected=rejected).nodes[-1]
+        closest_curve(recording.step_costs, drafter.node_top_k, rejected=rejected).nodes[-1]
         for rejected in (False, True)
     )
     if drafter.capacity > costs_end:
@@ -202,7 +199,9 @@ def replay_drafter(
 ) -> Summary:
     """The same for a drafter that is there already; `configuration` only names it."""
     check_drafter(recording, drafter, configuration.title)
-    costs = [likest(recording.step_costs, drafter.node_top_k, rejected=r) for r in (False, True)]
+    costs = [
+        closest_curve(recording.step_costs, drafter.node_top_k, rejected=r) for r in (False, True)
+    ]
     drafter.prepare(recording)
     width = drafter.node_top_k
     estimated = width > 0 or dict(configuration.options).get(CAPACITY) == "auto"

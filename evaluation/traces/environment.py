@@ -13,7 +13,6 @@ from model.logitspec import instruction_set
 from model.logitspec.errors import InputError
 from model.logitspec.instruction_set import cpu_info
 
-from ..asking.target import Target
 from ..command.files import ROOT
 
 VERSIONED = (
@@ -40,15 +39,6 @@ def describe_environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": None if changes is None else changes != "",
-    }
-
-
-def describe_run(target: Target) -> dict[str, Any]:
-    """The same with what the target runs on, for a trace or a recording."""
-    return describe_environment(target.device) | {
-        "model_path": target.path,
-        "kernels": target.kernels.name,
-        "cuda_graphs": target.cuda_graphs,
     }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from model.logitspec.errors import InputError
 
-from ..command.files import HALF_PAIRS, write_atomically
+from ..command.files import HALF_PAIRS, why_not, write_atomically
 from .reading import Lines, Record, read_lines
 from .sidecars import differing, meta_path
 
@@ -70,7 +70,7 @@ class TraceWriter:
                 raise
         except OSError as error:
             raise InputError(
-                f"cannot write the answer file {path}: {error.strerror}; "
+                f"cannot write the answer file {path}: {why_not(path, error)}; "
                 "choose another (--answer-file, or --answer-dir of evaluation.run)"
             ) from error
 
