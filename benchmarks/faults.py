@@ -276,7 +276,7 @@ class Faults:
 
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    results = Results(args.json, args, args.device)
+    results = Results(args.json, vars(args), args.device)
     with tempfile.TemporaryDirectory() as folder:
         faults = Faults(args, Path(folder))
         measures: dict[str, Callable[[], Row]] = {

@@ -20,10 +20,11 @@ from tqdm import tqdm
 from evaluation.asking.answering import Answerer
 from evaluation.asking.engines import KVEngine, Models
 from evaluation.asking.questions import Question, chosen_questions
+from evaluation.asking.settings import AnswerSettings, QuestionSettings, TargetSettings
 from evaluation.asking.target import Target, model_name
 from evaluation.command.exits import run_command
 from evaluation.command.files import write_atomically
-from evaluation.command.flags import add_machine_flags
+from evaluation.command.flags import add_machine_flags, read
 from evaluation.command.parser import Parser, at_least
 from model.logitspec import CalibratedDrafter
 from model.logitspec.drafters.calibrated import PRIOR, prior_of
@@ -91,10 +92,10 @@ def newton(x: Floats, seen: Floats, right: Floats) -> Floats:
 
 
 def answer(
-    engine: KVEngine, questions: Sequence[Question], target: Target, args: argparse.Namespace
+    engine: KVEngine, questions: Sequence[Question], target: Target, settings: AnswerSettings
 ) -> tuple[int, int]:
     """Have all turns of the questions answered; the tokens and steps that took."""
-    answerer = Answerer(target, engine, "", args)
+    answerer = Answerer(target, engine, "", settings)
     tokens = steps = 0
     for question in tqdm(questions, unit="question"):
         (choice,) = answerer.answer(question)["choices"]
@@ -110,16 +111,16 @@ def flat_prior(sources: Sequence[Source]) -> list[float]:
 
 def run(args: argparse.Namespace) -> None:
     """Answer and fit as often as wanted, each time with the prior of the time before."""
-    _, questions = chosen_questions(args)
+    _, questions = chosen_questions(read(QuestionSettings, args))
     if not args.output.parent.is_dir():
         raise InputError(f"--output {args.output}: there is no folder {args.output.parent}")
-    target = Target.resolve(args)
+    target = Target.resolve(read(TargetSettings, args))
     widest = LastEvidence.BINS[-1] + 1  # so that every grade is seen
     drafter = CalibratedDrafter(args.draft_tree_capacity, last_width=widest)
     engine = KVEngine(Models(target, shared=False), drafter)
     drafter.use_prior(flat_prior(drafter.sources))
     for round_ in range(1, args.rounds + 1):
-        tokens, steps = answer(engine, questions, target, args)
+        tokens, steps = answer(engine, questions, target, read(AnswerSettings, args))
         seen, right = np.array(drafter.table.seen, float), np.array(drafter.table.right, float)
         fitted = fit(drafter.sources, seen, right)
         prior = prior_of(fitted, drafter.sources)

@@ -5,7 +5,6 @@ Variants are measured in turn, round after round, so that drift of the machine h
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,16 +58,16 @@ class Results:
 
     Args:
         path: the JSON file, or None.
-        args: the flags, all of them.
+        settings: all flags by name.
         device: what is measured on.
 
     Raises:
         InputError: the file is there or cannot be written; said before anything is measured.
     """
 
-    def __init__(self, path: Path | None, args: argparse.Namespace, device: str) -> None:
-        settings = {key: plain(value) for key, value in vars(args).items()}
-        self.content: Row = {"settings": settings, "environment": describe_environment(device)}
+    def __init__(self, path: Path | None, settings: Mapping[str, object], device: str) -> None:
+        flags = {key: plain(value) for key, value in settings.items()}
+        self.content: Row = {"settings": flags, "environment": describe_environment(device)}
         self._path = path
         if path is not None and path.exists():
             raise InputError(f"--json {path} is there already; move it away or give another")

@@ -335,7 +335,7 @@ def report(args: argparse.Namespace) -> None:
     args.device = resolve_device(args.device)
     if args.plot is not None:
         require_matplotlib()  # now, not after the measurements
-    results = Results(args.json, args, args.device)
+    results = Results(args.json, vars(args), args.device)
     if {"context", "output"} & set(args.only):
         measure_model(args, results)
     if "drafting" in args.only:

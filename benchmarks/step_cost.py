@@ -256,7 +256,7 @@ def report(args: argparse.Namespace) -> None:
             f"a context of {max(args.context)} and {nodes[-1]} nodes exceed the model's "
             f"{max_positions(config)} positions; give less"
         )
-    results = Results(args.json, args, device)
+    results = Results(args.json, vars(args), device)
     kernels = {"cpu_kernels": args.cpu_kernels, "cuda_graphs": args.cuda_graphs}
     for dtype in dtypes:
         if args.random_weights:

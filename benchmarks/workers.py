@@ -60,7 +60,7 @@ def run_once(args: argparse.Namespace, trace: Path, workers: int) -> float:
 
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    results = Results(args.json, args, "cpu")
+    results = Results(args.json, vars(args), "cpu")
     table = Table(
         f"{args.method} on {args.bench_name}: tokens/s of one process and of {args.workers} "
         "workers, on the same cores",

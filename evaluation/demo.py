@@ -253,7 +253,7 @@ def loop(talk: TerminalChat) -> None:
 def run(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
     target, settings = read(TargetSettings, args), read(ChatSettings, args)
-    sampling, options = read_sampling(args), read(TerminalOptions, args)
+    sampling, options = read_sampling(args), read(TerminalOptions, args, prompt=args.prompt or ())
     for text in (settings.system or "", *options.prompt):
         try:
             text.encode()
@@ -280,7 +280,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(
         "--prompt",
         action="append",
-        default=[],
         metavar="TEXT",
         help="answer this and end; may be repeated",
     )

@@ -19,7 +19,7 @@ from .asking.settings import TargetSettings
 from .command.exits import run_command
 from .command.flags import add_trust_flags, read
 from .command.parser import Parser
-from .traces.comparing import Trace, failures, in_order, say_left_out, shown
+from .traces.comparing import Trace, in_order, leave_out, shown
 from .traces.reading import output_ids
 
 Key = tuple[int | str, int, int]  # question id, choice, turn; the last two counted from 0
@@ -81,8 +81,8 @@ class LogitGap:
         )
         if self.target.fingerprint != known["model_fingerprint"]:
             raise InputError(
-                f"{settings.model_path} is not the checkpoint {known['model']} that {trace.path} was "
-                "made with; give that one"
+                f"{settings.model_path} is not the checkpoint {known['model']} that {trace.path} "
+                "was made with; give that one"
             )
         path = question_path(known["bench_name"])
         if sha256(path) != known["questions"]:
@@ -144,11 +144,7 @@ def differences(
         yield line + (logits.describe(key, turn, other, at) if logits is not None else "")
 
 
-def compare(
-    path: Path,
-    other: Path,
-    checkpoint: TargetSettings | None,
-) -> bool:
+def print_differences(path: Path, other: Path, checkpoint: TargetSettings | None) -> bool:
     """Print which turns differ and where; whether all are there and equal.
 
     Args:
@@ -160,15 +156,10 @@ def compare(
         InputError: a trace cannot be read, or they hold different questions.
     """
     trace, other_trace = Trace.read(path), Trace.read(other)
-    reasons = failures({path: trace.failed, other: other_trace.failed})
-    if reasons:
-        print(say_left_out(reasons))
-    ours, theirs = (
-        {key: turn for key, turn in turns(several).items() if key[0] not in reasons}
-        for several in (trace, other_trace)
-    )
-    if not (ours or theirs):
-        raise InputError("no question is answered in both; run those that failed again")
+    left_out = leave_out([trace, other_trace])
+    if left_out:
+        print(left_out)
+    ours, theirs = turns(trace), turns(other_trace)
     if ours.keys() != theirs.keys():
         odd = min(ours.keys() ^ theirs.keys(), key=lambda key: (in_order(key[0]), key[1:]))
         raise InputError(
@@ -195,7 +186,7 @@ def compare(
         f"mean matched prefix {np.mean([*(lengths | parted).values()]):.1f} "
         f"of {np.mean([*lengths.values()]):.1f} tokens"
     )
-    return not parted and not reasons
+    return not parted and not left_out
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -212,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     equal: list[bool] = []
     status = run_command(
         parser.prog,
-        lambda: equal.append(compare(args.trace, args.other, given)),
+        lambda: equal.append(print_differences(args.trace, args.other, given)),
     )
     return status or int(args.strict and not all(equal))
 

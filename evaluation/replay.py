@@ -18,13 +18,14 @@ from model.logitspec.errors import InputError
 from .asking.methods import METHODS, DrafterMethod
 from .command.exits import run_command
 from .command.files import check_writable
+from .command.flags import read
 from .command.parser import Parser, at_least, picture
 from .command.terminal import drawn
 from .plots import require_matplotlib
-from .recordings.format import Recording, load_recording
+from .recordings.format import Recording
 from .recordings.live import compare_live, pair_with_live
 from .recordings.replaying import VANILLA, Summary, check_drafter, replay
-from .recordings.sweeping import configurations, parse_grid, replay_all, usable_processors
+from .recordings.sweeping import Source, configurations, parse_grid, replay_all, usable_processors
 from .traces.tasks import list_tasks
 
 
@@ -36,29 +37,48 @@ def run(args: argparse.Namespace) -> None:
         check_writable(args.csv)
     if args.plot is not None:
         require_matplotlib()
-    recording = load_recording(args.recording, args.question_stride, args.step_cost)
+    source = read(Source, args)
+    recording = source.load()
     for configuration in (VANILLA, *wanted):
         check_drafter(recording, configuration.drafter(), configuration.title)
     live = pair_with_live(recording, args.against, wanted)
     base = replay(recording, VANILLA)
     found: dict[int, Summary] = {}
     try:
-        runs = replay_all(recording, args, wanted)
+        runs = replay_all(recording, source, wanted, args.processes)
         for at, summary in tqdm(runs, total=len(wanted), unit="configuration"):
             found[at] = summary
     finally:
         done = [found[at] for at in sorted(found)]
         if done:
-            show(recording, base, done, args)
+            rows = [csv_row(base, summary) for summary in done]
+            show(recording, done, rows, args.step_cost)
+            if args.csv is not None:
+                write_csv(args.csv, rows)
+            if args.plot is not None:
+                from .replay_plots import draw
+
+                titles = [{"title": summary.configuration.title} for summary in done]
+                titled = [row | title for row, title in zip(rows, titles, strict=True)]
+                draw(titled, list(grid), args.plot)
     if live:
         compare_live(recording, base, found, live)
 
 
 def show(
-    recording: Recording, base: Summary, done: Sequence[Summary], args: argparse.Namespace
+    recording: Recording,
+    done: Sequence[Summary],
+    rows: Sequence[Mapping[str, Any]],
+    step_cost: Path | None,
 ) -> None:
-    """Print the table; write the file and the picture that are wanted."""
-    rows = [csv_row(base, summary) for summary in done]
+    """Print the table.
+
+    Args:
+        recording: that was replayed.
+        done: what was replayed.
+        rows: csv_row() of each.
+        step_cost: the file that step costs were taken from, if not the recording's own.
+    """
     tasks = list_tasks([{"category": q.category} for q in recording.questions])
     table = Table(title=f"{recording.path}: {recording.description}", title_justify="left")
     longest = max(len(summary.configuration.title) + 2 for summary in done)
@@ -75,7 +95,7 @@ def show(
             f"{row['tokens_per_second']:.1f}", f"{row['speedup']:.2f}",
         )  # fmt: skip
     print(drawn(table), end="")
-    measured = f"of {args.step_cost}" if args.step_cost else "measured where the recording was made"
+    measured = f"of {step_cost}" if step_cost else "measured where the recording was made"
     print(
         "MAT by task and over all; tokens/s and speedup over the one-node loop are predicted from "
         f"step costs {measured}."
@@ -86,13 +106,6 @@ def show(
             f"≈: learns from nodes off the answer, of which the recording {known}, or sizes its "
             "trees by step costs, which a live run measures anew."
         )
-    if args.csv is not None:
-        write_csv(args.csv, rows)
-    if args.plot is not None:
-        from .replay_plots import draw
-
-        titled = [row | {"title": s.configuration.title} for row, s in zip(rows, done, strict=True)]
-        draw(titled, list(parse_grid(args.grid)), args.plot)
 
 
 def csv_row(base: Summary, summary: Summary) -> dict[str, Any]:

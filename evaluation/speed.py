@@ -25,49 +25,44 @@ from rich.text import Text
 from evaluation.command.exits import run_command
 from evaluation.command.parser import Parser
 from evaluation.command.terminal import drawn
-from evaluation.traces.comparing import check_same_questions, failures, say_left_out
-from evaluation.traces.reading import Record, check_answered, read_lines
-from evaluation.traces.sidecars import Sidecar, doubts
-from evaluation.traces.speeds import Row, TokenCount, compare, recorded_tokens, retokenized
+from evaluation.traces.comparing import Trace, check_same_questions, leave_out
+from evaluation.traces.sidecars import doubts
+from evaluation.traces.speeds import (
+    SpeedRow,
+    TokenCount,
+    compare_speeds,
+    recorded_tokens,
+    retokenized,
+)
 from model.logitspec.errors import InputError
 
 
-def read_pair(
-    path: Path, base_path: Path, *, strict: bool = False
-) -> tuple[list[Record], list[Record]]:
+def read_pair(path: Path, base_path: Path, *, strict: bool = False) -> tuple[Trace, Trace]:
     """A trace and its baseline, without the questions that one of them did not answer.
 
-    What speaks against comparing them is printed, and so is what was left out.
+    Doubts whether they can be compared, and what was left out, are printed.
 
     Raises:
-        InputError: one cannot be read, or they do not answer the same questions; or something
-            speaks against it, and `strict`.
+        InputError: one cannot be read, or they do not answer the same questions; or there are
+            doubts, and `strict`.
     """
-    lines = {place: read_lines(place) for place in (path, base_path)}
-    for place, found in lines.items():
-        check_answered(place, found)
-    reasons = failures({place: failed for place, (_, failed) in lines.items()})
-    trace, base = (
-        [record for record in lines[place].answered if record["question_id"] not in reasons]
-        for place in (path, base_path)
-    )
-    if not (trace and base):
-        raise InputError(f"no question is answered in both, {path} and {base_path}; run them again")
-    check_same_questions(path, trace, base_path, base)
-    against = doubts({str(place): Sidecar.read(place) for place in (path, base_path)})
+    trace, base = Trace.read(path), Trace.read(base_path)
+    left_out = leave_out([trace, base])
+    check_same_questions(path, trace.records, base_path, base.records)
+    against = doubts({str(path): trace.sidecar, str(base_path): base.sidecar})
     if against and strict:
         raise InputError(f"--strict: {against[0]}")
-    for said in [*against, say_left_out(reasons)]:
+    for said in [*against, left_out]:
         if said:
             print(said, file=sys.stderr)
     return trace, base
 
 
-def average(runs: Sequence[dict[str, Row]]) -> dict[str, Row]:
+def average(runs: Sequence[dict[str, SpeedRow]]) -> dict[str, SpeedRow]:
     """Rows over several runs: means, sample standard deviation as KEY_std, MAT over all steps."""
-    rows: dict[str, Row] = {}
+    rows: dict[str, SpeedRow] = {}
     for name in runs[0]:
-        row: Row = {"questions": runs[0][name]["questions"]}
+        row: SpeedRow = {"questions": runs[0][name]["questions"]}
         row["steps"] = sum(run[name]["steps"] for run in runs)
         row["mat"] = sum(run[name]["mat"] * run[name]["steps"] for run in runs) / row["steps"]
         row["mat_std"] = float(np.std([run[name]["mat"] for run in runs], ddof=1))
@@ -79,7 +74,7 @@ def average(runs: Sequence[dict[str, Row]]) -> dict[str, Row]:
     return rows
 
 
-def show(rows: dict[str, Row], title: str) -> None:
+def show(rows: dict[str, SpeedRow], title: str) -> None:
     """The table on the terminal."""
     table = Table(title=Text(title), title_justify="left")
     for column in ("task", "questions", "MAT", "tokens/s", "baseline tokens/s", "speedup"):
@@ -88,7 +83,7 @@ def show(rows: dict[str, Row], title: str) -> None:
         if name == "overall":
             table.add_section()
 
-        def cell(key: str, row: Row = row) -> str:
+        def cell(key: str, row: SpeedRow = row) -> str:
             spread = f" ± {row[f'{key}_std']:.2f}" if f"{key}_std" in row else ""
             return f"{row[key]:.2f}{spread}"
 
@@ -122,7 +117,7 @@ def report(args: argparse.Namespace) -> None:
         read_pair(*paths, strict=args.strict)
         for paths in zip(args.file_path, args.base_path, strict=True)
     ]
-    asked = [{record["question_id"] for record in trace} for trace, _ in pairs]
+    asked = [{record["question_id"] for record in trace.records} for trace, _ in pairs]
     if any(ids != asked[0] for ids in asked):
         raise InputError(
             "the runs given to --mean-report answer different questions; run those that lack some "
@@ -133,13 +128,14 @@ def report(args: argparse.Namespace) -> None:
         from evaluation.asking.target import load_tokenizer
 
         count = retokenized(load_tokenizer(args.tokenizer_path))
-    runs = [compare(trace, base, count) for trace, base in pairs]
+    runs = [compare_speeds(trace.records, base.records, count) for trace, base in pairs]
     if args.mean_report and any(run.keys() != runs[0].keys() for run in runs):
         raise InputError(
             "the runs given to --mean-report cover different tasks; give runs of one benchmark"
         )
     rows = average(runs) if args.mean_report else runs[0]
-    show(rows, f"{pairs[0][0][0]['model_id']} against {pairs[0][1][0]['model_id']}")
+    names = [trace.records[0]["model_id"] for trace in pairs[0]]
+    show(rows, f"{names[0]} against {names[1]}")
     if args.json is not None:
         try:
             args.json.write_text(json.dumps({"tasks": rows}, indent=2) + "\n", encoding="utf-8")

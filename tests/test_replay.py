@@ -125,7 +125,7 @@ def test_with_the_rows_of_its_own_trees_an_estimate_is_near(
     status, folder = recorded("--tree-rows", "16")
     assert status == 0
     recording = load_recording(folder)
-    from evaluation.record import NodeRows
+    from evaluation.recordings.recording import NodeRows
 
     drafter = NodeRows(16, 60)
     drafter.prepare(load(chat_path, dtype=torch.float32))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import random
@@ -17,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import pytest
 import uvicorn
 from tokenizers import Tokenizer, decoders, models
 
+from evaluation.asking.settings import TargetSettings
 from evaluation.chatting.chat import Chat, Job, Stopping, Text
 from evaluation.chatting.server import make_app
 from evaluation.chatting.web import LARGEST_BODY
@@ -41,14 +42,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def make_chat(path: str, **changed: Any) -> Chat:
-    args = {
-        "model_path": path, "device": "cpu", "dtype": "float32", "num_gpus_per_model": 1,
-        "cpu_kernels": "auto", "cuda_graphs": "auto", "trust_remote_code": False,
-        "allow_pickle": False, "conv_template": None,
-        "method": "logitspec@8",
-    }  # fmt: skip
-    return Chat(argparse.Namespace(**args | changed), waiting=2)
+def make_chat(path: str, method: str = "logitspec@8", **changed: Any) -> Chat:
+    settings = TargetSettings(path, device="cpu", dtype="float32")
+    return Chat(replace(settings, **changed), method, waiting=2)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -19,7 +18,8 @@ import pytest
 from benchmarks.faults import content
 from evaluation.asking import workers as in_workers
 from evaluation.asking.questions import Question
-from evaluation.asking.workers import Workers, find_workers, room
+from evaluation.asking.settings import TargetSettings, WorkerSettings
+from evaluation.asking.workers import Workers, find_workers, threads_per_worker
 from evaluation.run import main
 from evaluation.traces.reading import read_lines
 from evaluation.traces.sidecars import meta_path
@@ -198,9 +198,9 @@ def test_workers_fit_on_the_machines(
 ) -> None:
     if threads is None:
         with pytest.raises(InputError, match="do not fit on"):
-            room(nodes, workers)
+            threads_per_worker(nodes, workers)
     else:
-        assert room(nodes, workers) == threads
+        assert threads_per_worker(nodes, workers) == threads
 
 
 @pytest.mark.parametrize(
@@ -215,12 +215,11 @@ def test_workers_fit_on_the_machines(
     ],
 )
 def test_flags_that_do_not_go_together(flags: dict[str, Any], complaint: str) -> None:
-    given = {
-        "num_workers": None, "num_gpus_total": None, "num_gpus_per_model": 1, "device": "auto",
-        "ray_address": None,
-    }  # fmt: skip
+    of_target = {
+        name: flags.pop(name) for name in ("num_gpus_per_model", "device") if name in flags
+    }
     with pytest.raises(InputError, match=complaint):
-        find_workers(argparse.Namespace(**given | flags))
+        find_workers(WorkerSettings(**flags), TargetSettings("x", **of_target))
 
 
 @pytest.mark.slow

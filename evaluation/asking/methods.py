@@ -313,3 +313,12 @@ def drafter_method(name: str) -> DrafterMethod:
     if not isinstance(plain, DrafterMethod):
         raise InputError(f"{name!r} is transformers' own loop and has no drafter; give another")
     return plain
+
+
+def find_drafter(name: str) -> Drafter:
+    """A drafter by its method's name, with the method's default options.
+
+    Raises:
+        InputError: there is none.
+    """
+    return drafter_method(name).drafter(**find_method(name).settings({}))

@@ -16,7 +16,7 @@ from model.logitspec.decoding import Step, check_lengths
 from model.logitspec.errors import InputError, brief
 
 from ..asking.engines import Models
-from ..asking.methods import drafter_method, find_method
+from ..asking.methods import find_drafter
 from ..asking.settings import TargetSettings
 from ..asking.target import Target
 
@@ -142,8 +142,7 @@ class Chat:
         self.target = Target.resolve(settings)
         if self.target.prompts.note:
             print(self.target.prompts.note, file=sys.stderr)
-        options = find_method(method).settings({})
-        self.drafter: Drafter = drafter_method(method).drafter(**options)
+        self.drafter = find_drafter(method)
         self.model = Models(self.target, shared=False).kv
         self.drafter.prepare(self.model)
         self.waiting = waiting

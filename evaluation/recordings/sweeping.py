@@ -11,6 +11,8 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from model.logitspec.errors import InputError
@@ -115,40 +117,63 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
 
 
 # What a worker process holds: loaded once, when it starts.
-loaded: dict[str, Any] = {}
+loaded: dict[str, Recording] = {}
 
 
-def start_worker(*recording: Any) -> None:
+def start_worker(source: Source) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
-    loaded["recording"] = load_recording(*recording)
+    loaded["recording"] = source.load()
 
 
 def work(configuration: Configuration) -> Summary:
     return replay(loaded["recording"], configuration)
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a recording is loaded from, in every process: load_recording's arguments."""
+
+    recording: Path
+    question_stride: int = 1
+    step_cost: Path | None = None
+
+    def load(self) -> Recording:
+        """The recording.
+
+        Raises:
+            InputError: as load_recording().
+        """
+        return load_recording(self.recording, self.question_stride, self.step_cost)
+
+
 def replay_all(
-    recording: Recording, args: argparse.Namespace, wanted: Sequence[Configuration]
+    recording: Recording, source: Source, wanted: Sequence[Configuration], processes: int
 ) -> Iterator[tuple[int, Summary]]:
     """Summaries as they are done, each with its place among those wanted.
+
+    Args:
+        recording: loaded, for a replay in this process.
+        source: of the recording, for other processes.
+        wanted: to be replayed.
+        processes: to replay them in.
 
     Raises:
         InputError: a process died.
     """
-    if args.processes == 1 or len(wanted) == 1:
+    if processes == 1 or len(wanted) == 1:
         loaded["recording"] = recording
         for at, configuration in enumerate(wanted):
             yield at, work(configuration)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        min(args.processes, len(wanted)),
+        min(processes, len(wanted)),
         context,
         initializer=start_worker,
-        initargs=(args.recording, args.question_stride, args.step_cost),
+        initargs=(source,),
     ) as pool:
         places = {pool.submit(work, c): at for at, c in enumerate(wanted)}
         try:

@@ -1,6 +1,6 @@
-"""A set of traces made to be compared: the same questions, model and settings, several methods.
+"""Traces to be compared: the same questions, model and settings, several methods.
 
-tables.py, plots.py and report.py read their traces through here.
+evaluation.tables, plots, report, speed and equal read their traces through here.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def read_comparison(
     if len(set(places)) < len(places):
         raise InputError("one trace is given twice; name each once")
     traces = [Trace.read(path) for path in listed]
-    left_out = leave_out({trace.path: trace for trace in traces}, without or {})
+    left_out = leave_out(traces, without)
     known = next((trace for trace in traces if trace.settings), traces[0])
     for trace in traces:
         check_comparable(known, trace)
@@ -234,13 +234,25 @@ def read_comparison(
     return found
 
 
-def leave_out(traces: Mapping[Path, Trace], without: Mapping[int | str, str]) -> str:
-    """Take the questions that a trace did not answer out of all, and say which: a sentence."""
-    reasons = {**without, **failures({path: trace.failed for path, trace in traces.items()})}
-    for trace in traces.values():
+def leave_out(traces: Sequence[Trace], without: Mapping[int | str, str] | None = None) -> str:
+    """Take the questions that a trace did not answer out of all, and say which: a sentence.
+
+    Args:
+        traces: changed in place.
+        without: further questions to leave out, and why.
+
+    Raises:
+        InputError: no question is left in one of them.
+    """
+    reasons = {**(without or {}), **failures({trace.path: trace.failed for trace in traces})}
+    for trace in traces:
         trace.records = [r for r in trace.records if r["question_id"] not in reasons]
-    if not all(trace.records for trace in traces.values()):
-        raise InputError("no question is left that all traces answer; run those that failed again")
+    if not all(trace.records for trace in traces):
+        paths = ", ".join(str(trace.path) for trace in traces)
+        raise InputError(
+            f"no question is answered in {'both' if len(traces) == 2 else 'all'} of {paths}; run "
+            "those that failed again"
+        )
     return say_left_out(reasons)
 
 

@@ -13,9 +13,7 @@ from .reading import Record
 from .tasks import list_tasks, task_of
 
 TokenCount = Callable[[Record], int]  # of a question's first choice
-
-
-Row = dict[str, float]
+SpeedRow = dict[str, float]  # the numbers of one task
 
 
 def recorded_tokens(record: Record) -> int:
@@ -49,10 +47,19 @@ def tokens_per_second(records: Sequence[Record], count: TokenCount) -> float:
     return float(np.mean([question_speed(record, count) for record in records]))
 
 
-def compare(
+def compare_speeds(
     trace: Sequence[Record], base: Sequence[Record], count_base: TokenCount
-) -> dict[str, Row]:
-    """One row per task present, Spec-Bench's first in its order, and `overall`."""
+) -> dict[str, SpeedRow]:
+    """One row per task present, Spec-Bench's first in its order, and `overall`.
+
+    Args:
+        trace: answers of the method.
+        base: the baseline's answers to the same questions.
+        count_base: how the baseline's tokens are counted.
+
+    Raises:
+        InputError: the baseline's answers count no tokens.
+    """
     return {
         name: compare_task(
             [r for r in trace if name in ("overall", task_of(r["category"]))],
@@ -63,7 +70,9 @@ def compare(
     }
 
 
-def compare_task(trace: Sequence[Record], base: Sequence[Record], count_base: TokenCount) -> Row:
+def compare_task(
+    trace: Sequence[Record], base: Sequence[Record], count_base: TokenCount
+) -> SpeedRow:
     speed = tokens_per_second(trace, recorded_tokens)
     base_speed = tokens_per_second(base, count_base)
     if base_speed == 0:
