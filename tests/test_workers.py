@@ -215,11 +215,10 @@ def test_workers_fit_on_the_machines(
     ],
 )
 def test_flags_that_do_not_go_together(flags: dict[str, Any], complaint: str) -> None:
-    of_target = {
-        name: flags.pop(name) for name in ("num_gpus_per_model", "device") if name in flags
-    }
+    of_target = {name: flags[name] for name in flags.keys() & {"num_gpus_per_model", "device"}}
+    of_workers = {name: flags[name] for name in flags.keys() - of_target.keys()}
     with pytest.raises(InputError, match=complaint):
-        find_workers(WorkerSettings(**flags), TargetSettings("x", **of_target))
+        find_workers(WorkerSettings(**of_workers), TargetSettings("x", **of_target))
 
 
 @pytest.mark.slow
