@@ -1,6 +1,6 @@
 """What the last logits know, and what LogitSpec makes of it: python -m evaluation.analyses --help.
 
-All of it from a recording (record.py), without the model: ranks of the token after the next and of
+From a recording (evaluation.record), without the model: ranks of the token after the next and of
 the one after that, the method's three numbers one at a time, and the method without its parts.
 """
 

@@ -166,9 +166,8 @@ class TerminalChat:
 
     def _answer(self, drafter: Drafter | None) -> tuple[str, Answer]:
         prompt = self._chat.prompt(self._messages)
-        positions = self._chat.target.max_positions
-        most = max(1, min(self._settings.max_new_tokens, positions - len(prompt)))
-        check_lengths(len(prompt), most, positions)
+        most = self._chat.fitting_tokens(prompt, self._settings.max_new_tokens)
+        check_lengths(len(prompt), most, self._chat.target.max_positions)
         answer = Answer()
         spoken: list[str] = []
         job = Job(prompt, most, self._sampling, on_text=spoken.append, drafter=drafter)

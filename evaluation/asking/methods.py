@@ -1,7 +1,7 @@
 """Every method by name: the registered drafters, and transformers' own generate().
 
-Used by the inference scripts and run.py. A drafter's flags are the keyword arguments of its
-__init__ that its `options` explain, with their defaults there.
+A drafter's flags are the keyword arguments of its __init__ that its `options` explain, with their
+defaults there.
 """
 
 from __future__ import annotations

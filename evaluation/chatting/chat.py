@@ -256,6 +256,10 @@ class Chat:
             job.finish_reason = "stop"
         return result
 
+    def fitting_tokens(self, prompt: Sequence[int], most: int) -> int:
+        """How many new tokens the model's positions leave after a prompt: `most`, or fewer."""
+        return max(1, min(most, self.target.max_positions - len(prompt)))
+
     def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer.
 

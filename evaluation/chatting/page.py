@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import queue
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from pydantic import BaseModel, Field
 from model.logitspec import DecodingResult, Sampling, VanillaDrafter
 from model.logitspec.decoding import Step
 from model.logitspec.drafters.base import ORIGINS
-from model.logitspec.errors import InputError, brief
+from model.logitspec.errors import brief
 
 from ..asking.settings import ChatSettings, ListeningSettings, TargetSettings
-from .chat import Chat, Job, Stopping
+from .chat import Chat, Job
 from .requests import Message
-from .web import BUSY, Refused, listen, new_app, run_app
+from .web import listen, new_app, read_prompt, run_app, submit
 
 PAGE = Path(__file__).with_name("page.html")
 
@@ -58,17 +57,10 @@ class Page:
 
     async def answer(self, asked: Asked) -> StreamingResponse:
         messages = [message.plain() for message in asked.messages]
-        try:
-            prompt = await asyncio.to_thread(self._chat.prompt, messages)
-            left = self._chat.target.max_positions - len(prompt)
-            job = Job(prompt, max(1, min(self._settings.max_new_tokens, left)), self._sampling)
-            events = self._events(job, vanilla=asked.vanilla)
-        except Stopping as error:
-            raise Refused(str(error), 503) from error
-        except InputError as error:
-            raise Refused(str(error)) from error
-        except queue.Full as error:
-            raise Refused(BUSY, 429) from error
+        prompt = await read_prompt(lambda: self._chat.prompt(messages))
+        most = self._chat.fitting_tokens(prompt, self._settings.max_new_tokens)
+        job = Job(prompt, most, self._sampling)
+        events = self._events(job, vanilla=asked.vanilla)
         return StreamingResponse(self._lines(events, job), media_type="application/x-ndjson")
 
     def _events(self, job: Job, *, vanilla: bool) -> asyncio.Queue[dict[str, Any]]:
@@ -100,7 +92,7 @@ class Page:
         job.on_step, job.on_end = step, end
         job.on_text = lambda text: tell({"text": text})
         job.drafter = VanillaDrafter() if vanilla else None
-        self._chat.submit(job)
+        submit(self._chat, job)
         return events
 
     async def _lines(self, events: asyncio.Queue[dict[str, Any]], job: Job) -> AsyncIterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import queue
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -17,9 +16,9 @@ from model.logitspec import DecodingResult, Sampling
 from model.logitspec.errors import InputError, brief
 
 from ..traces.sidecars import FILTERS
-from .chat import Chat, Job, Stopping, TooLong
+from .chat import Chat, Job, Stopping
 from .requests import HARMLESS, LONGEST_STOP, Asked, ChatAsked, TextAsked, stops
-from .web import BUSY, Refused, body, new_app
+from .web import BUSY, Refused, body, new_app, read_prompt, submit
 
 DEFAULT_TOKENS = 512  # of an answer, where the request does not say
 
@@ -46,14 +45,7 @@ class Answering:
         self.job = job
         self._events = events
         self.result: DecodingResult | None = None
-        try:
-            chat.submit(job)
-        except queue.Full as error:
-            raise Refused(BUSY, 429, code="queue_full") from error
-        except Stopping as error:
-            raise Refused(str(error), 503) from error
-        except InputError as error:
-            raise Refused(str(error), code="context_length_exceeded") from error
+        submit(chat, job)
 
     async def texts(self) -> AsyncIterator[str]:
         """The answer's text as it comes; afterwards `result` is there.
@@ -188,13 +180,8 @@ class Server:
         sampling = self._sampling(asked)
         if self._chat.full:
             raise Refused(BUSY, 429, code="queue_full")
-        try:
-            prompt = await asyncio.to_thread(tokens)
-        except InputError as error:
-            code = "context_length_exceeded" if isinstance(error, TooLong) else None
-            raise Refused(str(error), param=param, code=code) from error
-        positions = self._chat.target.max_positions
-        most = asked.most or max(1, min(DEFAULT_TOKENS, self._most, positions - len(prompt)))
+        prompt = await read_prompt(tokens, param)
+        most = asked.most or self._chat.fitting_tokens(prompt, min(DEFAULT_TOKENS, self._most))
         answering = Answering(self._chat, Job(prompt, most, sampling, stops(asked), raw=not chat))
         ident = ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12)
         kind = ("chat.completion" if chat else "text_completion") + (
@@ -219,53 +206,59 @@ class Server:
         finally:
             answering.job.cancelled.set()
             reading.cancel()
-        reason = answering.job.finish_reason
-        choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": None}
-        if chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-        else:
-            choice["text"] = text
-        return {**common, "choices": [choice], "usage": count(answering.result)}
+        message = {"role": "assistant", "content": text, "refusal": None}
+        content: dict[str, Any] = {"message": message} if chat else {"text": text}
+        answer = choice(answering.job.finish_reason, **content)
+        assert answering.result is not None
+        return {**common, "choices": [answer], "usage": count(answering.result)}
 
     async def _stream(
         self, answering: Answering, common: dict[str, Any], *, chat: bool, usage: bool
     ) -> AsyncIterator[str]:
-        def event(content: dict[str, Any]) -> str:
+        """The events of a streamed answer.
+
+        Args:
+            answering: the answer.
+            common: fields of every event.
+            chat: which of the two kinds it is.
+            usage: end with an event that counts tokens.
+        """
+
+        def line(content: dict[str, Any]) -> str:
             return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
-        def chunk(text: str | None, reason: str | None = None) -> str:
-            choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": None}
-            if chat:
-                choice["delta"] = {} if text is None else {"content": text}
-            else:
-                choice["text"] = text or ""
-            return event({**common, "choices": [choice]} | ({"usage": None} if usage else {}))
+        def event(choices: list[Any], result: DecodingResult | None = None) -> str:
+            counted = {"usage": count(result) if result else None} if usage else {}
+            return line({**common, "choices": choices, **counted})
 
         try:
             if chat:
-                delta = {"role": "assistant", "content": ""}
-                first = {"index": 0, "finish_reason": None, "logprobs": None, "delta": delta}
-                nothing = {"usage": None} if usage else {}
-                yield event({**common, "choices": [first]} | nothing)
+                yield event([choice(None, delta={"role": "assistant", "content": ""})])
             async for text in answering.texts():
-                yield chunk(text)
-            yield chunk(None, answering.job.finish_reason)
+                content: dict[str, Any] = {"delta": {"content": text}} if chat else {"text": text}
+                yield event([choice(None, **content)])
+            nothing: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
+            yield event([choice(answering.job.finish_reason, **nothing)])
             if usage:
-                yield event({**common, "choices": [], "usage": count(answering.result)})
+                yield event([], answering.result)
             yield "data: [DONE]\n\n"
         except Refused as error:
-            yield event(body(error))
+            yield line(body(error))
         finally:  # the client may be gone
             answering.job.cancelled.set()
+
+
+def choice(reason: str | None, **content: Any) -> dict[str, Any]:
+    """The one choice of an answer, or of an event of it."""
+    return {"index": 0, "finish_reason": reason, "logprobs": None, **content}
 
 
 async def joined(answering: Answering) -> str:
     return "".join([text async for text in answering.texts()])
 
 
-def count(result: DecodingResult | None) -> dict[str, Any]:
-    """OpenAI's usage, with what became of the drafts, and this project's own books."""
-    assert result is not None
+def count(result: DecodingResult) -> dict[str, Any]:
+    """OpenAI's usage with the numbers of accepted and rejected drafts, and of steps."""
     new = len(result.tokens)
     return {
         "prompt_tokens": result.prompt_tokens,

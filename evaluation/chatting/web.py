@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import resource
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import uvicorn
@@ -16,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from model.logitspec.errors import InputError, brief
 
-from .chat import STOPPING, Chat
+from .chat import STOPPING, Chat, Job, Stopping, TooLong
 
 LARGEST_BODY = 4 << 20  # bytes of a request
 BODY_SECONDS = 30  # in which it has to come
@@ -162,6 +163,39 @@ def new_app(chat: Chat) -> FastAPI:
         return response(Refused(f"the server failed: {brief(error)}", 500))
 
     return app
+
+
+async def read_prompt(tokens: Callable[[], list[int]], param: str | None = None) -> list[int]:
+    """Prompt ids, computed beside the event loop.
+
+    Args:
+        tokens: gives them.
+        param: the field of the request that holds the prompt.
+
+    Raises:
+        Refused: `tokens` raises InputError.
+    """
+    try:
+        return await asyncio.to_thread(tokens)
+    except InputError as error:
+        code = "context_length_exceeded" if isinstance(error, TooLong) else None
+        raise Refused(str(error), param=param, code=code) from error
+
+
+def submit(chat: Chat, job: Job) -> None:
+    """Queue a job.
+
+    Raises:
+        Refused: it does not fit the model, too many requests wait, or the server stops.
+    """
+    try:
+        chat.submit(job)
+    except queue.Full as error:
+        raise Refused(BUSY, 429, code="queue_full") from error
+    except Stopping as error:
+        raise Refused(str(error), 503) from error
+    except InputError as error:
+        raise Refused(str(error), code="context_length_exceeded") from error
 
 
 class ChatServer(uvicorn.Server):

@@ -1,4 +1,4 @@
-"""Recordings of greedy runs: what replay.py computes accept lengths from, without the model.
+"""Files of recorded greedy runs, from which a replay computes accept lengths without the model.
 
 A recording is a folder. `recording.meta.json` says how it was made, `step-cost.json` what a step
 costs where it was made (model.logitspec.step_cost.StepCost, a list of it), `successors.npz` the

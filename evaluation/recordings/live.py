@@ -1,4 +1,4 @@
-"""What live runs came to beside what their replay did: `--against` of replay.py."""
+"""Compares live runs with their replay: `--against` of evaluation.replay."""
 
 from __future__ import annotations
 

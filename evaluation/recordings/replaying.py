@@ -1,8 +1,8 @@
 """Drafters over recorded turns: accept lengths and predicted speed without the model.
 
-Greedy output is the same whatever the drafter. So a drafter can be asked for its trees over a
-recording (record.py), and which nodes the target would accept is read off the recorded answer. What
-a step would have taken is read off a step-cost curve. replay.py is the command.
+Greedy output does not depend on the drafter. So a drafter drafts its trees over a recording, the
+recorded answer says which nodes the target would accept, and a step-cost curve says how long each
+step would have taken. evaluation.replay is the command.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Figures that others published, measured on their machines and models. For tables.py."""
+"""Figures that others published, measured on their machines and models. For evaluation.tables."""
 
 from __future__ import annotations
 
