@@ -23,7 +23,7 @@ from evaluation.asking.questions import Question, chosen_questions
 from evaluation.asking.settings import AnswerSettings, QuestionSettings, TargetSettings
 from evaluation.asking.target import Target, model_name
 from evaluation.command.exits import run_command
-from evaluation.command.files import write_atomically
+from evaluation.command.files import write_atomically, writing
 from evaluation.command.flags import add_machine_flags, read
 from evaluation.command.parser import Parser, at_least
 from model.logitspec import CalibratedDrafter
@@ -130,12 +130,8 @@ def run(args: argparse.Namespace) -> None:
             f"python -m benchmarks.fit_prior, {len(questions)} questions of {args.bench_name}, "
             f"{tokens} tokens, {model_name(args.model_path)}"
         )
-        try:
+        with writing(args.output, "give another --output"):
             write_atomically(args.output, {"fitted by": about, **fitted})
-        except OSError as error:
-            raise InputError(
-                f"cannot write {args.output}: {error.strerror}; give another --output"
-            ) from error
     print(f"the prior is in {args.output}")
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from evaluation.command.files import write_atomically
+from evaluation.command.files import write_atomically, writing
 from evaluation.command.flags import add_slice_flags
 from evaluation.command.parser import Parser, at_least, plain_name
 from evaluation.traces.environment import describe_environment
@@ -84,12 +84,8 @@ class Results:
     def _write(self) -> None:
         if self._path is None:
             return
-        try:
+        with writing(self._path, "give --json another file"):
             write_atomically(self._path, self.content)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {self._path}: {error.strerror}; give --json another file"
-            ) from error
 
 
 def add_question_flags(parser: Parser, *, bench_name: str = "spec_bench", stride: int = 1) -> None:

@@ -13,11 +13,9 @@ import numpy as np
 from rich.table import Table
 from tqdm import tqdm
 
-from model.logitspec.errors import InputError
-
 from .asking.methods import METHODS, DrafterMethod
 from .command.exits import run_command
-from .command.files import check_writable
+from .command.files import check_writable, writing
 from .command.flags import read
 from .command.parser import Parser, at_least, picture
 from .command.terminal import drawn
@@ -127,24 +125,15 @@ def csv_row(base: Summary, summary: Summary) -> dict[str, Any]:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     numbers = (
-        "estimated",
-        "steps",
-        "mat",
-        "mean_nodes",
-        "draft_ms",
-        "tokens_per_second",
-        "speedup",
-    )
+        "estimated", "steps", "mat", "mean_nodes", "draft_ms", "tokens_per_second", "speedup",
+    )  # fmt: skip
     keys = dict.fromkeys(key for row in rows for key in row)
     options = [key for key in keys if key not in numbers and ":" not in key]
     tasks = [key for key in keys if ":" in key]
-    try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, [*options, *numbers, *tasks], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
+    with writing(path), path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*options, *numbers, *tasks], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluation.command.exits import run_command
+from evaluation.command.files import writing
 from evaluation.command.parser import Parser
 from evaluation.command.terminal import drawn
 from evaluation.traces.comparing import Trace, check_same_questions, leave_out
@@ -137,10 +138,8 @@ def report(args: argparse.Namespace) -> None:
     names = [trace.records[0]["model_id"] for trace in pairs[0]]
     show(rows, f"{names[0]} against {names[1]}")
     if args.json is not None:
-        try:
+        with writing(args.json):
             args.json.write_text(json.dumps({"tasks": rows}, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {args.json}: {error.strerror}") from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from model.logitspec.errors import InputError
 
@@ -19,37 +21,8 @@ def is_plain(name: str) -> bool:
     return bool(re.fullmatch(r"[\w.+=@-]+", name)) and set(name) != {"."}
 
 
-def write_atomically(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", errors=HALF_PAIRS) as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless they are there.
-
-    Raises:
-        InputError: it cannot be made; what is in the way is named.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot make the folder {path}: {why_not(path, error)}; choose another"
-        ) from error
-
-
 def why_not(path: Path, error: OSError) -> str:
-    """Why a path cannot be made: a file that stands in the place of a folder, or errno's text."""
+    """Why a path cannot be written: a file where a folder is wanted, or errno's text."""
     if isinstance(error, FileExistsError | NotADirectoryError):
         for place in (path, *path.parents):
             if place.exists() and not place.is_dir():
@@ -57,17 +30,39 @@ def why_not(path: Path, error: OSError) -> str:
     return str(error.strerror)
 
 
-def check_writable(path: Path) -> None:
-    """Raise InputError if a file cannot be written, before anything is computed for it."""
-    there = path.exists()
+@contextmanager
+def writing(path: Path, way_out: str = "choose another file") -> Iterator[None]:
+    """What keeps a file from being written is an InputError that names it and the way out."""
     try:
-        with path.open("a", encoding="utf-8"):
-            pass
-        if not there:
-            path.unlink()
+        yield
     except OSError as error:
-        reason = why_not(path, error)
-        raise InputError(f"cannot write {path}: {reason}; choose another file") from error
+        raise InputError(f"cannot write {path}: {why_not(path, error)}; {way_out}") from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once all of it is on disk.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def write_atomically(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8", HALF_PAIRS))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,9 +71,25 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", errors=HALF_PAIRS)
-    except OSError as error:
-        reason = why_not(path, error)
-        raise InputError(f"cannot write {path}: {reason}; choose another file") from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError if a file cannot be written, before anything is computed for it."""
+    there = path.exists()
+    with writing(path):
+        path.open("a", encoding="utf-8").close()
+        if not there:
+            path.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    with writing(path, "choose another folder"):
+        path.mkdir(parents=True, exist_ok=True)

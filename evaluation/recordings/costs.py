@@ -18,7 +18,7 @@ from model.logitspec import LlamaKVForCausalLM
 from model.logitspec.errors import InputError
 from model.logitspec.step_cost import Meter, StepCost
 
-from ..command.files import write_atomically
+from ..command.files import write_atomically, writing
 
 METER_EVERY = 8  # questions between two measurements of the step costs: machines drift
 ROW_WIDTH = 16  # best tokens of every node that some steps read
@@ -97,10 +97,8 @@ def save_step_costs(
             for (width, rejected), cost in costs.items()
         ],
     }
-    try:
+    with writing(path, "make room, go on"):
         write_atomically(path, content)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; make room, go on") from error
 
 
 def measured_rounds(path: Path, identity: Mapping[str, Any]) -> int:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ import numpy.typing as npt
 from model.logitspec.errors import InputError, brief
 from model.logitspec.step_cost import StepCost
 
+from ..command.files import whole_file, writing
 from .costs import Kind, closest_curve, load_step_costs
 
 Ints = npt.NDArray[np.int32]
@@ -156,17 +156,8 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror}; make room and run again to go on"
-        ) from error
+    with writing(path, "make room and run again to go on"), whole_file(path) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def save_question(folder: Path, question: RecordedQuestion) -> None:

@@ -30,7 +30,7 @@ from ..asking.questions import Question, chosen_questions
 from ..asking.runs import shared_settings
 from ..asking.settings import AnswerSettings, RunSettings
 from ..asking.target import Target
-from ..command.files import make_folder, write_atomically
+from ..command.files import make_folder, write_atomically, writing
 from ..traces.sidecars import differing
 from .costs import METER_EVERY, ROW_WIDTH, StepCostFile, measured_rounds, model_and_machine
 from .format import (
@@ -213,7 +213,9 @@ def record(run: RunSettings, options: RecordingOptions) -> None:
         raise InputError(f"--top-k is {options.top_k}, the vocabulary has {vocab} tokens")
     if environment not in environments:
         environments.append(environment)
-    begin_folder(folder, {"settings": settings, "environments": environments})
+    make_folder(folder)
+    with writing(folder, "choose another"):
+        write_atomically(folder / META, {"settings": settings, "environments": environments})
     save_successors(folder, model, options.vocabulary_rows)
     recorder = Recorder(target, model, run.answers, options)
     costs = StepCostFile(model, folder / STEP_COST, options.top_k, identity)
@@ -245,19 +247,6 @@ def recording_settings(
         "vocab_size": len(target.tokenizer),
         "question_ids": [question.question_id for question in questions],
     }
-
-
-def begin_folder(folder: Path, meta: dict[str, Any]) -> None:
-    """Make the folder and write its meta file.
-
-    Raises:
-        InputError: they cannot be written.
-    """
-    make_folder(folder)
-    try:
-        write_atomically(folder / META, meta)
-    except OSError as error:
-        raise InputError(f"cannot write into {folder}: {error.strerror}; choose another") from error
 
 
 def save_successors(folder: Path, model: LlamaKVForCausalLM, count: int) -> None:
