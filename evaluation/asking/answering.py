@@ -1,4 +1,4 @@
-"""Asks an engine a benchmark's questions, one at a time: a trace line each, whatever happens."""
+"""Asks an engine questions, one at a time; each gives a trace line, an answer or an error."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from .settings import AnswerSettings
 from .target import Target
 
 WARMUP_TOKENS = 64
-Assignment = tuple[
-    Question, list[str]
-]  # a question, and the model_ids of the runs to ask, in order
+# A question, and the model_ids of the runs that answer it, in this order.
+Assignment = tuple[Question, list[str]]
 
 
 class TraceLine(NamedTuple):
@@ -32,8 +31,8 @@ class TraceLine(NamedTuple):
 
     model_id: str
     record: Record  # with choices, or an error
-    environment: Record | None = None  # that it was made in; None: that of this process
-    facts: Record | None = None  # of the environment, what differs between methods
+    environment: Record | None = None  # of the process that answered; None: of this one
+    facts: Record | None = None  # of the environment, those that differ between methods
 
 
 class Broken(InputError):
@@ -41,7 +40,7 @@ class Broken(InputError):
 
 
 class Answerer:
-    """Asks an engine a question's turns and keeps the books: one trace line per question.
+    """Asks an engine a question's turns and gives a trace line per question.
 
     Args:
         target: the checkpoint.
@@ -51,11 +50,7 @@ class Answerer:
     """
 
     def __init__(
-        self,
-        target: Target,
-        engine: Engine,
-        model_id: str,
-        settings: AnswerSettings,
+        self, target: Target, engine: Engine, model_id: str, settings: AnswerSettings
     ) -> None:
         self.target = target
         self.engine = engine
