@@ -30,13 +30,13 @@ class TraceLine(NamedTuple):
     """A line for the trace of a run."""
 
     model_id: str
-    record: Record  # with choices, or an error
+    record: Record  # with choices or an error
     environment: Record | None = None  # of the process that answered; None: of this one
     facts: Record | None = None  # of the environment, those that differ between methods
 
 
 class Broken(InputError):
-    """This process can answer no more."""
+    """Nothing can be answered in this process any more."""
 
 
 class Answerer:
@@ -58,15 +58,15 @@ class Answerer:
         self.settings = settings
 
     def answer(self, question: Question) -> Record:
-        """Generate all choices of all turns of one question, or say why they could not be.
+        """Generate all choices of all turns of one question; a line with the error if that fails.
 
         Raises:
-            InputError: they could not be, and the settings are strict (the question is named).
-            Broken: nothing can be answered any more.
+            InputError: it fails and the settings are strict (the question is named).
+            Broken: no further question can be answered in this process.
         """
         try:
             choices = [self._choice(question, index) for index in range(self.settings.num_choices)]
-        except Exception as error:  # one question must not cost the run
+        except Exception as error:  # the run goes on
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
             elif "CUDA error" in str(error):  # after which every call fails
@@ -82,13 +82,13 @@ class Answerer:
         return identity(question, self.model_id) | {"choices": choices, "tstamp": time.time()}
 
     def warm_up(self, question: Question, times: int) -> None:
-        """Answer a question unmeasured and briefly, so that kernels and memory are in place.
+        """Answer a question briefly and unmeasured, so that kernels and memory are in place.
 
-        What the method learnt from it is forgotten: it must not meet the question warm.
+        The method then forgets what it learnt from the question, which is asked again later.
         """
         prompt_ids = self.target.prompts.start().ask(question.turns[0])
         tokens = allowed_tokens(question, prompt_ids, self.target, self.settings)
-        with suppress(Exception):  # the question's own line will say why
+        with suppress(Exception):  # the error shows when the question is asked
             for _ in range(times):
                 self.engine.generate(prompt_ids, min(tokens, WARMUP_TOKENS), self.settings.sampling)
         self.engine.forget()
@@ -130,7 +130,7 @@ class Answerer:
 
 
 def identity(question: Question, model_id: str) -> Record:
-    """What every line of a trace begins with."""
+    """The fields that every line of a trace has."""
     return {
         "question_id": question.question_id,
         "category": question.category,

@@ -38,10 +38,10 @@ class Option:
     name: str
     default: Any
     help: str
-    sizes_itself: bool = False  # "auto" is a value, too
+    sizes_itself: bool = False  # "auto" is a value too
 
     def takes(self, value: Any) -> bool:
-        """Whether the method can do what the flag, which several methods share, can say."""
+        """Whether the method accepts a value of the flag, which several methods share."""
         return self.name != CAPACITY or value != "auto" or self.sizes_itself
 
     @property
@@ -63,7 +63,7 @@ def option_type(option: Option) -> Any:
 
 
 def capacity(text: str) -> int | str:
-    """An argparse type: a number of nodes, or auto; whether a method can do that is its `check`."""
+    """An argparse type: a number of nodes, or auto."""
     return text if text == "auto" else at_least(1, LARGEST)(text)
 
 
@@ -84,10 +84,10 @@ class Method(ABC):
     name: str
     summary: str  # one line
     options: tuple[Option, ...] = ()
-    own_loop = True  # whether it runs in this project's loop, on its model class
+    own_loop = True  # whether it runs in this project's loop and model class
 
     def settings(self, given: Mapping[str, Any]) -> Options:
-        """All options of the method: those given that it takes, the others at their defaults."""
+        """All options of the method: the given values that it takes, defaults for the others."""
         settings = {option.name: option.default for option in self.options}
         return settings | {
             o.name: given[o.name]
@@ -97,11 +97,11 @@ class Method(ABC):
 
     @abstractmethod
     def check(self, options: Options) -> None:
-        """Raise InputError if the method cannot run with these options; loads nothing."""
+        """Raise InputError if the method cannot run with these options; nothing is loaded."""
 
     @abstractmethod
     def engine(self, models: Models, options: Options) -> Engine:
-        """Ready to decode; loads the weights it needs."""
+        """Load the weights and return an engine that is ready to decode."""
 
 
 @dataclass
@@ -157,7 +157,7 @@ METHODS: dict[str, Method] = {
 
 @dataclass
 class SizedMethod(Method):
-    """A method with a draft-tree capacity of its own, so that it can run beside itself."""
+    """A method with a fixed draft-tree capacity, so that one run can hold several sizes of it."""
 
     method: Method
     capacity: int | str
@@ -177,12 +177,12 @@ class SizedMethod(Method):
         return self.method.engine(models, options)
 
 
-FROM_FILE = "drafter_in_"  # begins the names of modules that are no others' to import
+FROM_FILE = "drafter_in_"  # begins the names of modules loaded from users' files
 
 
 @cache
 def drafter_from_file(name: str) -> DrafterMethod:
-    """The drafter of FILE.py:CLASS; the file is run.
+    """The drafter of FILE.py:CLASS; the file is executed.
 
     Raises:
         InputError: no such file or class, it does not run, or the class is no drafter.
@@ -199,7 +199,7 @@ def drafter_from_file(name: str) -> DrafterMethod:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever is wrong with it
+    except (Exception, SystemExit) as error:  # the file may raise anything
         raise InputError(f"{file} does not run: {brief(error)}") from error
     found = getattr(module, class_name, None)
     if not isinstance(found, type) or not issubclass(found, Drafter):
@@ -259,7 +259,7 @@ def find_method(name: str) -> Method:
 
 
 def find_methods(text: str) -> dict[str, Method]:
-    """The methods of a list like pld,logitspec@16,my.py:Mine, under these words.
+    """The methods of a list like pld,logitspec@16,my.py:Mine, by these words.
 
     Raises:
         InputError: it is empty, names what is not there, or two methods of one name.
@@ -279,9 +279,9 @@ def find_methods(text: str) -> dict[str, Method]:
 
 
 def add_options(parser: Parser, *methods: Method) -> None:
-    """Add the flags of some methods; absent, they leave their names out of the namespace.
+    """Add the flags of some methods; a flag that is not given has no name in the namespace.
 
-    A flag that several methods know is added once, and its help says what it is to each.
+    A flag of several methods is added once, and its help describes it for each.
     """
     sharing: dict[str, dict[str, Option]] = {}
     for method in methods:

@@ -62,8 +62,7 @@ class ChatTemplateConversation(Conversation):
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a rendered template, with one BOS where the template and the tokenizer write one each,
-    as apply_chat_template() gives."""
+    """Ids of a rendered template, with one BOS even if both template and tokenizer write one."""
     ids = list(tokenizer(text).input_ids)
     bos = tokenizer.bos_token_id
     return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
@@ -84,7 +83,7 @@ class PromptFormat:
     """
 
     def __init__(self, name: str, tokenizer: Any, template: str | None = None) -> None:
-        self.note = ""  # on what was chosen
+        self.note = ""  # why the template was chosen, if that needs a word
         if template is None:
             template, self.note = chosen_template(name, tokenizer)
             if template == "tokenizer" and not tokenizer.chat_template:
@@ -118,14 +117,14 @@ class PromptFormat:
 
     @property
     def called(self) -> str:
-        """The template in a sentence."""
+        """The template as a phrase for messages."""
         if self.template == "tokenizer":
             return "the tokenizer's chat template"
         return f"FastChat's template {self.template}"
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """What ends an answer, beside token ids."""
+        """Strings that end an answer; token ids may end it too."""
         return self.start().stop_strings
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -133,14 +132,14 @@ class PromptFormat:
 
         Raises:
             InputError: the template leaves a message out, or cannot have it where it stands.
-            Exception: the template refuses the messages, as it likes.
+            Exception: the template refuses the messages (any type).
         """
-        # A template may change a text, so marks in the place of the texts show which it keeps.
+        # Marks instead of the texts show which messages the template keeps: it may change texts.
         marks = [f"message{number}end" for number in range(1, len(messages) + 1)]
         marked = [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)]
         text = self._text(marked)
         for message, mark in zip(messages, marks, strict=True):
-            # Of an assistant's answers templates leave out the reasoning, or the older ones.
+            # Templates may leave out the reasoning of an assistant's answers, or older answers.
             if mark not in text and message["role"] != "assistant":
                 raise InputError(
                     f"{self.called} leaves out message {marks.index(mark) + 1}, of the role "
@@ -164,8 +163,8 @@ class PromptFormat:
         )
 
     def _fastchat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The text of a conversation; several system messages at its beginning are one, and the
-        template's own is not there then."""
+        """The text of a conversation. System messages at its beginning are joined, and replace the
+        template's own."""
         conv = get_conv_template(self.template)
         roles = dict(zip(("user", "assistant"), conv.roles, strict=True))
         examples = len(conv.messages)  # that come with some templates
@@ -197,7 +196,7 @@ PAPERS_FAMILIES = ("VicunaAdapter", "Llama2Adapter", "CodeLlamaAdapter")  # of F
 
 
 def fastchat_template(name: str) -> str | None:
-    """The template FastChat has for a model of this name; None when all it has is a generic one."""
+    """FastChat's template for a model of this name; None if it has only a generic one."""
     from fastchat.model.model_adapter import BaseModelAdapter, get_model_adapter
 
     adapter = get_model_adapter(name)
@@ -207,9 +206,9 @@ def fastchat_template(name: str) -> str | None:
 
 
 def chosen_template(name: str, tokenizer: Any) -> tuple[str, str]:
-    """The template for a model of this name where none is asked for, and what is to be said of it.
+    """The default template for a model of this name, and a note on the choice.
 
-    FastChat finds templates by parts of a name, which may only look alike.
+    FastChat finds templates by parts of a name, which another model's name may contain too.
     """
     from fastchat.model.model_adapter import get_model_adapter
 
@@ -220,7 +219,7 @@ def chosen_template(name: str, tokenizer: Any) -> tuple[str, str]:
         return template, ""
     try:
         own = two_turns(ChatTemplateConversation(tokenizer))
-    except Exception as error:  # a Jinja template may fail as it likes
+    except Exception as error:  # a Jinja template may raise anything
         return template, f"the tokenizer's chat template fails: {brief(error)}"
     try:
         same = two_turns(FastChatConversation(tokenizer, template)) == own

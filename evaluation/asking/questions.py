@@ -23,10 +23,10 @@ class Question:
 
 
 def question_path(bench_name: str) -> Path:
-    """Where a benchmark's questions lie.
+    """The question file of a benchmark.
 
     Raises:
-        InputError: there are none, or the name is none.
+        InputError: the file does not exist, or the name is not plain.
     """
     if not is_plain(bench_name):
         raise InputError(f"{bench_name!r} is no benchmark's name; give a plain word")
@@ -43,7 +43,7 @@ def load_questions(path: Path) -> list[Question]:
     """All questions of a file.
 
     Raises:
-        InputError: an empty file, or a line that is no question (file and line are named).
+        InputError: the file is empty, or a line is no question (file and line are named).
     """
     questions: dict[int | str, Question] = {}
     try:
@@ -58,7 +58,7 @@ def load_questions(path: Path) -> list[Question]:
         try:
             question = parse_question(json.loads(line))
         except (ValueError, RecursionError) as error:
-            by_parse_question = type(error) is ValueError  # json's own errors are more special
+            by_parse_question = type(error) is ValueError  # json raises subclasses
             reason = str(error) if by_parse_question else "is not JSON"
             raise InputError(
                 f"{path}:{number} {reason}; "
@@ -98,7 +98,7 @@ def sha256(path: Path) -> str:
 
 
 def answer_folder(bench_name: str) -> Path:
-    """Where a benchmark's traces go when nothing else is said."""
+    """The default folder of a benchmark's traces."""
     return ROOT / "data" / bench_name / "model_answer"
 
 

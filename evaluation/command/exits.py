@@ -22,21 +22,22 @@ INTERRUPTED = "interrupted; what is finished is on disk: run again, without --ov
 
 
 class Incomplete(Exception):
-    """What a command was to do is done, but for some of it that could not be."""
+    """Some of a command's work could not be done; the rest is done."""
 
 
 def run_command(prog: str, command: Callable[[], None], interrupted: str = INTERRUPTED) -> int:
-    """Run a command and give its exit status.
+    """Run a command and return its exit status.
 
-    0; 2 for bad input and 3 where some of the work could not be done (one sentence on stderr);
-    130 for Ctrl-C and SIGTERM; 141 where nobody reads what it prints any more (as behind `| head`).
+    The status is 0 for success, 2 for bad input, 3 if some of the work could not be done, 130 for
+    Ctrl-C and SIGTERM, 141 if nobody reads the output any more (as behind `| head`). Each status
+    but 0 and 141 comes with one sentence on stderr.
 
     Args:
-        prog: its name, before what it says on stderr.
-        command: what it does.
-        interrupted: what to say at Ctrl-C.
+        prog: the command's name, printed before the sentence.
+        command: does the work.
+        interrupted: the sentence for Ctrl-C.
     """
-    if isinstance(sys.stdout, TextIOWrapper):  # whatever characters a terminal or a log has
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal or a log may lack characters
         sys.stdout.reconfigure(errors="backslashreplace")
     status, said = 0, ""
     try:
@@ -55,7 +56,7 @@ def run_command(prog: str, command: Callable[[], None], interrupted: str = INTER
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """This project's own warnings are a sentence for users: without a file and a line of code."""
+    """Print this project's own warnings as a sentence, without a file and a line of code."""
     usual = warnings.formatwarning
 
     def plain(
@@ -74,12 +75,12 @@ def plain_warnings() -> Iterator[None]:
 
 
 def ended(prog: str, status: int, said: str) -> int:
-    """Write out what a command printed, and say how it ended; its exit status, as in run_command.
+    """Flush what a command printed and print why it ended; the exit status, as in run_command.
 
     Args:
-        prog: its name.
-        status: of what it did.
-        said: why, if there is something to say.
+        prog: the command's name.
+        status: of its work.
+        said: the sentence to print, or nothing.
     """
     lost = flush(sys.stdout)
     if lost is not None and status == 0:
@@ -92,20 +93,20 @@ def ended(prog: str, status: int, said: str) -> int:
 
 
 def unwritable(error: OSError) -> tuple[int, str]:
-    """Exit status, and what to say of something that could not be written.
+    """The exit status and the sentence for output that could not be written.
 
     Raises:
-        OSError: it is another error.
+        OSError: the error is none of a full disk or a closed pipe.
     """
     if error.errno == errno.EPIPE:
-        return 141, ""  # as a shell has it
+        return 141, ""  # as in a shell
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         raise error
     return 2, f"cannot write {error.filename or 'the output'}: {error.strerror}; make room"
 
 
 def flush(stream: TextIO | None) -> OSError | None:
-    """Write out what a stream holds; what kept it from that, after which it leads nowhere."""
+    """Flush a stream. On an error, return it and point the stream to the null device."""
     if stream is None:
         return None
     try:
@@ -119,7 +120,7 @@ def flush(stream: TextIO | None) -> OSError | None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C here, where signals can be caught."""
+    """SIGTERM acts like Ctrl-C inside this context (in the main thread only)."""
 
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt

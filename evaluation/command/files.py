@@ -17,7 +17,7 @@ HALF_PAIRS = "backslashreplace"  # halves of surrogate pairs are no UTF-8: JSON'
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name is one component of a path, and leads nowhere else."""
+    """Whether a name is a single component of a path, and not `.` or `..`."""
     return bool(re.fullmatch(r"[\w.+=@-]+", name)) and set(name) != {"."}
 
 
@@ -32,7 +32,7 @@ def why_not(path: Path, error: OSError) -> str:
 
 @contextmanager
 def writing(path: Path, way_out: str = "choose another file") -> Iterator[None]:
-    """What keeps a file from being written is an InputError that names it and the way out."""
+    """Turn an OSError into an InputError that names the file, the reason and the way out."""
     try:
         yield
     except OSError as error:

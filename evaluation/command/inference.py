@@ -1,4 +1,4 @@
-"""What the commands inference_METHOD share: the flags of one method, and its run."""
+"""What the commands evaluation.inference_METHOD share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .flags import inference_parser, read_run
 
 
 def run_one(args: argparse.Namespace, method: Method) -> None:
-    """Answer a benchmark with one method; its options are read from the namespace too."""
+    """Read the settings and the method's options from the flags, and answer a benchmark."""
     say_what_is_ignored([method], vars(args))
     answer_file = args.answer_file
     if answer_file is None:
@@ -35,10 +35,10 @@ def inference_main(name: str, argv: Sequence[str] | None = None) -> int:
 
 
 def say_what_is_ignored(methods: Sequence[Method], given: Mapping[str, Any]) -> None:
-    """Print which of the options given some of the methods do not have.
+    """Print which of the given options some of the methods ignore.
 
     Raises:
-        InputError: none of the methods has it.
+        InputError: none of the methods has the option.
     """
     options = {o.name for m in (*METHODS.values(), *methods) for o in m.options} & given.keys()
     for name in sorted(options):

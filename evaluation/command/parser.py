@@ -13,16 +13,16 @@ from .files import is_plain
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that say something."""
+    """Shows defaults, but not None and False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False:  # but show a 0
+        if action.default is None or action.default is False:  # a 0 is shown
             return action.help
         return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes --some-flag and --some_flag alike, and answers bad flags with one sentence."""
+    """Accepts --some-flag and --some_flag, and answers bad flags with one sentence."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(
@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def hyphenated(word: str) -> str:
-    """--max_ngram_size=3 as --max-ngram-size=3; anything but a long flag as it is."""
+    """--max_ngram_size=3 becomes --max-ngram-size=3; other words stay as they are."""
     if not word.startswith("--"):
         return word
     flag, equals, value = word.partition("=")
@@ -52,7 +52,7 @@ def hyphenated(word: str) -> str:
 
 
 def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argparse type: a whole number not below `least`, nor above `most` if that is given."""
+    """An argparse type: a whole number of at least `least` and, if given, at most `most`."""
     wanted = f"of {least} or more" if most is None else f"from {least} to {most}"
 
     def parse(text: str) -> int:

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, hardware and commit, for a trace's sidecar."""
+"""The environment of a run for its sidecar: versions, hardware and commit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def used_instruction_set() -> str:
     """The instruction set that this project and torch use.
 
     Raises:
-        InputError: torch does not keep to LOGITSPEC_ISA.
+        InputError: torch uses another one than LOGITSPEC_ISA asks for.
     """
     capability = torch.backends.cpu.get_cpu_capability()
     if instruction_set.wanted() == "avx2" and capability != "AVX2":

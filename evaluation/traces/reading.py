@@ -1,11 +1,12 @@
-"""The trace of a run: one JSON line per question, and a sidecar that says how it was made.
+"""Traces: one JSON line per question, and a sidecar that says how the trace was made.
 
 A question that could not be answered has a line with its `error` and no choices; a later line for
-the same question takes its place.
+the same question replaces it.
 
-The lines of answers have the reference implementation's fields, so its tools read them, and besides
-per turn output_ids, prompt_tokens, the seconds of each of PHASES, and a number of every step of the
-turn: tree_sizes, step_seconds, misses, next_next_ranks (as in decoding.DecodingResult).
+The lines of answers have the reference implementation's fields, so its tools read them. Further
+fields per turn are output_ids, prompt_tokens and the seconds of each of PHASES. Further fields with
+a number per step are tree_sizes, step_seconds, misses and next_next_ranks (as in
+decoding.DecodingResult).
 `NAME.jsonl` has the sidecar `NAME.meta.json`.
 """
 
@@ -25,10 +26,10 @@ PHASES = tuple(
 )
 
 
-PER_TURN = ("decoding_steps", "prompt_tokens", *PHASES)  # a number each, or null
+PER_TURN = ("decoding_steps", "prompt_tokens", *PHASES)  # a number or null per turn
 
 
-PER_STEP = ("output_ids", "tree_sizes", "step_seconds", "misses", "next_next_ranks")  # or token
+PER_STEP = ("output_ids", "tree_sizes", "step_seconds", "misses", "next_next_ranks")
 
 
 def validate(record: object) -> str | None:
@@ -62,7 +63,7 @@ def validate(record: object) -> str | None:
 
 
 def well_formed(key: str, value: object) -> bool:
-    """Whether a field of a choice is what this version writes under that name; others may be."""
+    """Whether a field of a choice has this version's form; unknown fields may have any."""
     if key in PER_TURN:
         return isinstance(value, list) and all(v is None or is_number(v) for v in value)
     if key in PER_STEP:
@@ -81,14 +82,14 @@ class Lines(NamedTuple):
     """What a trace holds."""
 
     answered: list[Record]
-    failed: list[Record]  # what is left out of every number
+    failed: list[Record]  # lines with an error
 
 
 def read_trace(path: Path) -> list[Record]:
     """The answers in a trace.
 
     Raises:
-        InputError: as read_lines(), or there is none.
+        InputError: as read_lines(), or no question was answered.
     """
     lines = read_lines(path)
     check_answered(path, lines)
@@ -96,7 +97,7 @@ def read_trace(path: Path) -> list[Record]:
 
 
 def check_answered(path: Path, lines: Lines) -> None:
-    """Raise InputError if there is no answer among the lines of a trace; it says why."""
+    """Raise InputError, with the first question's error, if a trace holds no answer."""
     if not lines.answered:
         raise InputError(
             f"no question was answered in the trace {path}: {lines.failed[0]['error']}; "
@@ -141,6 +142,11 @@ def read_lines(path: Path) -> Lines:
 
 
 def output_ids(record: Record, choice: Record, path: Path) -> list[list[int]]:
+    """The generated token ids of every turn of a choice.
+
+    Raises:
+        InputError: the trace does not hold them.
+    """
     ids = choice.get("output_ids")
     if not isinstance(ids, list) or not all(isinstance(turn, list) for turn in ids):
         raise InputError(

@@ -18,23 +18,23 @@ from .sidecars import differing, meta_path
 
 
 class TraceWriter:
-    """Appends answers to a trace so that none is ever lost: one fsynced line per question.
+    """Appends answers to a trace: one line per question, on disk when write() returns.
 
-    A file that is there already is gone on with, if it was made with the same settings; a torn last
-    line, left by a killed run, is cut off. While it is open no other writer can have it.
+    A file that exists is continued if it was made with the same settings; an incomplete last line,
+    left by a killed run, is cut off. The file is locked against other writers while it is open.
 
-    The sidecar also says in which environments answers were written, and how many answers there
-    were each time a run began to write.
+    The sidecar also holds the environments in which answers were written, and how many answers
+    there were each time a run began to write.
 
     Args:
         path: of the trace.
-        settings: all that an answer depends on; compared with the sidecar's.
-        environment: device, versions and the like; recorded (each different one), not compared.
-        overwrite: start anew; the old files are kept as NAME.jsonl.bak and so on.
+        settings: everything an answer depends on; compared with the sidecar's.
+        environment: device, versions and the like; every different one is recorded, none compared.
+        overwrite: start anew; the old files are kept as NAME.jsonl.bak and NAME.meta.json.bak.
 
     Attributes:
         done: ids of the questions answered.
-        failed: why the others that have a line are not, by id.
+        failed: reasons of the questions that have a line with an error, by id.
 
     Raises:
         InputError: the file cannot be written, is being written by another run, or was made with
@@ -55,7 +55,7 @@ class TraceWriter:
             self._file = open_locked(path)
             try:
                 if overwrite and path.stat().st_size > 0:
-                    with self._file:  # locked until it has made room
+                    with self._file:  # locked until the old files are renamed
                         for old in (path, meta_path(path)):
                             if old.is_file():
                                 old.replace(old.with_name(old.name + ".bak"))
@@ -75,7 +75,7 @@ class TraceWriter:
             ) from error
 
     def close(self) -> None:
-        """Let others have the file."""
+        """Close the file and release its lock."""
         self._file.close()
 
     def _write_meta(self) -> None:
@@ -89,7 +89,11 @@ class TraceWriter:
         )
 
     def _history(self) -> tuple[list[Record], list[int]]:
-        """Environments and starts so far; refuses a file made with other settings."""
+        """Environments and starts so far.
+
+        Raises:
+            InputError: the file was made with other settings.
+        """
         if self.path.stat().st_size == 0:
             return [], []
         try:
@@ -114,7 +118,7 @@ class TraceWriter:
         return environments, starts
 
     def _repair(self) -> Lines:
-        """Cut off a torn last line and give the records before it."""
+        """Cut off an incomplete last line and return the records before it."""
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
@@ -127,10 +131,10 @@ class TraceWriter:
 
         Args:
             record: an answer, or why there is none.
-            environment: that it was made in, if not the writer's.
+            environment: of the process that answered, if not the writer's.
 
         Raises:
-            InputError: it cannot be written, as on a full disk; what was there before stays whole.
+            InputError: it cannot be written, as on a full disk; the lines before it stay complete.
         """
         question_id = record["question_id"]
         if self.failed.get(question_id) == record.get("error", ()):
@@ -167,7 +171,7 @@ class TraceWriter:
             self.done.append(question_id)
 
     def _note(self, environment: Record) -> None:
-        """See that the sidecar says that answers were written now, and where."""
+        """Note in the sidecar that this run writes, and in which environment."""
         if self._begun and environment in self._environments:
             return
         starts = self._starts if self._begun else [*self._starts, len(self.done)]
@@ -185,10 +189,10 @@ class TraceWriter:
 
 
 def open_locked(path: Path) -> FileIO:
-    """A file to append to that no other process has opened so; made if it is not there.
+    """Open a file for appending and lock it; it is created if it does not exist.
 
     Raises:
-        InputError: another has.
+        InputError: another process has locked it.
         OSError: it cannot be opened.
     """
     file = FileIO(path, "a")
