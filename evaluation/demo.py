@@ -57,13 +57,13 @@ class TerminalOptions:
 
 
 class Answer:
-    """An answer as it grows: its coloured text and its numbers."""
+    """A growing answer: its coloured text and its numbers."""
 
     def __init__(self) -> None:
         self.text = Styled()
         self.tokens = self.steps = self.nodes = 0
-        self._given = 0  # characters; the text drops control characters
-        self.rate = 0.0  # tokens/s, once it is whole
+        self._given = 0  # characters of `text`, which drops control characters
+        self.rate = 0.0  # tokens/s, known at the end
 
     def add(self, step: Step, pieces: list[str]) -> None:
         for node, piece in zip(step.path, pieces, strict=True):
@@ -74,7 +74,7 @@ class Answer:
         self.steps += 1
 
     def end(self, text: str, result: DecodingResult) -> None:
-        """Take in what was held back of the text, and the time without that of drawing."""
+        """Add the text that was held back, and the rate without the time of drawing."""
         self.text.append(text[self._given :])
         self.rate = self.tokens / (result.prefill_seconds + sum(result.step_seconds))
 
@@ -89,7 +89,7 @@ class Answer:
         return f"{said}, {self.rate:.1f} tokens/s" if self.rate else said
 
     def shown(self, console: Console | None = None) -> Group:
-        """All of it, or as much of its end as fits on a console."""
+        """The answer, or its last lines that fit on a console."""
         text: Styled | Lines = self.text
         if console is not None:
             lines = self.text.wrap(console, console.width)
@@ -98,7 +98,7 @@ class Answer:
 
 
 class TerminalChat:
-    """The conversation, and what is drawn of it.
+    """A conversation drawn in the terminal.
 
     Args:
         chat: answers.
@@ -118,16 +118,16 @@ class TerminalChat:
         self.begin()
 
     def print(self, shown: Any, style: str | None = None) -> None:
-        """Print on the screen and into what is recorded."""
+        """Print on the screen and into the recording."""
         for console in (self._console, self.recorded):
             console.print(shown, style=style, markup=False, highlight=False)
 
     def prompt(self, text: str) -> None:
-        """Show a prompt that was not typed here."""
+        """Show a prompt that was not typed."""
         self.print(Styled(f"\n> {text}", "bold"))
 
     def begin(self) -> None:
-        """Forget what was said."""
+        """Begin a new conversation."""
         system = self._settings.system
         self._messages = [{"role": "system", "content": system}] if system else []
 
@@ -139,7 +139,7 @@ class TerminalChat:
         """Answer a prompt, on the screen.
 
         Raises:
-            InputError: it does not fit the model; what was said before stays.
+            InputError: the prompt does not fit the model; the conversation before it stays.
         """
         self._messages.append({"role": "user", "content": prompt})
         try:
@@ -151,7 +151,7 @@ class TerminalChat:
         self._last = answer
 
     def again(self) -> None:
-        """Answer the last prompt by plain decoding, and compare."""
+        """Answer the last prompt again by plain decoding, and compare."""
         if len(self._messages) < 2:
             self.print("nothing was asked yet", "dim")
             return

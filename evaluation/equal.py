@@ -1,7 +1,7 @@
 """Are two traces the same, token for token?  python -m evaluation.equal A.jsonl B.jsonl
 
-Greedy speculative decoding must give its target's own output: here is where that is checked, and
-where two traces part, how close the target's logits were.
+Greedy speculative decoding must give its target's own output. Where two traces differ, the command
+can also print the target's logits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Key = tuple[int | str, int, int]  # question id, choice, turn; the last two coun
 
 @dataclass
 class Turn:
-    """One generated turn and what came before it."""
+    """One generated turn and the answers before it."""
 
     ids: list[int]
     earlier: list[str]  # the texts of the answers before it
@@ -55,14 +55,14 @@ def first_difference(a: list[int], b: list[int]) -> int | None:
 
 
 class LogitGap:
-    """The target's logits where two turns part.
+    """The target's logits where two turns differ.
 
     Args:
         settings: of the checkpoint that both traces were made with.
         trace: one of them; its sidecar names the bench, the template and the dtype.
 
     Raises:
-        InputError: there is no sidecar, or the checkpoint is another one than it names.
+        InputError: there is no sidecar, or it names another checkpoint.
     """
 
     def __init__(self, settings: TargetSettings, trace: Trace) -> None:
@@ -129,7 +129,7 @@ def differences(
     parted: dict[Key, int],
     logits: LogitGap | None,
 ) -> Iterator[str]:
-    """A line for every turn that differs; `parted` says from which token on."""
+    """A line for every turn that differs; `parted` holds the first differing token of each."""
     for key, at in parted.items():
         turn, other = ours[key], theirs[key]
         question, choice, index = shown(key[0]), key[1], key[2]
@@ -145,12 +145,12 @@ def differences(
 
 
 def print_differences(path: Path, other: Path, checkpoint: TargetSettings | None) -> bool:
-    """Print which turns differ and where; whether all are there and equal.
+    """Print which turns differ and where; return whether all are answered and equal.
 
     Args:
         path: of one trace.
         other: of the other.
-        checkpoint: that both were made with, for the logits where turns part.
+        checkpoint: that both were made with, for logits where turns differ; None: print none.
 
     Raises:
         InputError: a trace cannot be read, or they hold different questions.

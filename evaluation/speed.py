@@ -3,8 +3,8 @@
     python evaluation/speed.py --file-path METHOD.jsonl --base-path BASELINE.jsonl
 
 Per question tokens/s is tokens over wall time; a task's is the mean over its questions, and its
-speedup the ratio of the two means. MAT is the mean of all accept lengths. As in the reference
-implementation, each question's first choice counts.
+speedup is the ratio of the two means. MAT is the mean of all accept lengths. As in the reference
+implementation, only each question's first choice counts.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def read_pair(path: Path, base_path: Path, *, strict: bool = False) -> tuple[Tra
 
 
 def average(runs: Sequence[dict[str, SpeedRow]]) -> dict[str, SpeedRow]:
-    """Rows over several runs: means, sample standard deviation as KEY_std, MAT over all steps."""
+    """Rows over several runs: means, sample standard deviations as KEY_std, MAT over all steps."""
     rows: dict[str, SpeedRow] = {}
     for name in runs[0]:
         row: SpeedRow = {"questions": runs[0][name]["questions"]}

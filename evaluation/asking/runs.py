@@ -1,4 +1,4 @@
-"""Questions in, traces out, one per method: what run and the inference commands do."""
+"""Answers a benchmark with several methods and writes a trace each."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ class Run:
 def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
     """Answer a benchmark's questions with every run's method, and write a trace each.
 
-    The runs take turns question by question, and who begins rotates, so that drift of the machine
-    hits all alike. What a trace holds already is skipped.
+    The runs take turns question by question, and the first one rotates, so that drift of the
+    machine affects all equally. Answers that a trace already holds are skipped.
 
     Args:
         settings: of all runs.
         runs: the methods, with their options and answer files.
 
     Raises:
-        InputError: something asked for is not there; found before the model is loaded if it can be.
+        InputError: something asked for is missing; raised before the model is loaded if possible.
         Incomplete: some questions could not be answered.
     """
     workers = find_workers(settings.workers, settings.target)
@@ -155,7 +155,7 @@ def announcement(runs: Sequence[Run], bench_name: str, target: Target, shared: R
 def list_assignments(
     questions: Sequence[Question], done: Mapping[str, set[Any]]
 ) -> list[Assignment]:
-    """Who is to answer what, in which order: the first run on one question is last on the next."""
+    """The unanswered questions with their runs; the first run on one is the last on the next."""
     names = list(done)
     assignments = []
     for index, question in enumerate(questions):
@@ -168,9 +168,9 @@ def list_assignments(
 
 
 def shared_settings(settings: RunSettings, target: Target, questions: Path) -> Record:
-    """Everything but the method's own options that an answer depends on, for a sidecar.
+    """Everything an answer depends on except the method's options, for a sidecar.
 
-    Of the filters of samples only those that are on.
+    Filters of samples are included only if they are on.
 
     Args:
         settings: of the run.
@@ -204,11 +204,11 @@ def answer_here(
     step_cost: Path | None,
     identity: Mapping[str, Any],
 ) -> Generator[TraceLine, None, None]:
-    """Answer the questions as they are asked for, with a model loaded here.
+    """Answer questions with a model loaded in this process; a generator of trace lines.
 
     Args:
         answerers: by model_id.
-        assignments: to do.
+        assignments: to be answered.
         environment: of this process.
         step_cost: a file for what a step costs, measured between questions; None: it is not.
         identity: model_and_machine(), for that file.
@@ -230,7 +230,7 @@ def answer_here(
 def write_with_progress(
     lines: Iterable[TraceLine], writers: dict[str, TraceWriter], count: int
 ) -> None:
-    """Write each record as it comes, with its run's MAT and speed so far on the progress bar."""
+    """Write every line when it comes; the progress bar shows its run's MAT and speed so far."""
     accept_lengths: dict[str, list[int]] = {name: [] for name in writers}
     speeds: dict[str, list[float]] = {name: [] for name in writers}
     several = len(writers) > 1

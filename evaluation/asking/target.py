@@ -25,7 +25,7 @@ from .settings import TargetSettings
 
 @dataclass
 class Target:
-    """A checkpoint and where and how it is to run; the weights are the engine's to load."""
+    """A checkpoint, and where and how it runs; engines load the weights."""
 
     path: str
     device: str  # cpu, cuda:N, or auto for a model that spans several GPUs
@@ -48,7 +48,7 @@ class Target:
         """The target that the settings describe.
 
         Raises:
-            InputError: something they name is not there.
+            InputError: something they name does not exist.
         """
         path, trust = settings.model_path, settings.trust_remote_code
         device = resolve_device(settings.device, settings.num_gpus_per_model)
@@ -83,9 +83,9 @@ class Target:
         }
 
     def loading(self) -> dict[str, Any]:
-        """Keyword arguments of load_weights() that put the weights where they belong."""
+        """Keyword arguments of load_weights() for this target."""
         memory = None
-        if self.device == "auto":  # these GPUs and no offloading
+        if self.device == "auto":  # these GPUs, no offloading
             memory = {i: torch.cuda.get_device_properties(i).total_memory for i in range(self.gpus)}
         return {
             "dtype": self.dtype,
@@ -117,7 +117,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     place, gguf = checkpoint(path)
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **gguf)
-    except Exception as error:  # whatever a broken file makes of it
+    except Exception as error:  # a broken file may raise anything
         raise InputError(f"no tokenizer in {path}: {brief(error)}") from error
 
 
@@ -128,16 +128,16 @@ def eos_token_ids(path: str, config: Any, tokenizer: Any) -> set[int]:
 
 
 def model_name(path: str) -> str:
-    """A checkpoint's own name: the hub id's last part, also for a snapshot in a hub cache."""
+    """A checkpoint's name: the last part of its hub id, also for a snapshot in a hub cache."""
     cached = re.search(r"models--[^/\\]*?--([^/\\]+)", path)
     return cached[1] if cached else Path(path).absolute().name.removesuffix(".gguf")
 
 
 def fingerprint(path: str, config: Any) -> str:
-    """SHA-256 that tells two checkpoints of one name apart: the config and samples of the weights.
+    """SHA-256 of a checkpoint's config and samples of its weights, to tell namesakes apart.
 
-    Of each weight file its size and 64 pieces of 4 KiB, spread evenly, for fine-tunes differ
-    everywhere; of a hub id its commit.
+    A weight file counts with its size and 64 evenly spread pieces of 4 KiB (fine-tunes differ
+    everywhere), a hub id with its commit.
     """
     known = config.to_dict()
     for key in ("_name_or_path", "transformers_version"):
@@ -158,8 +158,7 @@ def fingerprint(path: str, config: Any) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 of how a tokenizer splits text: its whole definition, or where that is not in one
-    piece (tokenizers in Python) its vocabulary."""
+    """SHA-256 of a tokenizer's definition, or of its vocabulary if it is written in Python."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,4 +1,4 @@
-"""Several copies of the model at once, each in a Ray worker of its own (extra `ray`)."""
+"""Several copies of the model, each in its own Ray worker (extra `ray`)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .answering import Answerer, Assignment, Broken, TraceLine, failure
 from .methods import FROM_FILE
 from .settings import TargetSettings, WorkerSettings
 
-TRIES = 3  # of an answer, or of loading a model, that workers die of
-NOTICE_SECONDS, PATIENCE_SECONDS = 60, 1800  # of waiting for any worker to begin
+TRIES = 3  # of an answer, or of loading a model, before workers' deaths count as its failure
+NOTICE_SECONDS, PATIENCE_SECONDS = 60, 1800  # waited for the first worker to begin
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ class Workers:
     """Copies of the model, each in a process of its own."""
 
     count: int
-    gpus: int  # of each; 0: it runs on CPUs
-    address: str | None = None  # of a Ray cluster; None: this machine alone
+    gpus: int  # of each copy; 0: it runs on CPUs
+    address: str | None = None  # of a Ray cluster; None: this machine only
 
 
 def find_workers(asked: WorkerSettings, target: TargetSettings) -> Workers | None:
-    """The workers that are asked for; None: this process answers by itself.
+    """The workers that are asked for; None: this process answers.
 
     Raises:
-        InputError: there cannot be so many, as far as can be told from here.
+        InputError: there cannot be so many, as far as this machine can tell.
     """
     per_model = target.num_gpus_per_model
     total = asked.num_gpus_total or per_model
@@ -89,7 +89,7 @@ def find_workers(asked: WorkerSettings, target: TargetSettings) -> Workers | Non
 
 
 class Worker:
-    """Loads one model and answers the questions it is handed."""
+    """Loads one model and answers the questions it is given."""
 
     def start(
         self,
@@ -97,7 +97,7 @@ class Worker:
         describe: Callable[[], Record],
         threads: int,
     ) -> tuple[str | None, Record]:
-        """What keeps it from working, if something does, and its environment."""
+        """Load the model; the error if that fails, and the environment."""
         if threads:
             torch.set_num_threads(threads)
         try:
@@ -107,7 +107,7 @@ class Worker:
         return None, describe()
 
     def answer(self, assignment: Assignment) -> tuple[list[TraceLine], str | None]:
-        """What the runs answered, and what stopped them if something did."""
+        """The runs' lines for a question, and the error that stopped them, if any."""
         question, names = assignment
         answers: list[TraceLine] = []
         try:
@@ -116,7 +116,7 @@ class Worker:
                 record = answerer.answer(question)
                 answers.append(TraceLine(name, record, facts=answerer.engine.facts))
         except Broken:
-            os._exit(1)  # another process can go on
+            os._exit(1)  # a new process can answer again
         except InputError as error:
             return answers, str(error)
         return answers, None
@@ -124,7 +124,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Awaited:
-    """What is under way: loading a model, without a assignment, or answering one."""
+    """A worker's current task: an assignment, or loading the model (None)."""
 
     actor: Any
     environment: Record
@@ -132,14 +132,14 @@ class Awaited:
 
 
 class Crew:
-    """The workers of a run and what they have to do.
+    """The workers of a run and their assignments.
 
     Args:
         ray: the module, connected.
-        hire: begins a worker; gives its actor and what is awaited of it.
-        assignments: to do.
+        hire: starts a worker; returns its actor and the awaited result of its start.
+        assignments: to be answered.
         count: workers at a time.
-        strict: stop at an answer that workers die of.
+        strict: stop at an answer that TRIES workers died of.
     """
 
     def __init__(
@@ -156,8 +156,8 @@ class Crew:
         self._strict = strict
         self._waiting = deque(assignments)
         self._idle: list[Awaited] = []
-        self._busy: dict[Any, Awaited] = {}  # by what Ray calls the result
-        self._deaths: Counter[Any] = Counter()  # by question and run, and of loading under None
+        self._busy: dict[Any, Awaited] = {}  # by Ray's reference to the result
+        self._deaths: Counter[Any] = Counter()  # by question and run; None: loading
         for _ in range(min(count, len(assignments))):
             self._add_worker()
 
@@ -171,7 +171,7 @@ class Crew:
         return any(awaited.assignment is not None for awaited in self._busy.values())
 
     def answers(self) -> Generator[TraceLine, None, None]:
-        """All answers, in the order in which they come."""
+        """All answers, in the order they are finished."""
         idle_since = time.monotonic()
         told = False
         while self._waiting or self._answering:
@@ -196,7 +196,7 @@ class Crew:
                 yield from self._take(result)
 
     def _take(self, result: Any) -> Generator[TraceLine, None, None]:
-        """What came of something awaited."""
+        """The answers in a result, if any; a dead worker is replaced."""
         errors = self._ray.exceptions
         awaited = self._busy.pop(result)
         answers: list[TraceLine] = []
@@ -210,7 +210,7 @@ class Crew:
         except errors.RayTaskError as error:
             cause = getattr(error, "cause", None) or error
             raise InputError(f"a worker failed: {brief(cause)}") from error
-        except errors.RayError as error:  # it was killed, or its machine is gone
+        except errors.RayError as error:  # the worker was killed, or its machine is gone
             self._ray.kill(awaited.actor)
             yield from self._bury(awaited.assignment, error)
             if len(self._waiting) > len(self._idle):
@@ -225,7 +225,7 @@ class Crew:
     def _bury(
         self, assignment: Assignment | None, error: Exception
     ) -> Generator[TraceLine, None, None]:
-        """After a death: ask again, run by run, or give up."""
+        """After a worker's death: ask again, run by run, or give a line with the error."""
         doing = (
             "loading the model" if assignment is None else f"question {assignment[0].question_id}"
         )
@@ -273,17 +273,16 @@ def answer_in_workers(
 ) -> Generator[TraceLine, None, None]:
     """Answer questions in several processes; answers come in the order they are finished.
 
-    Each worker sees only its own GPUs, or has its share of the cores, and takes the next question
-    as soon as it is free. One that dies is replaced, and what it was asked is asked again; an
-    answer that TRIES workers died of is a line that says so. What a method keeps across prompts, it
-    keeps per worker.
+    Each worker sees only its own GPUs or its share of the cores, and takes the next question when
+    it is free. A worker that dies is replaced, and its question is asked again; after TRIES deaths
+    the question gets a line with an error. A method learns separately in each worker.
 
     Args:
-        build_answerers: what a worker asks, by model_id.
-        describe: the environment of a worker.
-        assignments: to do.
+        build_answerers: loads the model in a worker; answerers by model_id.
+        describe: gives the environment of a worker.
+        assignments: to be answered.
         workers: how many, and where.
-        strict: stop at an answer that workers die of.
+        strict: stop at an answer that TRIES workers died of.
 
     Raises:
         InputError: Ray is not installed, or there is no room for so many workers; the model cannot
@@ -306,10 +305,10 @@ def answer_in_workers(
 
 @contextmanager
 def cluster(ray: Any, address: str | None) -> Iterator[None]:
-    """Be connected to a Ray cluster, or to one of this process's own, which ends with it.
+    """Connect to a Ray cluster, or start one for this process only.
 
     Raises:
-        InputError: there is none at that address.
+        InputError: no cluster answers at the address, or Ray cannot start.
     """
     if address is not None:
         check_reachable(address)
@@ -319,7 +318,7 @@ def cluster(ray: Any, address: str | None) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
-            address=address or "local",  # not one that happens to run here
+            address=address or "local",  # not a cluster that happens to run here
             log_to_driver=False,
             logging_level="ERROR",
             runtime_env={"env_vars": {"PYTHONPATH": path}},
@@ -327,21 +326,21 @@ def cluster(ray: Any, address: str | None) -> Iterator[None]:
         )
     except SystemExit as error:  # Ray's own answer to SIGTERM
         raise KeyboardInterrupt from error
-    except Exception as error:  # of many kinds
+    except Exception as error:  # Ray raises many types
         where = f"to the Ray cluster at {address}" if address else "Ray"
         raise InputError(
             f"cannot {'connect' if address else 'start'} {where}: {brief(error)}"
         ) from error
     try:
         if main:
-            signal.signal(signal.SIGTERM, before)  # Ray has put its own there
+            signal.signal(signal.SIGTERM, before)  # Ray installs its own
         yield
     finally:
         ray.shutdown()
 
 
 def check_reachable(address: str) -> None:
-    """Raise InputError if nobody listens at HOST:PORT; Ray itself would ask for minutes."""
+    """Raise InputError if nothing listens at HOST:PORT; Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     try:
         if not colon or not port.isdigit():
@@ -355,11 +354,11 @@ def check_reachable(address: str) -> None:
 
 
 def threads_per_worker(nodes: Sequence[Record], workers: Workers) -> int:
-    """How many threads each worker may have: all workers fit on the machines at once.
+    """Threads of each worker if all are to fit on the machines; 0 (torch's default) with GPUs.
 
     Args:
-        nodes: of ray.nodes().
-        workers: that are wanted.
+        nodes: the result of ray.nodes().
+        workers: all that are wanted.
 
     Raises:
         InputError: they do not fit.

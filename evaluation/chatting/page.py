@@ -26,14 +26,14 @@ PAGE = Path(__file__).with_name("page.html")
 
 
 class Asked(BaseModel):
-    """What the page asks."""
+    """A request of the page."""
 
     messages: list[Message] = Field(min_length=1)
     vanilla: bool = False  # by plain decoding
 
 
 class Page:
-    """The page and what it asks for.
+    """The page and its endpoint.
 
     Args:
         chat: answers.
@@ -102,7 +102,7 @@ class Page:
                 yield json.dumps(event) + "\n"
                 if "end" in event or "error" in event:
                     return
-        finally:  # the page may be gone
+        finally:  # the page may be closed
             job.cancelled.set()
 
 

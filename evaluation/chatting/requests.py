@@ -1,4 +1,4 @@
-"""The bodies of the server's requests, and what of OpenAI's API is refused."""
+"""Bodies of the server's requests, and the fields of OpenAI's API that are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Part(BaseModel):
         """Its text.
 
         Raises:
-            Refused: it is none.
+            Refused: it is no text.
         """
         extra = next(iter(self.model_extra or ()), None)
         if self.type != "text" or extra is not None:
@@ -39,9 +39,9 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    """A turn of a conversation."""
+    """A message of a conversation."""
 
-    model_config = ConfigDict(extra="allow")  # an answer given back has empty ones
+    model_config = ConfigDict(extra="allow")  # an answer sent back has empty fields
 
     role: str
     content: str | list[Part]
@@ -50,7 +50,7 @@ class Message(BaseModel):
         """As a chat template wants it.
 
         Raises:
-            Refused: it is of a role that is not known, or holds more than text.
+            Refused: the role is unknown, or the message holds more than text.
         """
         if self.role not in ROLES:
             raise Refused(
@@ -82,13 +82,13 @@ class StreamOptions(BaseModel):
 
 
 class Asked(BaseModel):
-    """What both kinds of request have."""
+    """Fields of both kinds of request."""
 
     model_config = ConfigDict(extra="allow")  # UNSUPPORTED says which are refused
 
     model: str
     max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = None  # null is as good as nothing: OpenAI's
+    temperature: float | None = None  # null is OpenAI's default
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
@@ -100,7 +100,7 @@ class Asked(BaseModel):
 
     @property
     def most(self) -> int | None:
-        """Tokens of the answer."""
+        """Most tokens of the answer."""
         return self.max_tokens
 
 
@@ -137,8 +137,8 @@ class TextAsked(Asked):
         return cast("str | list[int]", self.prompt[0])
 
 
-# Other fields: what they may be to ask for nothing, or None where they change no answer. What is
-# not here is refused.
+# Other fields, with the values that ask for nothing; None: any value, for it changes no answer.
+# Fields that are not listed are refused.
 HARMLESS: dict[str, tuple[Any, ...] | None] = {
     "audio": (None,),
     "best_of": (None, 1),

@@ -24,7 +24,7 @@ DEFAULT_TOKENS = 512  # of an answer, where the request does not say
 
 
 class Answering:
-    """A job of the decoding thread, as the event loop sees it.
+    """A queued job and its events, for the event loop.
 
     Args:
         chat: that answers.
@@ -48,7 +48,7 @@ class Answering:
         submit(chat, job)
 
     async def texts(self) -> AsyncIterator[str]:
-        """The answer's text as it comes; afterwards `result` is there.
+        """The answer's text piece by piece; `result` is set afterwards.
 
         Raises:
             Refused: decoding failed.
@@ -120,7 +120,7 @@ class Server:
             )  # fmt: skip
 
     def _sampling(self, asked: Asked) -> Sampling:
-        """How tokens are to be chosen, after the checks that need no prompt."""
+        """The sampling settings of a request, after the checks that need no prompt."""
         self._check_model(asked.model)
         for name, value in sorted((asked.model_extra or {}).items()):
             nothing = HARMLESS.get(name, ())
@@ -148,12 +148,12 @@ class Server:
         temperature = 1.0 if asked.temperature is None else asked.temperature
         seed = secrets.randbelow(2**63) if asked.seed is None else asked.seed % 2**63
         try:
-            if filters.get("top_p") == 0:  # as with OpenAI: the best token alone
+            if filters.get("top_p") == 0:  # as with OpenAI: greedy
                 Sampling(temperature)
                 temperature = 0.0
                 del filters["top_p"]
             Sampling(temperature=1.0, **filters)
-            if temperature == 0:  # as with OpenAI the filters are then without effect
+            if temperature == 0:  # as with OpenAI, filters have no effect then
                 filters = {k: v for k, v in filters.items() if k == "repetition_penalty"}
             return Sampling(temperature, seed=seed, **filters)
         except InputError as error:
@@ -171,11 +171,11 @@ class Server:
         """Answer a request.
 
         Args:
-            asked: its body.
-            request: itself.
+            asked: the request's body.
+            request: for its connection.
             param: the field that holds the prompt.
-            tokens: makes token ids of it; not called on the event loop.
-            chat: which of the two kinds it is.
+            tokens: gives the prompt's ids; not called on the event loop.
+            chat: whether it is a chat completion.
         """
         sampling = self._sampling(asked)
         if self._chat.full:
@@ -220,7 +220,7 @@ class Server:
         Args:
             answering: the answer.
             common: fields of every event.
-            chat: which of the two kinds it is.
+            chat: whether it is a chat completion.
             usage: end with an event that counts tokens.
         """
 
@@ -244,7 +244,7 @@ class Server:
             yield "data: [DONE]\n\n"
         except Refused as error:
             yield line(body(error))
-        finally:  # the client may be gone
+        finally:  # the client may have disconnected
             answering.job.cancelled.set()
 
 

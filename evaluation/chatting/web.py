@@ -1,4 +1,4 @@
-"""What the server and the demo's page share: errors, limits, and how an application is run."""
+"""Shared by the server and the demo's page: errors, limits, and how an application is run."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from model.logitspec.errors import InputError, brief
 from .chat import STOPPING, Chat, Job, Stopping, TooLong
 
 LARGEST_BODY = 4 << 20  # bytes of a request
-BODY_SECONDS = 30  # in which it has to come
+BODY_SECONDS = 30  # in which it has to arrive
 READING = 8  # requests that may be read beside those that wait
 MOST_CONNECTIONS = 8192
-OTHER_FILES = 128  # the process has open
+OTHER_FILES = 128  # that the process has open
 CLOSE = {"Connection": "close"}
 BUSY = "too many requests are waiting; try again later"
 
@@ -49,20 +49,19 @@ def body(error: Refused) -> dict[str, Any]:
 
 
 def response(error: Refused, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The HTTP answer that says so."""
+    """The HTTP response for an error."""
     again = {"Retry-After": "1"} if error.status in (429, 503) else {}
     return JSONResponse(body(error), error.status, {**again, **(headers or {})})
 
 
 class Limits:
-    """ASGI middleware: bounds what requests can hold, whatever they are.
+    """ASGI middleware that limits the size, the time and the number of requests with a body.
 
-    A body is read whole before anything else, no more than LARGEST_BODY of it and not for longer
-    than BODY_SECONDS; and of requests with a body only so many are taken in at a time.
+    A body is read completely first: at most LARGEST_BODY bytes, within BODY_SECONDS.
 
     Args:
         app: the application.
-        most: requests at a time.
+        most: requests with a body at a time.
     """
 
     def __init__(self, app: Any, most: int) -> None:
@@ -96,7 +95,7 @@ class Limits:
         except asyncio.CancelledError:  # the server stops
             await response(Refused(STOPPING, 503), CLOSE)(scope, receive, send)
             return
-        if whole is None:  # the client is gone
+        if whole is None:  # the client has disconnected
             return
 
         async def replay() -> Any:
@@ -110,10 +109,10 @@ class Limits:
 
 
 async def whole_body(scope: Any, receive: Any) -> bytes | None:
-    """A request's body, or None if its client has gone.
+    """A request's body, or None if its client has disconnected.
 
     Raises:
-        Refused: it is larger than LARGEST_BODY, or says that it will be.
+        Refused: the body, or its declared length, exceeds LARGEST_BODY.
     """
     too_large = Refused(f"the request is larger than {LARGEST_BODY} bytes", 413)
     declared = dict(scope["headers"]).get(b"content-length", b"")
@@ -199,7 +198,7 @@ def submit(chat: Chat, job: Job) -> None:
 
 
 class ChatServer(uvicorn.Server):
-    """Gives up all answers first when it is to stop, so that their requests end by themselves.
+    """Cancels all answers before it stops, so that their requests end.
 
     Args:
         config: of uvicorn.
@@ -226,12 +225,12 @@ def run_app(app: FastAPI, chat: Chat, listening: socket.socket, host: str, hello
 
     Args:
         app: the application.
-        chat: that it asks; closed in the end.
+        chat: that it asks; closed at the end.
         listening: the socket.
-        host: that it listens on.
-        hello: what to say first; {} is the address.
+        host: that the socket listens on.
+        hello: printed first; {} is replaced by the address.
     """
-    # Answers under way are given up at Ctrl-C.
+    # Answers in progress are cancelled at Ctrl-C.
     config = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=1, limit_concurrency=most_connections()
     )
@@ -244,7 +243,7 @@ def run_app(app: FastAPI, chat: Chat, listening: socket.socket, host: str, hello
 
 
 def most_connections() -> int:
-    """As many as there are file descriptors for, after asking the system for more of them."""
+    """As many connections as file descriptors allow; the limit is raised if possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_CONNECTIONS + OTHER_FILES
     if soft < wanted:
@@ -254,10 +253,10 @@ def most_connections() -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """Open a listening socket.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot be opened.
     """
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

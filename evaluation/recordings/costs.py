@@ -1,8 +1,9 @@
-"""Files of step costs: what a step costs by its nodes, measured while other things are measured.
+"""Files of step costs: seconds of a step by its number of nodes, measured during a run.
 
-{"made": {…}, "rounds": R, "curves": [{"node_top_k": K, "rejected": B, and StepCost's fields}]}: of
-what they are (model_and_machine), and curves of steps that read K best tokens of every node, and of
-those that accept no draft (B) or some.
+{"made": {…}, "rounds": R, "curves": [{"node_top_k": K, "rejected": B, and StepCost's fields}]}
+
+`made` identifies model and machine. Each curve times steps that read the K best tokens per node;
+`rejected`: no draft was accepted.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from model.logitspec.step_cost import Meter, StepCost
 
 from ..command.files import write_atomically, writing
 
-METER_EVERY = 8  # questions between two measurements of the step costs: machines drift
-ROW_WIDTH = 16  # best tokens of every node that some steps read
-Kind = tuple[int, bool]  # best tokens read of every node; whether no draft is accepted
+METER_EVERY = 8  # questions between two measurements, since machines drift
+ROW_WIDTH = 16  # best tokens per node in steps that read every node's
+Kind = tuple[int, bool]  # best tokens read per node; whether no draft is accepted
 KINDS: tuple[Kind, ...] = ((0, False), (0, True), (ROW_WIDTH, False))
 
 
@@ -31,9 +32,9 @@ class StepCostFile:
 
     Args:
         model: the target, loaded.
-        path: of the file; what an earlier run wrote stands until this one has measured as often.
-        top_k: best tokens that are read of the logits that choose the next root.
-        identity: model_and_machine() of what is measured.
+        path: of the file; an earlier run's content stays until this one has measured as often.
+        top_k: best tokens read of the logits that choose the next root.
+        identity: model_and_machine() of the measurement.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ def model_and_machine(
 def save_step_costs(
     path: Path, costs: Mapping[Kind, StepCost], rounds: int, identity: Mapping[str, Any]
 ) -> None:
-    """Write curves, found in so many rounds of measuring."""
+    """Write curves that were measured in so many rounds."""
     content = {
         "made": identity,
         "rounds": rounds,
@@ -102,10 +103,10 @@ def save_step_costs(
 
 
 def measured_rounds(path: Path, identity: Mapping[str, Any]) -> int:
-    """In how many rounds the curves of a file were measured; 0: there is no such file.
+    """Rounds in which the curves of a file were measured; 0 if there is no such file.
 
     Raises:
-        InputError: it holds no step costs, or those of something else.
+        InputError: the file holds no step costs, or another model's or machine's.
     """
     if not path.is_file():
         return 0
@@ -127,7 +128,7 @@ def measured_rounds(path: Path, identity: Mapping[str, Any]) -> int:
 
 
 def load_step_costs(path: Path) -> dict[Kind, StepCost]:
-    """The curves of a file like step-cost.json.
+    """The curves of a file in the format of step-cost.json.
 
     Raises:
         InputError: no such file, or no curves in it.

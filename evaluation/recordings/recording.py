@@ -67,7 +67,7 @@ class RecordingOptions:
 
 
 class NodeRows(CalibratedDrafter):
-    """Notes the rows of all nodes of its trees."""
+    """Keeps the rows of all nodes of its trees."""
 
     name = "calibrated"
 
@@ -93,11 +93,11 @@ class NodeRows(CalibratedDrafter):
 
 
 class Recorder:
-    """Answers questions and keeps what replay needs.
+    """Answers questions and keeps what a replay needs.
 
     Args:
         target: the checkpoint.
-        model: it, loaded.
+        model: the checkpoint, loaded.
         settings: of the answers.
         options: of the recording.
     """
@@ -140,7 +140,7 @@ class Recorder:
         cache.keep(range(len(prompt_ids)))
         root = int(model.logits(x[-1:]).argmax())
         seconds = time.perf_counter() - start
-        # the last row alone, as it was computed to choose the root: a batch may round otherwise
+        # the last row alone, as when the root was chosen: a batch may round differently
         parts = [*torch.split(x[:-1], PREFILL_LOGITS), x[-1:]]
         best = [self._best(model.logits(part)) for part in parts if len(part)]
         output: list[int] = []
@@ -173,11 +173,11 @@ class Recorder:
         """Best ids and their log-probabilities after each row of logits [n, vocab]."""
         best = logits.float().topk(self._top_k)
         values, ids = best.values.cpu().numpy(), best.indices.cpu().numpy()
-        order = np.lexsort((ids, -values))  # of equal logits the first token first
+        order = np.lexsort((ids, -values))  # equal logits: by token id
         total = logits.float().logsumexp(dim=-1, keepdim=True).cpu().numpy()
         logprobs = np.take_along_axis(values, order, 1) - total
         ids = np.take_along_axis(ids, order, 1)
-        ids[:, 0] = logits.max(dim=-1).indices.cpu().numpy()  # the first, however many are equal
+        ids[:, 0] = logits.max(dim=-1).indices.cpu().numpy()  # as argmax chooses among equal ones
         return ids.astype(np.int32), logprobs.astype(np.float16)
 
 
@@ -221,7 +221,7 @@ def record(run: RunSettings, options: RecordingOptions) -> None:
     costs = StepCostFile(model, folder / STEP_COST, options.top_k, identity)
     start = time.perf_counter()
     tokens = record_questions(folder, todo, recorder, costs)
-    if not costs.stored:  # as when all was recorded before, and the file was lost
+    if not costs.stored:  # all was recorded before, and the file was lost
         for _ in range(METER_EVERY):
             costs.measure()
     size = sum(file.stat().st_size for file in folder.iterdir())
@@ -283,7 +283,7 @@ def record_questions(
 def check_machine(
     folder: Path, environment: Mapping[str, Any], before: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Raise InputError if a recording that is gone on with was begun on another machine."""
+    """Raise InputError if a recording that is continued was begun on another machine."""
     for other in before:
         if other.get("device_names") != environment["device_names"]:
             raise InputError(
@@ -294,7 +294,7 @@ def check_machine(
 
 
 def check_folder(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Environments so far of a recording that is to be gone on with.
+    """The environments so far of a recording that is continued.
 
     Raises:
         InputError: it was made with other settings, or the folder holds something else.

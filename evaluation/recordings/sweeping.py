@@ -33,14 +33,14 @@ MOST_CONFIGURATIONS = 10_000
 
 
 def configurations(methods: str, grid: Mapping[str, Sequence[str]]) -> list[Configuration]:
-    """Every method with every combination of the options in the grid that it has.
+    """Every method with every combination of those grid options that it has.
 
     Args:
         methods: names, separated by commas.
-        grid: texts of values by option.
+        grid: values by option, as texts.
 
     Raises:
-        InputError: an unknown method, a key that none of them has, or a value it cannot take.
+        InputError: a method is unknown, no method has a key, or a value is not allowed.
     """
     found_methods = find_methods(methods)
     varied_by = {
@@ -77,13 +77,13 @@ def configurations(methods: str, grid: Mapping[str, Sequence[str]]) -> list[Conf
 
 
 def options_of(method: Method) -> list[Option]:
-    """What a grid can vary: of a method with a capacity of its own all else."""
+    """The options that a grid can vary; NAME@16 has a fixed capacity."""
     sized = isinstance(method, SizedMethod)
     return [option for option in method.options if not (sized and option.name == CAPACITY)]
 
 
 def parsed(option: Any, texts: Sequence[str]) -> list[Any]:
-    """Values of an option as the flag would read them."""
+    """Values of an option, parsed like its flag."""
     if isinstance(option.default, bool):
         words = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
         for text in texts:
@@ -98,10 +98,10 @@ def parsed(option: Any, texts: Sequence[str]) -> list[Any]:
 
 
 def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
-    """KEY=A,B,... words.
+    """The values of KEY=A,B,... words by key.
 
     Raises:
-        InputError: a word that is none, a key twice, or no values.
+        InputError: a word has another form, a key is given twice, or has no values.
     """
     grid: dict[str, list[str]] = {}
     for word in words:
@@ -116,7 +116,7 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
     return grid
 
 
-# What a worker process holds: loaded once, when it starts.
+# The recording of a worker process, loaded when the process starts.
 loaded: dict[str, Recording] = {}
 
 
@@ -152,13 +152,13 @@ class Source:
 def replay_all(
     recording: Recording, source: Source, wanted: Sequence[Configuration], processes: int
 ) -> Iterator[tuple[int, Summary]]:
-    """Summaries as they are done, each with its place among those wanted.
+    """Summaries in the order they are finished, each with its index in `wanted`.
 
     Args:
         recording: loaded, for a replay in this process.
         source: of the recording, for other processes.
-        wanted: to be replayed.
-        processes: to replay them in.
+        wanted: the configurations.
+        processes: number of processes.
 
     Raises:
         InputError: a process died.
