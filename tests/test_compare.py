@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation.engines import HFEngine, KVEngine
-from evaluation.methods import METHODS
 
 from benchmarks import compare
 from benchmarks.compare import main
@@ -26,6 +24,8 @@ from benchmarks.compare_results import (
     speed_table,
     summarize,
 )
+from evaluation.engines import HFEngine, KVEngine
+from evaluation.methods import METHODS
 from evaluation.tables import Table
 from model.logitspec import InputError
 
