@@ -1,4 +1,4 @@
-"""Figures that others published, measured on their machines and models. For evaluation.tables."""
+"""Figures that others published, measured on their machines and models. For tables.py."""
 
 from __future__ import annotations
 
