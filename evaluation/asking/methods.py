@@ -13,7 +13,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -104,23 +104,28 @@ class Method(ABC):
         """Load the weights and return an engine that is ready to decode."""
 
 
-@dataclass
 class DrafterMethod(Method):
-    """A drafter in our loop."""
+    """A drafter in our loop.
 
-    drafter: type[Drafter]
-    name: str = field(init=False)
-    summary: str = field(init=False)
-    options: tuple[Option, ...] = field(init=False)
+    Args:
+        drafter: its class.
+        capacity: of the draft tree, fixed; None: an option. One run can hold several sizes.
+    """
 
-    def __post_init__(self) -> None:
-        self.name = self.drafter.name
-        self.summary = (inspect.getdoc(self.drafter) or "").partition("\n")[0]
-        arguments = inspect.signature(self.drafter).parameters
+    def __init__(self, drafter: type[Drafter], capacity: int | str | None = None) -> None:
+        self.drafter = drafter
+        self.capacity = capacity
+        self.name = drafter.name if capacity is None else f"{drafter.name}@{capacity}"
+        self.summary = (inspect.getdoc(drafter) or "").partition("\n")[0]
+        arguments = inspect.signature(drafter).parameters
         self.options = tuple(
             Option(name, arguments[name].default, text, arguments[name].annotation == "Capacity")
-            for name, text in self.drafter.options.items()
+            for name, text in drafter.options.items()
         )
+
+    def settings(self, given: Mapping[str, Any]) -> Options:
+        fixed = {} if self.capacity is None else {CAPACITY: self.capacity}
+        return super().settings({**given, **fixed})
 
     def check(self, options: Options) -> None:
         self.drafter(**options)
@@ -153,28 +158,6 @@ METHODS: dict[str, Method] = {
         (Option("num_pred_tokens", 10, "how many tokens are copied"),),
     ),
 } | {name: DrafterMethod(drafter) for name, drafter in DRAFTERS.items()}
-
-
-@dataclass
-class SizedMethod(Method):
-    """A method with a fixed draft-tree capacity, so that one run can hold several sizes of it."""
-
-    method: Method
-    capacity: int | str
-
-    def __post_init__(self) -> None:
-        self.name = f"{self.method.name}@{self.capacity}"
-        self.summary = self.method.summary
-        self.options = self.method.options
-
-    def settings(self, given: Mapping[str, Any]) -> Options:
-        return self.method.settings({**given, CAPACITY: self.capacity})
-
-    def check(self, options: Options) -> None:
-        self.method.check(options)
-
-    def engine(self, models: Models, options: Options) -> Engine:
-        return self.method.engine(models, options)
 
 
 FROM_FILE = "drafter_in_"  # begins the names of modules loaded from users' files
@@ -236,8 +219,9 @@ def find_method(name: str) -> Method:
     plain, sized, size = name.rpartition("@")
     if not sized or ":" in size:
         plain, sized, size = name, "", ""
+    method: Method
     if ".py:" in plain:
-        method: Method = drafter_from_file(plain)
+        method = drafter_from_file(plain)
     elif plain in METHODS:
         method = METHODS[plain]
     else:
@@ -247,7 +231,7 @@ def find_method(name: str) -> Method:
     if not sized:
         return method
     option = next((option for option in method.options if option.name == CAPACITY), None)
-    if option is None:
+    if option is None or not isinstance(method, DrafterMethod):
         raise InputError(f"{name!r}: {plain} has no draft-tree capacity; leave @{size} out")
     try:
         nodes = capacity(size)
@@ -255,7 +239,7 @@ def find_method(name: str) -> Method:
         raise InputError(f"{name!r}: the capacity {error}") from error
     if not option.takes(nodes):
         raise InputError(f"{name!r}: {plain} cannot size its trees itself; give a number of nodes")
-    return SizedMethod(method, nodes)
+    return DrafterMethod(method.drafter, nodes)
 
 
 def find_methods(text: str) -> dict[str, Method]:
@@ -309,10 +293,9 @@ def drafter_method(name: str) -> DrafterMethod:
         InputError: there is none.
     """
     method = find_method(name)
-    plain = method.method if isinstance(method, SizedMethod) else method
-    if not isinstance(plain, DrafterMethod):
+    if not isinstance(method, DrafterMethod):
         raise InputError(f"{name!r} is transformers' own loop and has no drafter; give another")
-    return plain
+    return method
 
 
 def find_drafter(name: str) -> Drafter:
@@ -321,4 +304,5 @@ def find_drafter(name: str) -> Drafter:
     Raises:
         InputError: there is none.
     """
-    return drafter_method(name).drafter(**find_method(name).settings({}))
+    method = drafter_method(name)
+    return method.drafter(**method.settings({}))

@@ -19,9 +19,9 @@ from model.logitspec.errors import InputError
 
 from ..asking.methods import (
     CAPACITY,
+    DrafterMethod,
     Method,
     Option,
-    SizedMethod,
     drafter_method,
     find_methods,
     option_type,
@@ -78,7 +78,7 @@ def configurations(methods: str, grid: Mapping[str, Sequence[str]]) -> list[Conf
 
 def options_of(method: Method) -> list[Option]:
     """The options that a grid can vary; NAME@16 has a fixed capacity."""
-    sized = isinstance(method, SizedMethod)
+    sized = isinstance(method, DrafterMethod) and method.capacity is not None
     return [option for option in method.options if not (sized and option.name == CAPACITY)]
 
 
