@@ -276,12 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add_chat_flags(parser)
     add("--system", metavar="TEXT", help="a system message")
-    add(
-        "--prompt",
-        action="append",
-        metavar="TEXT",
-        help="answer this and end; may be repeated",
-    )
+    add("--prompt", action="append", metavar="TEXT", help="answer this and end; may be repeated")
     add("--compare", action="store_true", help="with --prompt: each also by plain decoding")
     add(
         "--record", type=Path, metavar="FILE",
