@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.arguments import Parser, add_machine_flags, at_least, picture, run_command
-from evaluation.engines import KVEngine, Models
-from evaluation.eval import chosen_questions
+from evaluation.asking.engines import KVEngine, Models
+from evaluation.asking.questions import chosen_questions
+from evaluation.asking.settings import AnswerSettings, QuestionSettings, TargetSettings
+from evaluation.asking.target import Target
+from evaluation.command.exits import run_command
+from evaluation.command.flags import add_machine_flags, read
+from evaluation.command.parser import Parser, at_least, picture
 from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
-from evaluation.targets import Target
 from model.logitspec import CalibratedDrafter, DraftTree
 from model.logitspec.sizing.budget import Capacity
 
@@ -171,12 +174,12 @@ def run(args: argparse.Namespace) -> None:
     """Answer the questions, print, keep and draw what the flags ask for."""
     if args.plot is not None:
         require_matplotlib()
-    _, questions = chosen_questions(args)
-    target = Target.resolve(args)
-    results = Results(args.json, args, target.device)
+    _, questions = chosen_questions(read(QuestionSettings, args))
+    target = Target.resolve(read(TargetSettings, args))
+    results = Results(args.json, vars(args), target.device)
     drafter = Watched(args.draft_tree_capacity)
     engine = KVEngine(Models(target, shared=False), drafter)
-    tokens, steps = answer(engine, questions, target, args)
+    tokens, steps = answer(engine, questions, target, read(AnswerSettings, args))
     print(f"{len(questions)} questions of {args.bench_name}: MAT {tokens / steps:.3f}")
     report(drafter, results)
     if args.plot is not None:

@@ -23,8 +23,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.arguments import ROOT, Incomplete, Parser, at_least, plain_name, run_command
-from evaluation.traces import meta_path
+from evaluation.command.exits import Incomplete, run_command
+from evaluation.command.files import ROOT
+from evaluation.command.parser import Parser, at_least, plain_name
+from evaluation.traces.sidecars import meta_path
 from model.logitspec.errors import InputError
 
 from .measure import INTERRUPTED, Results, Row, Table
@@ -274,7 +276,7 @@ class Faults:
 
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    results = Results(args.json, args, args.device)
+    results = Results(args.json, vars(args), args.device)
     with tempfile.TemporaryDirectory() as folder:
         faults = Faults(args, Path(folder))
         measures: dict[str, Callable[[], Row]] = {

@@ -17,13 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from evaluation.answering import Answerer
-from evaluation.arguments import Parser, add_machine_flags, at_least, run_command
-from evaluation.engines import KVEngine, Models
-from evaluation.eval import chosen_questions
-from evaluation.questions import Question
-from evaluation.targets import Target, model_name
-from evaluation.traces import write_atomically
+from evaluation.asking.answering import Answerer
+from evaluation.asking.engines import KVEngine, Models
+from evaluation.asking.questions import Question, chosen_questions
+from evaluation.asking.settings import AnswerSettings, QuestionSettings, TargetSettings
+from evaluation.asking.target import Target, model_name
+from evaluation.command.exits import run_command
+from evaluation.command.files import write_atomically, writing
+from evaluation.command.flags import add_machine_flags, read
+from evaluation.command.parser import Parser, at_least
 from model.logitspec import CalibratedDrafter
 from model.logitspec.drafters.calibrated.drafter import PRIOR, prior_of
 from model.logitspec.drafters.calibrated.evidence import LastEvidence, Source, additive_prior
@@ -90,10 +92,10 @@ def newton(x: Floats, seen: Floats, right: Floats) -> Floats:
 
 
 def answer(
-    engine: KVEngine, questions: Sequence[Question], target: Target, args: argparse.Namespace
+    engine: KVEngine, questions: Sequence[Question], target: Target, settings: AnswerSettings
 ) -> tuple[int, int]:
     """Have all turns of the questions answered; the tokens and steps that took."""
-    answerer = Answerer(target, engine, "", args)
+    answerer = Answerer(target, engine, "", settings)
     tokens = steps = 0
     for question in tqdm(questions, unit="question"):
         (choice,) = answerer.answer(question)["choices"]
@@ -109,16 +111,16 @@ def flat_prior(sources: Sequence[Source]) -> list[float]:
 
 def run(args: argparse.Namespace) -> None:
     """Answer and fit as often as wanted, each time with the prior of the time before."""
-    _, questions = chosen_questions(args)
+    _, questions = chosen_questions(read(QuestionSettings, args))
     if not args.output.parent.is_dir():
         raise InputError(f"--output {args.output}: there is no folder {args.output.parent}")
-    target = Target.resolve(args)
+    target = Target.resolve(read(TargetSettings, args))
     widest = LastEvidence.BINS[-1] + 1  # so that every grade is seen
     drafter = CalibratedDrafter(args.draft_tree_capacity, last_width=widest)
     engine = KVEngine(Models(target, shared=False), drafter)
     drafter.use_prior(flat_prior(drafter.sources))
     for round_ in range(1, args.rounds + 1):
-        tokens, steps = answer(engine, questions, target, args)
+        tokens, steps = answer(engine, questions, target, read(AnswerSettings, args))
         seen, right = np.array(drafter.table.seen, float), np.array(drafter.table.right, float)
         fitted = fit(drafter.sources, seen, right)
         prior = prior_of(fitted, drafter.sources)
@@ -128,12 +130,8 @@ def run(args: argparse.Namespace) -> None:
             f"python -m benchmarks.fit_prior, {len(questions)} questions of {args.bench_name}, "
             f"{tokens} tokens, {model_name(args.model_path)}"
         )
-        try:
+        with writing(args.output, "give another --output"):
             write_atomically(args.output, {"fitted by": about, **fitted})
-        except OSError as error:
-            raise InputError(
-                f"cannot write {args.output}: {error.strerror}; give another --output"
-            ) from error
     print(f"the prior is in {args.output}")
 
 

@@ -5,16 +5,16 @@ Variants are measured in turn, round after round, so that drift of the machine h
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from evaluation.arguments import Parser, add_slice_flags, at_least, plain_name
-from evaluation.environment import describe_environment
-from evaluation.traces import write_atomically
+from evaluation.command.files import write_atomically, writing
+from evaluation.command.flags import add_slice_flags
+from evaluation.command.parser import Parser, at_least, plain_name
+from evaluation.traces.environment import describe_environment
 from model.logitspec.errors import InputError
 
 Row = dict[str, Any]
@@ -58,16 +58,16 @@ class Results:
 
     Args:
         path: the JSON file, or None.
-        args: the flags, all of them.
+        settings: all flags by name.
         device: what is measured on.
 
     Raises:
         InputError: the file is there or cannot be written; said before anything is measured.
     """
 
-    def __init__(self, path: Path | None, args: argparse.Namespace, device: str) -> None:
-        settings = {key: plain(value) for key, value in vars(args).items()}
-        self.content: Row = {"settings": settings, "environment": describe_environment(device)}
+    def __init__(self, path: Path | None, settings: Mapping[str, object], device: str) -> None:
+        flags = {key: plain(value) for key, value in settings.items()}
+        self.content: Row = {"settings": flags, "environment": describe_environment(device)}
         self._path = path
         if path is not None and path.exists():
             raise InputError(f"--json {path} is there already; move it away or give another")
@@ -84,12 +84,8 @@ class Results:
     def _write(self) -> None:
         if self._path is None:
             return
-        try:
+        with writing(self._path, "give --json another file"):
             write_atomically(self._path, self.content)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {self._path}: {error.strerror}; give --json another file"
-            ) from error
 
 
 def add_question_flags(parser: Parser, *, bench_name: str = "spec_bench", stride: int = 1) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.arguments import Parser, run_command
+from evaluation.command.exits import run_command
+from evaluation.command.files import write_text
+from evaluation.command.parser import Parser
 from evaluation.plots import require_matplotlib, save_figure
-from evaluation.tables import write_text
 from model.logitspec.errors import InputError
 
 from . import compare_results, scale, step_cost

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.arguments import Parser, at_least, picture, run_command
+from evaluation.asking.target import load_tokenizer
+from evaluation.command.exits import run_command
+from evaluation.command.parser import Parser, at_least, picture
 from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
-from evaluation.targets import load_tokenizer
 from model.logitspec import DRAFTERS, InputError, LlamaKVForCausalLM, load
 from model.logitspec.config import max_positions
 from model.logitspec.cuda_graphs import node_bucket
@@ -335,7 +336,7 @@ def report(args: argparse.Namespace) -> None:
     args.device = resolve_device(args.device)
     if args.plot is not None:
         require_matplotlib()  # now, not after the measurements
-    results = Results(args.json, args, args.device)
+    results = Results(args.json, vars(args), args.device)
     if {"context", "output"} & set(args.only):
         measure_model(args, results)
     if "drafting" in args.only:

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.answering import allowed_tokens, check_prompts
-from evaluation.arguments import Parser, add_machine_flags, at_least, run_command
-from evaluation.engines import KVEngine, Models
-from evaluation.eval import chosen_questions
-from evaluation.methods import find_method
-from evaluation.replaying import drafter_method
-from evaluation.targets import Target
+from evaluation.asking.answering import allowed_tokens, check_prompts
+from evaluation.asking.engines import KVEngine, Models
+from evaluation.asking.methods import find_drafter
+from evaluation.asking.questions import chosen_questions
+from evaluation.asking.settings import AnswerSettings, QuestionSettings, TargetSettings
+from evaluation.asking.target import Target
+from evaluation.command.exits import run_command
+from evaluation.command.flags import add_machine_flags, read
+from evaluation.command.parser import Parser, at_least
 
 from . import memory
 from .measure import INTERRUPTED, Results, Row, Table, add_question_flags
@@ -30,12 +32,12 @@ COLUMNS = {"generations": 11, "MiB": 9, "files": 5, "MAT": 6, "tokens/s": 8}
 
 def soak(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    _, questions = chosen_questions(args)
-    method = drafter_method(args.method)
-    target = Target.resolve(args)
-    questions = check_prompts(questions, target, args)
-    results = Results(args.json, args, target.device)
-    drafter = method.drafter(**find_method(args.method).settings({}))
+    _, questions = chosen_questions(read(QuestionSettings, args))
+    drafter = find_drafter(args.method)
+    settings = read(AnswerSettings, args)
+    target = Target.resolve(read(TargetSettings, args))
+    questions = check_prompts(questions, target, settings)
+    results = Results(args.json, vars(args), target.device)
     engine = KVEngine(Models(target, shared=False), drafter)
     table = Table(
         f"{args.method} on {args.bench_name}, {len(questions)} prompts in a circle, up to "
@@ -48,7 +50,7 @@ def soak(args: argparse.Namespace) -> None:
         itertools.islice(itertools.cycle(questions), args.generations), start=1
     ):
         prompt = target.prompts.start().ask(question.turns[0])
-        result = engine.generate(prompt, allowed_tokens(question, prompt, target, args))
+        result = engine.generate(prompt, allowed_tokens(question, prompt, target, settings))
         tokens, steps = tokens + len(result.tokens), steps + result.steps
         if number % args.every == 0:
             seconds = time.perf_counter() - clock

@@ -19,7 +19,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.utils import logging
 
-from evaluation.arguments import Parser, at_least, picture, run_command
+from evaluation.command.exits import run_command
+from evaluation.command.parser import Parser, at_least, picture
 from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
 from model.logitspec import DraftTree, LlamaKVForCausalLM, load
 from model.logitspec.config import max_positions
@@ -253,7 +254,7 @@ def report(args: argparse.Namespace) -> None:
             f"a context of {max(args.context)} and {nodes[-1]} nodes exceed the model's "
             f"{max_positions(config)} positions; give less"
         )
-    results = Results(args.json, args, device)
+    results = Results(args.json, vars(args), device)
     kernels = {"cpu_kernels": args.cpu_kernels, "cuda_graphs": args.cuda_graphs}
     for dtype in dtypes:
         if args.random_weights:

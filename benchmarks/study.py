@@ -13,12 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.arguments import Parser, add_machine_flags, at_least, run_command
-from evaluation.engines import KVEngine, Models
-from evaluation.eval import chosen_questions
-from evaluation.recordings import load_recording
-from evaluation.replaying import Configuration, replay_drafter
-from evaluation.targets import Target
+from evaluation.asking.engines import KVEngine, Models
+from evaluation.asking.questions import chosen_questions
+from evaluation.asking.settings import AnswerSettings, QuestionSettings, TargetSettings
+from evaluation.asking.target import Target
+from evaluation.command.exits import run_command
+from evaluation.command.flags import add_machine_flags, read
+from evaluation.command.parser import Parser, at_least
+from evaluation.recordings.format import load_recording
+from evaluation.recordings.replaying import Configuration, replay_drafter
 from model.logitspec import CalibratedDrafter
 from model.logitspec.drafters.calibrated.evidence import Candidates
 from model.logitspec.drafters.calibrated.growth import Drafted, ReadableCore
@@ -285,12 +288,13 @@ Measure = Callable[[CalibratedDrafter], tuple[int, int]]  # a drafter's tokens a
 
 def live(args: argparse.Namespace) -> tuple[Measure, str, str]:
     """Ask the model; with a title and the device."""
-    _, questions = chosen_questions(args)
-    target = Target.resolve(args)
+    _, questions = chosen_questions(read(QuestionSettings, args))
+    target = Target.resolve(read(TargetSettings, args))
+    settings = read(AnswerSettings, args)
     models = Models(target, shared=False)
 
     def measure(drafter: CalibratedDrafter) -> tuple[int, int]:
-        return answer(KVEngine(models, drafter), questions, target, args)
+        return answer(KVEngine(models, drafter), questions, target, settings)
 
     return measure, f"{len(questions)} questions of {args.bench_name}", target.device
 
@@ -317,7 +321,7 @@ def run(args: argparse.Namespace) -> None:
         if name not in VARIANTS:
             raise InputError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
     measure, title, device = replayed(args) if args.recording else live(args)
-    results = Results(args.json, args, device)
+    results = Results(args.json, vars(args), device)
     columns = {f"MAT at {capacity}": 9 for capacity in args.capacities}
     table = Table(
         title,

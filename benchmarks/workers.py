@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.arguments import ROOT, Parser, at_least, run_command
-from evaluation.traces import Record, read_trace
+from evaluation.command.exits import run_command
+from evaluation.command.files import ROOT
+from evaluation.command.parser import Parser, at_least
+from evaluation.traces.reading import Record, read_trace
 from model.logitspec.errors import InputError
 
 from .measure import INTERRUPTED, Results, Table, add_question_flags
@@ -58,7 +60,7 @@ def run_once(args: argparse.Namespace, trace: Path, workers: int) -> float:
 
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    results = Results(args.json, args, "cpu")
+    results = Results(args.json, vars(args), "cpu")
     table = Table(
         f"{args.method} on {args.bench_name}: tokens/s of one process and of {args.workers} "
         "workers, on the same cores",

@@ -23,8 +23,11 @@ from typing import NamedTuple
 import requests
 from tqdm import tqdm
 
-from evaluation.arguments import ROOT, Parser, run_command
-from evaluation.questions import MT_BENCH_CATEGORIES, sha256
+from evaluation.asking.questions import sha256
+from evaluation.command.exits import run_command
+from evaluation.command.files import ROOT
+from evaluation.command.parser import Parser
+from evaluation.traces.tasks import MT_BENCH_CATEGORIES
 from model.logitspec.errors import InputError, brief
 
 DATA = ROOT / "data"

@@ -1,6 +1,6 @@
 """What the last logits know, and what LogitSpec makes of it: python -m evaluation.analyses --help.
 
-All of it from a recording (record.py), without the model: ranks of the token after the next and of
+From a recording (evaluation.record), without the model: ranks of the token after the next and of
 the one after that, the method's three numbers one at a time, and the method without its parts.
 """
 
@@ -20,13 +20,14 @@ from model.logitspec import DraftTree, LogitSpecDrafter, VanillaDrafter
 from model.logitspec.drafters.base import Drafter
 from model.logitspec.errors import InputError
 
-from .arguments import Parser, run_command
+from .command.exits import run_command
+from .command.files import make_folder, write_text
+from .command.parser import Parser
 from .plots import line_style, new_figure, require_matplotlib, save_figure
-from .recordings import Recording, load_recording
-from .replay import configurations
-from .replaying import VANILLA, Configuration, Summary, replay, replay_drafter
-from .speed import list_tasks, task_of
-from .tables import write_text
+from .recordings.format import Recording, load_recording
+from .recordings.replaying import VANILLA, Configuration, Summary, replay, replay_drafter
+from .recordings.sweeping import configurations
+from .traces.tasks import list_tasks, task_of
 
 KNOBS = {
     "max_ngram_size": ("1", "2", "3", "4", "5"),
@@ -107,10 +108,7 @@ def analyse(args: argparse.Namespace) -> None:
     recording = load_recording(args.recording)
     tasks = list_tasks([{"category": q.category} for q in recording.questions])
     folder = args.output.with_suffix("")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    make_folder(folder)
     pages = [
         "# What the last logits know, and what LogitSpec makes of it",
         f"Written by `python -m evaluation.analyses` from a recording: {recording.description}. "

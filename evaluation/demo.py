@@ -9,6 +9,7 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,19 @@ from model.logitspec.decoding import Step, check_lengths
 from model.logitspec.errors import InputError
 from model.logitspec.origins import CONTINUED, COPIED, GUESSED, NEXT, RETRIEVED
 
-from .arguments import (
-    Parser,
+from .asking.settings import ChatSettings, ListeningSettings, TargetSettings
+from .chatting.chat import Chat, Job
+from .command.exits import run_command
+from .command.files import check_writable
+from .command.flags import (
+    add_chat_flags,
     add_listening_flags,
     add_machine_flags,
     add_sampling_flags,
-    run_command,
+    read,
+    read_sampling,
 )
-from .chat import Chat, Job, add_chat_flags
-from .eval import sampling_of
-from .traces import check_writable
+from .command.parser import Parser
 
 STYLES = {
     NEXT: "default",
@@ -43,14 +47,23 @@ STYLES = {
 HELP = "/vanilla: the last prompt again, one token a step; /new: begin anew; /quit or Ctrl-D"
 
 
+@dataclass(frozen=True)
+class TerminalOptions:
+    """What is asked without a keyboard, and where the screen is recorded; not for --web."""
+
+    prompt: Sequence[str] = ()
+    compare: bool = False
+    record: Path | None = None
+
+
 class Answer:
-    """An answer as it grows: its coloured text and its numbers."""
+    """A growing answer: its coloured text and its numbers."""
 
     def __init__(self) -> None:
         self.text = Styled()
         self.tokens = self.steps = self.nodes = 0
-        self._given = 0  # characters; the text drops control characters
-        self.rate = 0.0  # tokens/s, once it is whole
+        self._given = 0  # characters of `text`, which drops control characters
+        self.rate = 0.0  # tokens/s, known at the end
 
     def add(self, step: Step, pieces: list[str]) -> None:
         for node, piece in zip(step.path, pieces, strict=True):
@@ -61,7 +74,7 @@ class Answer:
         self.steps += 1
 
     def end(self, text: str, result: DecodingResult) -> None:
-        """Take in what was held back of the text, and the time without that of drawing."""
+        """Add the text that was held back, and the rate without the time of drawing."""
         self.text.append(text[self._given :])
         self.rate = self.tokens / (result.prefill_seconds + sum(result.step_seconds))
 
@@ -76,7 +89,7 @@ class Answer:
         return f"{said}, {self.rate:.1f} tokens/s" if self.rate else said
 
     def shown(self, console: Console | None = None) -> Group:
-        """All of it, or as much of its end as fits on a console."""
+        """The answer, or its last lines that fit on a console."""
         text: Styled | Lines = self.text
         if console is not None:
             lines = self.text.wrap(console, console.width)
@@ -85,37 +98,37 @@ class Answer:
 
 
 class TerminalChat:
-    """The conversation, and what is drawn of it.
+    """A conversation drawn in the terminal.
 
     Args:
         chat: answers.
         console: to draw on.
-        args: the flags.
+        settings: of the conversation.
         sampling: how tokens are chosen.
     """
 
     def __init__(
-        self, chat: Chat, console: Console, args: argparse.Namespace, sampling: Sampling
+        self, chat: Chat, console: Console, settings: ChatSettings, sampling: Sampling
     ) -> None:
         self._chat = chat
         self._console = console
-        self._args = args
+        self._settings = settings
         self._sampling = sampling
         self.recorded = Console(record=True, file=io.StringIO(), width=100)
         self.begin()
 
     def print(self, shown: Any, style: str | None = None) -> None:
-        """Print on the screen and into what is recorded."""
+        """Print on the screen and into the recording."""
         for console in (self._console, self.recorded):
             console.print(shown, style=style, markup=False, highlight=False)
 
     def prompt(self, text: str) -> None:
-        """Show a prompt that was not typed here."""
+        """Show a prompt that was not typed."""
         self.print(Styled(f"\n> {text}", "bold"))
 
     def begin(self) -> None:
-        """Forget what was said."""
-        system = self._args.system
+        """Begin a new conversation."""
+        system = self._settings.system
         self._messages = [{"role": "system", "content": system}] if system else []
 
     def legend(self) -> Styled:
@@ -126,7 +139,7 @@ class TerminalChat:
         """Answer a prompt, on the screen.
 
         Raises:
-            InputError: it does not fit the model; what was said before stays.
+            InputError: the prompt does not fit the model; the conversation before it stays.
         """
         self._messages.append({"role": "user", "content": prompt})
         try:
@@ -138,7 +151,7 @@ class TerminalChat:
         self._last = answer
 
     def again(self) -> None:
-        """Answer the last prompt by plain decoding, and compare."""
+        """Answer the last prompt again by plain decoding, and compare."""
         if len(self._messages) < 2:
             self.print("nothing was asked yet", "dim")
             return
@@ -153,9 +166,8 @@ class TerminalChat:
 
     def _answer(self, drafter: Drafter | None) -> tuple[str, Answer]:
         prompt = self._chat.prompt(self._messages)
-        positions = self._chat.target.max_positions
-        most = max(1, min(self._args.max_new_tokens, positions - len(prompt)))
-        check_lengths(len(prompt), most, positions)
+        most = self._chat.fitting_tokens(prompt, self._settings.max_new_tokens)
+        check_lengths(len(prompt), most, self._chat.target.max_positions)
         answer = Answer()
         spoken: list[str] = []
         job = Job(prompt, most, self._sampling, on_text=spoken.append, drafter=drafter)
@@ -172,29 +184,36 @@ class TerminalChat:
         return "".join(spoken), answer
 
 
-def converse(args: argparse.Namespace, sampling: Sampling) -> None:
-    """What main() does without --web."""
-    export = args.record
+def converse(
+    target: TargetSettings, settings: ChatSettings, sampling: Sampling, options: TerminalOptions
+) -> None:
+    """Chat in the terminal.
+
+    Raises:
+        InputError: the options do not go together, or something asked for is not there.
+    """
+    export = options.record
     if export is not None:
         if export.suffix not in (".svg", ".html"):
             raise InputError(f"--record {export} is neither FILE.svg nor FILE.html")
         check_writable(export)
-    if args.compare and not args.prompt:
+    if options.compare and not options.prompt:
         raise InputError("--compare goes with --prompt; at the keyboard type /vanilla")
-    talk = TerminalChat(Chat(args), Console(), args, sampling)
+    chat = Chat(target, settings.method)
+    talk = TerminalChat(chat, Console(), settings, sampling)
     talk.print(talk.legend())
     try:
-        if args.prompt:
-            for prompt in args.prompt:
+        if options.prompt:
+            for prompt in options.prompt:
                 talk.prompt(prompt)
                 talk.ask(prompt)
-                if args.compare:
+                if options.compare:
                     talk.again()
         else:
             loop(talk)
     finally:
         if export is not None:
-            title = f"logitspec, {args.method}"
+            title = f"logitspec, {settings.method}"
             if export.suffix == ".svg":
                 talk.recorded.save_svg(str(export), title=title)
             else:
@@ -232,22 +251,22 @@ def loop(talk: TerminalChat) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    sampling = sampling_of(args)
-    for text in (args.system or "", *(args.prompt or ())):
+    target, settings = read(TargetSettings, args), read(ChatSettings, args)
+    sampling, options = read_sampling(args), read(TerminalOptions, args, prompt=args.prompt or ())
+    for text in (settings.system or "", *options.prompt):
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError("--prompt or --system is not UTF-8 text; give another") from error
     if not args.web:
-        converse(args, sampling)
+        converse(target, settings, sampling, options)
         return
-    terminal = {"--prompt": args.prompt, "--compare": args.compare, "--record": args.record}
-    for flag, given in terminal.items():
+    for name, given in vars(options).items():
         if given:
-            raise InputError(f"{flag} is for the terminal; leave it out with --web")
-    from .demo_web import serve_page
+            raise InputError(f"--{name} is for the terminal; leave it out with --web")
+    from .chatting.page import serve_page
 
-    serve_page(args, sampling)
+    serve_page(target, settings, sampling, read(ListeningSettings, args))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -267,7 +286,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_listening_flags(parser)
     add_sampling_flags(parser, choices=False)
     add_machine_flags(parser)
-    parser.set_defaults(num_choices=1)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: run(args), "ended")
 

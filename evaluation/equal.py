@@ -1,33 +1,33 @@
 """Are two traces the same, token for token?  python -m evaluation.equal A.jsonl B.jsonl
 
-Greedy speculative decoding must give its target's own output: here is where that is checked, and
-where two traces part, how close the target's logits were.
+Greedy speculative decoding must give its target's own output. Where two traces differ, the command
+can also print the target's logits.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from model.logitspec.errors import InputError
 
-from .arguments import TRUST, Parser, add_trust_flags, run_command
-from .comparison import Trace, in_order, shown
-from .speed import failures, say_left_out
-from .traces import Record
+from .asking.settings import TargetSettings
+from .command.exits import run_command
+from .command.flags import add_trust_flags, read
+from .command.parser import Parser
+from .traces.comparing import Trace, in_order, leave_out, shown
+from .traces.reading import output_ids
 
 Key = tuple[int | str, int, int]  # question id, choice, turn; the last two counted from 0
 
 
 @dataclass
 class Turn:
-    """One generated turn and what came before it."""
+    """One generated turn and the answers before it."""
 
     ids: list[int]
     earlier: list[str]  # the texts of the answers before it
@@ -46,16 +46,6 @@ def turns(trace: Trace) -> dict[Key, Turn]:
     return found
 
 
-def output_ids(record: Record, choice: Record, path: Path) -> list[list[int]]:
-    ids = choice.get("output_ids")
-    if not isinstance(ids, list) or not all(isinstance(turn, list) for turn in ids):
-        raise InputError(
-            f"question {record['question_id']} in {path} has no output_ids to compare; "
-            "the reference implementation's traces have none"
-        )
-    return ids
-
-
 def first_difference(a: list[int], b: list[int]) -> int | None:
     """Index of the first token in which two sequences differ; None when they are equal."""
     for index, (x, y) in enumerate(zip(a, b, strict=False)):
@@ -65,45 +55,37 @@ def first_difference(a: list[int], b: list[int]) -> int | None:
 
 
 class LogitGap:
-    """The target's logits where two turns part.
+    """The target's logits where two turns differ.
 
     Args:
-        model_path: the checkpoint both traces were made with.
+        settings: of the checkpoint that both traces were made with.
         trace: one of them; its sidecar names the bench, the template and the dtype.
-        device: as in the inference scripts.
-        trust: of arguments.TRUST, what may be done with the checkpoint.
 
     Raises:
-        InputError: there is no sidecar, or the checkpoint is another one than it names.
+        InputError: there is no sidecar, or it names another checkpoint.
     """
 
-    def __init__(
-        self, model_path: str, trace: Trace, device: str, trust: Mapping[str, bool]
-    ) -> None:
+    def __init__(self, settings: TargetSettings, trace: Trace) -> None:
         from model.logitspec import load
 
-        from .questions import load_questions, question_path, sha256
-        from .targets import Target
+        from .asking.questions import load_questions, question_path, sha256
+        from .asking.target import Target
 
-        settings = trace.settings
-        if not settings:
+        known = trace.settings
+        if not known:
             raise InputError(
                 f"{trace.path} has no sidecar that says how it was made; leave out --model-path"
             )
         self.target = Target.resolve(
-            argparse.Namespace(
-                model_path=model_path, device=device, dtype=settings["dtype"],
-                num_gpus_per_model=1, conv_template=settings["template"],
-                cpu_kernels="auto", cuda_graphs="off", **trust,
-            )
-        )  # fmt: skip
-        if self.target.fingerprint != settings["model_fingerprint"]:
+            replace(settings, dtype=known["dtype"], conv_template=known["template"])
+        )
+        if self.target.fingerprint != known["model_fingerprint"]:
             raise InputError(
-                f"{model_path} is not the checkpoint {settings['model']} that {trace.path} was "
-                "made with; give that one"
+                f"{settings.model_path} is not the checkpoint {known['model']} that {trace.path} "
+                "was made with; give that one"
             )
-        path = question_path(settings["bench_name"])
-        if sha256(path) != settings["questions"]:
+        path = question_path(known["bench_name"])
+        if sha256(path) != known["questions"]:
             raise InputError(
                 f"{path} holds other questions than {trace.path} answers; "
                 "prepare those it was made with"
@@ -147,7 +129,7 @@ def differences(
     parted: dict[Key, int],
     logits: LogitGap | None,
 ) -> Iterator[str]:
-    """A line for every turn that differs; `parted` says from which token on."""
+    """A line for every turn that differs; `parted` holds the first differing token of each."""
     for key, at in parted.items():
         turn, other = ours[key], theirs[key]
         question, choice, index = shown(key[0]), key[1], key[2]
@@ -162,35 +144,22 @@ def differences(
         yield line + (logits.describe(key, turn, other, at) if logits is not None else "")
 
 
-def compare(
-    path: Path,
-    other: Path,
-    model_path: str | None,
-    device: str,
-    trust: Mapping[str, bool],
-) -> bool:
-    """Print which turns differ and where; whether all are there and equal.
+def print_differences(path: Path, other: Path, checkpoint: TargetSettings | None) -> bool:
+    """Print which turns differ and where; return whether all are answered and equal.
 
     Args:
         path: of one trace.
         other: of the other.
-        model_path: the checkpoint both were made with, for the logits where turns part.
-        device: to run it on.
-        trust: of arguments.TRUST, what may be done with the checkpoint.
+        checkpoint: that both were made with, for logits where turns differ; None: print none.
 
     Raises:
         InputError: a trace cannot be read, or they hold different questions.
     """
     trace, other_trace = Trace.read(path), Trace.read(other)
-    reasons = failures({path: trace.failed, other: other_trace.failed})
-    if reasons:
-        print(say_left_out(reasons))
-    ours, theirs = (
-        {key: turn for key, turn in turns(several).items() if key[0] not in reasons}
-        for several in (trace, other_trace)
-    )
-    if not (ours or theirs):
-        raise InputError("no question is answered in both; run those that failed again")
+    left_out = leave_out([trace, other_trace])
+    if left_out:
+        print(left_out)
+    ours, theirs = turns(trace), turns(other_trace)
     if ours.keys() != theirs.keys():
         odd = min(ours.keys() ^ theirs.keys(), key=lambda key: (in_order(key[0]), key[1:]))
         raise InputError(
@@ -203,8 +172,8 @@ def compare(
         if (at := first_difference(turn.ids, theirs[key].ids)) is not None
     }
     logits: LogitGap | None = None
-    if model_path is not None and parted:
-        logits = LogitGap(model_path, trace, device, trust)
+    if checkpoint is not None and parted:
+        logits = LogitGap(checkpoint, trace)
     for line in differences(ours, theirs, parted, logits):
         print(line)
     seeds = [t.settings.get("seed") for t in (trace, other_trace) if t.settings]
@@ -217,7 +186,7 @@ def compare(
         f"mean matched prefix {np.mean([*(lengths | parted).values()]):.1f} "
         f"of {np.mean([*lengths.values()]):.1f} tokens"
     )
-    return not parted and not reasons
+    return not parted and not left_out
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -230,11 +199,11 @@ def main(argv: list[str] | None = None) -> int:
     add("--strict", action="store_true", help="exit status 1 when some turn differs or failed")
     add_trust_flags(parser)
     args = parser.parse_args(argv)
-    trust = {name: getattr(args, name) for name in TRUST}
-    equal: list[Any] = []
+    given = read(TargetSettings, args, cuda_graphs="off") if args.model_path else None
+    equal: list[bool] = []
     status = run_command(
         parser.prog,
-        lambda: equal.append(compare(args.trace, args.other, args.model_path, args.device, trust)),
+        lambda: equal.append(print_differences(args.trace, args.other, given)),
     )
     return status or int(args.strict and not all(equal))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from .arguments import inference_parser, run_command
-from .methods import METHODS
-from .run import run_one
+from .asking.methods import METHODS
+from .command.exits import run_command
+from .command.flags import inference_parser
+from .command.inference import run_one
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,15 +1,11 @@
 """Answer a benchmark with the method hf_pld: python -m evaluation.inference_hf_pld --help."""
 
-from __future__ import annotations
-
 import sys
+from functools import partial
 
-from .run import inference_main
+from .command.inference import inference_main
 
-
-def main(argv: list[str] | None = None) -> int:
-    return inference_main("hf_pld", argv)
-
+main = partial(inference_main, "hf_pld")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,15 +1,11 @@
 """Answer a benchmark with the method recycling: python -m evaluation.inference_recycling --help."""
 
-from __future__ import annotations
-
 import sys
+from functools import partial
 
-from .run import inference_main
+from .command.inference import inference_main
 
-
-def main(argv: list[str] | None = None) -> int:
-    return inference_main("recycling", argv)
-
+main = partial(inference_main, "recycling")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,15 +1,11 @@
 """Answer a benchmark with the method suffix: python -m evaluation.inference_suffix --help."""
 
-from __future__ import annotations
-
 import sys
+from functools import partial
 
-from .run import inference_main
+from .command.inference import inference_main
 
-
-def main(argv: list[str] | None = None) -> int:
-    return inference_main("suffix", argv)
-
+main = partial(inference_main, "suffix")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,10 +17,11 @@ import numpy as np
 
 from model.logitspec.errors import InputError
 
-from .arguments import Parser, run_command
-from .comparison import Comparison, Trace, read_comparison, shown
+from .command.exits import run_command
+from .command.parser import Parser
 from .tables import add_trace_flags
-from .traces import PHASES
+from .traces.comparing import Comparison, Trace, read_comparison, shown
+from .traces.reading import PHASES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

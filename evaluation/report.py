@@ -14,12 +14,13 @@ from pathlib import Path
 
 from model.logitspec.errors import InputError
 
-from .arguments import Parser, run_command
-from .comparison import Comparison, read_comparison
+from .command.exits import run_command
+from .command.files import check_writable, write_text
+from .command.parser import Parser
 from .plots import PICTURES, add_picture_flags, draw_all
-from .sidecars import COMMON
-from .tables import add_trace_flags, compare, to_csv, to_latex, to_markdown, write_text
-from .traces import check_writable
+from .tables import add_trace_flags, compare, to_csv, to_latex, to_markdown
+from .traces.comparing import Comparison, read_comparison
+from .traces.sidecars import COMMON
 
 SHOWN = ("model", "dtype", "template", "max_new_tokens", "temperature")
 

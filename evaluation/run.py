@@ -1,48 +1,25 @@
 """Compare methods on a benchmark in one run: python -m evaluation.run --help.
 
 The model is loaded once, the methods answer every question one after the other, and each writes a
-trace of its own. Also what the scripts inference_METHOD.py share.
+trace of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from model.logitspec.errors import InputError
 
-from .arguments import (
-    Parser,
-    add_machine_flags,
-    add_run_flags,
-    add_warmup_flag,
-    answer_folder,
-    inference_parser,
-    run_command,
-)
-from .eval import Run, run_eval
-from .methods import METHODS, Method, add_options, find_method, find_methods
-
-
-def run_one(args: argparse.Namespace, method: Method) -> None:
-    """Answer a benchmark with one method; its options are read from the namespace too."""
-    say_what_is_ignored([method], vars(args))
-    answer_file = args.answer_file
-    if answer_file is None:
-        answer_file = answer_folder(args.bench_name) / f"{args.model_id}.jsonl"
-    run_eval(args, [Run(method, method.settings(vars(args)), args.model_id, answer_file)])
-
-
-def inference_main(name: str, argv: Sequence[str] | None = None) -> int:
-    """The command `python -m evaluation.inference_NAME`."""
-    method = METHODS[name]
-    parser = inference_parser(f"inference_{name}", f"Answer a benchmark. {method.summary}")
-    add_options(parser, method)
-    args = parser.parse_args(argv)
-    return run_command(parser.prog, lambda: run_one(args, method))
+from .asking.methods import METHODS, add_options, find_method, find_methods
+from .asking.questions import answer_folder
+from .asking.runs import Run, answer_benchmark
+from .command.exits import run_command
+from .command.flags import add_machine_flags, add_run_flags, add_warmup_flag, read_run
+from .command.inference import say_what_is_ignored
+from .command.parser import Parser
 
 
 def run_several(args: argparse.Namespace) -> None:
@@ -50,8 +27,8 @@ def run_several(args: argparse.Namespace) -> None:
     methods = list(find_methods(args.methods).values())
     say_what_is_ignored(methods, vars(args))
     folder = args.answer_dir or answer_folder(args.bench_name)
-    run_eval(
-        args,
+    answer_benchmark(
+        read_run(args),
         [
             Run(
                 method,
@@ -62,27 +39,6 @@ def run_several(args: argparse.Namespace) -> None:
             for method in methods
         ],
     )
-
-
-def say_what_is_ignored(methods: Sequence[Method], given: Mapping[str, Any]) -> None:
-    """Print which of the options given some of the methods do not have.
-
-    Raises:
-        InputError: none of the methods has it.
-    """
-    options = {o.name for m in (*METHODS.values(), *methods) for o in m.options} & given.keys()
-    for name in sorted(options):
-        value = given[name]
-        having = [m for m in methods if any(o.name == name and o.takes(value) for o in m.options)]
-        ignoring = ", ".join(method.name for method in methods if method not in having)
-        flag = f"--{name.replace('_', '-')}" + (" auto" if value == "auto" else "")
-        if not having:
-            raise InputError(
-                f"{flag} means nothing to {ignoring}; leave it out or add a method that knows it "
-                "(--help says which)"
-            )
-        if ignoring:
-            print(f"{flag} is ignored by {ignoring}")
 
 
 class ListMethods(argparse.Action):

@@ -3,8 +3,8 @@
     python evaluation/speed.py --file-path METHOD.jsonl --base-path BASELINE.jsonl
 
 Per question tokens/s is tokens over wall time; a task's is the mean over its questions, and its
-speedup the ratio of the two means. MAT is the mean of all accept lengths. As in the reference
-implementation, each question's first choice counts.
+speedup is the ratio of the two means. MAT is the mean of all accept lengths. As in the reference
+implementation, only each question's first choice counts.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a script: make the repository root importable
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -23,157 +22,48 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from evaluation.arguments import Parser, run_command
-from evaluation.questions import MT_BENCH_CATEGORIES
-from evaluation.sidecars import Sidecar, doubts
-from evaluation.terminal import drawn
-from evaluation.traces import Record, check_answered, read_lines
+from evaluation.command.exits import run_command
+from evaluation.command.files import writing
+from evaluation.command.parser import Parser
+from evaluation.command.terminal import drawn
+from evaluation.traces.comparing import Trace, check_same_questions, leave_out
+from evaluation.traces.sidecars import doubts
+from evaluation.traces.speeds import (
+    SpeedRow,
+    TokenCount,
+    compare_speeds,
+    recorded_tokens,
+    retokenized,
+)
 from model.logitspec.errors import InputError
 
-TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
-TokenCount = Callable[[Record], int]  # of a question's first choice
-Row = dict[str, float]
 
-
-def task_of(category: str) -> str:
-    """A category's task: Spec-Bench puts MT-Bench's eight under one name, others are their own."""
-    return "mt_bench" if category in MT_BENCH_CATEGORIES else category
-
-
-def recorded_tokens(record: Record) -> int:
-    return int(sum(record["choices"][0]["new_tokens"]))
-
-
-def retokenized(tokenizer: Any) -> TokenCount:
-    """Count a choice's tokens as the reference does: its texts encoded again, one token off each.
-
-    Every text is encoded once, whatever number of tasks asks for it.
-    """
-    lengths: dict[str, int] = {}
-
-    def count(record: Record) -> int:
-        texts = record["choices"][0]["turns"]
-        for text in texts:
-            if text not in lengths:
-                lengths[text] = len(tokenizer(text).input_ids) - 1
-        return sum(lengths[text] for text in texts)
-
-    return count
-
-
-def question_speed(record: Record, count: TokenCount = recorded_tokens) -> float:
-    """Tokens over wall time."""
-    return float(count(record) / sum(record["choices"][0]["wall_time"]))
-
-
-def tokens_per_second(records: Sequence[Record], count: TokenCount) -> float:
-    """Mean over questions of tokens over wall time."""
-    return float(np.mean([question_speed(record, count) for record in records]))
-
-
-def list_tasks(records: Sequence[Record]) -> list[str]:
-    """The tasks present, Spec-Bench's first in its order."""
-    found = dict.fromkeys(task_of(record["category"]) for record in records)
-    return [t for t in TASKS if t in found] + [t for t in found if t not in TASKS]
-
-
-def compare(
-    trace: Sequence[Record], base: Sequence[Record], count_base: TokenCount
-) -> dict[str, Row]:
-    """One row per task present, Spec-Bench's first in its order, and `overall`."""
-    return {
-        name: compare_task(
-            [r for r in trace if name in ("overall", task_of(r["category"]))],
-            [r for r in base if name in ("overall", task_of(r["category"]))],
-            count_base,
-        )
-        for name in [*list_tasks(trace), "overall"]
-    }
-
-
-def compare_task(trace: Sequence[Record], base: Sequence[Record], count_base: TokenCount) -> Row:
-    speed = tokens_per_second(trace, recorded_tokens)
-    base_speed = tokens_per_second(base, count_base)
-    if base_speed == 0:
-        raise InputError("the baseline's answers count no tokens, so there is no speedup to give")
-    accept_lengths = [a for r in trace for a in r["choices"][0]["accept_lengths"]]
-    return {
-        "questions": len(trace),
-        "steps": len(accept_lengths),
-        "mat": float(np.mean(accept_lengths)),
-        "tokens_per_second": speed,
-        "baseline_tokens_per_second": base_speed,
-        "speedup": speed / base_speed,
-    }
-
-
-def read_pair(
-    path: Path, base_path: Path, *, strict: bool = False
-) -> tuple[list[Record], list[Record]]:
+def read_pair(path: Path, base_path: Path, *, strict: bool = False) -> tuple[Trace, Trace]:
     """A trace and its baseline, without the questions that one of them did not answer.
 
-    What speaks against comparing them is printed, and so is what was left out.
+    Doubts whether they can be compared, and what was left out, are printed.
 
     Raises:
-        InputError: one cannot be read, or they do not answer the same questions; or something
-            speaks against it, and `strict`.
+        InputError: one cannot be read, or they do not answer the same questions; or there are
+            doubts, and `strict`.
     """
-    lines = {place: read_lines(place) for place in (path, base_path)}
-    for place, found in lines.items():
-        check_answered(place, found)
-    reasons = failures({place: failed for place, (_, failed) in lines.items()})
-    trace, base = (
-        [record for record in lines[place].answered if record["question_id"] not in reasons]
-        for place in (path, base_path)
-    )
-    if not (trace and base):
-        raise InputError(f"no question is answered in both, {path} and {base_path}; run them again")
-    check_same_questions(path, trace, base_path, base)
-    against = doubts({str(place): Sidecar.read(place) for place in (path, base_path)})
+    trace, base = Trace.read(path), Trace.read(base_path)
+    left_out = leave_out([trace, base])
+    check_same_questions(path, trace.records, base_path, base.records)
+    against = doubts({str(path): trace.sidecar, str(base_path): base.sidecar})
     if against and strict:
         raise InputError(f"--strict: {against[0]}")
-    for said in [*against, say_left_out(reasons)]:
+    for said in [*against, left_out]:
         if said:
             print(said, file=sys.stderr)
     return trace, base
 
 
-def failures(failed: Mapping[Path, Sequence[Record]]) -> dict[int | str, str]:
-    """Why a question was not answered, by its id; of several traces the first's reason."""
-    reasons: dict[int | str, str] = {}
-    for path, records in failed.items():
-        for record in records:
-            reasons.setdefault(record["question_id"], f"{path.name}: {record['error']}")
-    return reasons
-
-
-def say_left_out(reasons: Mapping[int | str, str]) -> str:
-    """A sentence on the questions that were not answered; empty if there are none."""
-    if not reasons:
-        return ""
-    first, why = next(iter(reasons.items()))
-    return f"{len(reasons)} question(s) that could not be answered left out, as {first} ({why})."
-
-
-def check_same_questions(
-    path: Path, records: Sequence[Record], other_path: Path, others: Sequence[Record]
-) -> None:
-    """Raise InputError unless two traces answer the same questions."""
-    ours = {(r["question_id"], r["category"]) for r in records}
-    theirs = {(r["question_id"], r["category"]) for r in others}
-    if ours != theirs:
-        odd = sorted(ours ^ theirs, key=str)
-        raise InputError(
-            f"{path} and {other_path} answer different questions: {len(odd)} are in one only, "
-            f"the first is {odd[0][0]} ({odd[0][1]}); run both over the same questions"
-        )
-
-
-def average(runs: Sequence[dict[str, Row]]) -> dict[str, Row]:
-    """Rows over several runs: means, sample standard deviation as KEY_std, MAT over all steps."""
-    rows: dict[str, Row] = {}
+def average(runs: Sequence[dict[str, SpeedRow]]) -> dict[str, SpeedRow]:
+    """Rows over several runs: means, sample standard deviations as KEY_std, MAT over all steps."""
+    rows: dict[str, SpeedRow] = {}
     for name in runs[0]:
-        row: Row = {"questions": runs[0][name]["questions"]}
+        row: SpeedRow = {"questions": runs[0][name]["questions"]}
         row["steps"] = sum(run[name]["steps"] for run in runs)
         row["mat"] = sum(run[name]["mat"] * run[name]["steps"] for run in runs) / row["steps"]
         row["mat_std"] = float(np.std([run[name]["mat"] for run in runs], ddof=1))
@@ -185,7 +75,7 @@ def average(runs: Sequence[dict[str, Row]]) -> dict[str, Row]:
     return rows
 
 
-def show(rows: dict[str, Row], title: str) -> None:
+def show(rows: dict[str, SpeedRow], title: str) -> None:
     """The table on the terminal."""
     table = Table(title=Text(title), title_justify="left")
     for column in ("task", "questions", "MAT", "tokens/s", "baseline tokens/s", "speedup"):
@@ -194,7 +84,7 @@ def show(rows: dict[str, Row], title: str) -> None:
         if name == "overall":
             table.add_section()
 
-        def cell(key: str, row: Row = row) -> str:
+        def cell(key: str, row: SpeedRow = row) -> str:
             spread = f" ± {row[f'{key}_std']:.2f}" if f"{key}_std" in row else ""
             return f"{row[key]:.2f}{spread}"
 
@@ -228,7 +118,7 @@ def report(args: argparse.Namespace) -> None:
         read_pair(*paths, strict=args.strict)
         for paths in zip(args.file_path, args.base_path, strict=True)
     ]
-    asked = [{record["question_id"] for record in trace} for trace, _ in pairs]
+    asked = [{record["question_id"] for record in trace.records} for trace, _ in pairs]
     if any(ids != asked[0] for ids in asked):
         raise InputError(
             "the runs given to --mean-report answer different questions; run those that lack some "
@@ -236,21 +126,20 @@ def report(args: argparse.Namespace) -> None:
         )
     count: TokenCount = recorded_tokens
     if args.tokenizer_path is not None:
-        from evaluation.targets import load_tokenizer  # transformers takes seconds to import
+        from evaluation.asking.target import load_tokenizer
 
         count = retokenized(load_tokenizer(args.tokenizer_path))
-    runs = [compare(trace, base, count) for trace, base in pairs]
+    runs = [compare_speeds(trace.records, base.records, count) for trace, base in pairs]
     if args.mean_report and any(run.keys() != runs[0].keys() for run in runs):
         raise InputError(
             "the runs given to --mean-report cover different tasks; give runs of one benchmark"
         )
     rows = average(runs) if args.mean_report else runs[0]
-    show(rows, f"{pairs[0][0][0]['model_id']} against {pairs[0][1][0]['model_id']}")
+    names = [trace.records[0]["model_id"] for trace in pairs[0]]
+    show(rows, f"{names[0]} against {names[1]}")
     if args.json is not None:
-        try:
+        with writing(args.json):
             args.json.write_text(json.dumps({"tasks": rows}, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {args.json}: {error.strerror}") from error
 
 
 def main(argv: list[str] | None = None) -> int:

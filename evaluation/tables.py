@@ -22,12 +22,12 @@ from rich.text import Text
 
 from model.logitspec.errors import InputError
 
-from .arguments import Parser, run_command
-from .comparison import Comparison, Trace, check_comparable, read_comparison
-from .published import PUBLISHED
-from .speed import failures
-from .terminal import drawn
-from .traces import HALF_PAIRS
+from .command.exits import run_command
+from .command.files import write_text
+from .command.parser import Parser
+from .command.terminal import drawn
+from .traces.comparing import Comparison, Trace, check_comparable, failures, read_comparison
+from .traces.published import PUBLISHED
 
 RESAMPLES = 10_000
 PUBLISHED_NOTE = "Published figures are their sources' own, on other machines and models."
@@ -353,14 +353,6 @@ def report(args: argparse.Namespace) -> None:
     if args.output.resolve() in {path.resolve() for path in args.traces}:
         raise InputError(f"--output {args.output} is one of the traces; choose another file")
     write_text(args.output, text)
-
-
-def write_text(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", errors=HALF_PAIRS)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
 
 
 def add_trace_flags(parser: Parser) -> None:

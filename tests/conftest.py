@@ -105,8 +105,7 @@ def save_tiny(path: Path, config: Any, cls: Any = LlamaForCausalLM) -> str:
 @pytest.fixture
 def make_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """make_bench(*questions): the folder of a benchmark `mine`; strings are lines verbatim."""
-    monkeypatch.setattr("evaluation.questions.ROOT", tmp_path)
-    monkeypatch.setattr("evaluation.arguments.ROOT", tmp_path)
+    monkeypatch.setattr("evaluation.asking.questions.ROOT", tmp_path)
 
     def make(*questions: Any) -> Path:
         folder = tmp_path / "data" / "mine"

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 
 COMMAND = """
 import sys
-from evaluation.arguments import Incomplete, Parser, run_command
+from evaluation.command.exits import Incomplete, run_command
+from evaluation.command.parser import Parser
 from model.logitspec.errors import InputError
 
 def command():
@@ -122,7 +123,8 @@ def test_ctrl_c_while_torch_is_imported_leaves_no_traceback(module: str) -> None
 def test_a_warning_of_ours_is_a_sentence() -> None:
     """In a process of its own: pytest takes warnings away."""
     code = (
-        "import warnings; from pathlib import Path; from evaluation.arguments import *\n"
+        "import warnings; from pathlib import Path; from evaluation.command.exits import *\n"
+        "from evaluation.command.files import ROOT\n"
         "def warn():\n"
         "    warnings.warn_explicit('it is slow', UserWarning, str(ROOT / 'evaluation/x.py'), 3)\n"
         "    warnings.warn_explicit('old', UserWarning, '/usr/lib/site-packages/y.py', 4)\n"

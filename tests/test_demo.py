@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from evaluation.asking.settings import ChatSettings
+from evaluation.chatting.page import make_app
 from evaluation.demo import Answer, main
-from evaluation.demo_web import make_app
 from model.logitspec import (
     CalibratedDrafter,
     DecodingResult,
@@ -161,9 +161,9 @@ def test_bad_flags_of_the_demo(chat_path: str, capsys: pytest.CaptureFixture[str
 
 @pytest.fixture(scope="module")
 def page(chat_path: str) -> Iterator[str]:
-    args = Namespace(method="logitspec@16", system=None, max_new_tokens=24)
+    settings = ChatSettings("logitspec@16", max_new_tokens=24)
     chat = make_chat(chat_path, method="logitspec@16")
-    with serving(make_app(chat, args, Sampling())) as address:
+    with serving(make_app(chat, settings, Sampling())) as address:
         yield address
     chat.close()
 

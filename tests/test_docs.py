@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from evaluation import run as run_module
+from evaluation.command import inference
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -93,7 +94,7 @@ def parses(module: ModuleType, argv: list[str], monkeypatch: pytest.MonkeyPatch)
     if module is run_module:
         monkeypatch.setattr(module, "run_several", lambda args: None)
     else:
-        for place in (module, run_module):
+        for place in (module, inference):
             monkeypatch.setattr(place, "run_command", lambda *_: 0, raising=False)
     try:
         status = module.main(argv)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from evaluation import inference_vanilla
+from evaluation.asking.questions import load_questions
 from evaluation.equal import first_difference, main
-from evaluation.questions import load_questions
 from model.logitspec import load
 from model.logitspec.prefill import last_logits
 

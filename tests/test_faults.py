@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from benchmarks.faults import Trials, content, descendants, small_disk
-from evaluation.traces import meta_path
+from evaluation.traces.sidecars import meta_path
 from model.logitspec import InputError
 
 from .conftest import question
@@ -26,12 +26,12 @@ ROOT = Path(__file__).parents[1]
 HATCHERY = """
 import json, os, resource, signal, sys
 from pathlib import Path
-import evaluation.arguments, evaluation.eval, evaluation.questions, evaluation.sharding
-from evaluation.run import inference_main
+import evaluation.asking.questions, evaluation.asking.workers
+from evaluation.command.inference import inference_main
 import model.logitspec
 root = Path(sys.argv[1])
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's is ignored
-evaluation.questions.ROOT = evaluation.arguments.ROOT = root
+evaluation.asking.questions.ROOT = root
 for line in sys.stdin:
     asked = json.loads(line)
     if "wait" in asked:

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from evaluation.prompts import PromptFormat
-from evaluation.questions import load_questions
+from evaluation.asking.prompts import PromptFormat
+from evaluation.asking.questions import load_questions
 from model.logitspec import LlamaKVForCausalLM, LogitSpecDrafter, decode
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from data import prepare
 from evaluation import demo, equal, record, replay, report, run, serve, speed, tables
-from evaluation.chat import Chat
-from evaluation.questions import load_questions
-from evaluation.serve import make_app
-from evaluation.sidecars import Sidecar
-from evaluation.traces import TraceWriter, read_lines
+from evaluation.asking.questions import load_questions
+from evaluation.chatting.chat import Chat
+from evaluation.chatting.server import make_app
+from evaluation.traces.reading import read_lines
+from evaluation.traces.sidecars import Sidecar
+from evaluation.traces.writing import TraceWriter
 from model.logitspec import InputError
 
 from .test_serve import make_chat, serving
@@ -175,8 +176,7 @@ def test_flags(
 ) -> None:
     """No model and no recording is there, so every command ends before its work."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("evaluation.questions.ROOT", tmp_path)
-    monkeypatch.setattr("evaluation.arguments.ROOT", tmp_path)
+    monkeypatch.setattr("evaluation.asking.questions.ROOT", tmp_path)
     monkeypatch.setattr("data.prepare.DATA", tmp_path)
     monkeypatch.setattr("data.prepare.download", lambda *_: pytest.fail("nothing to be fetched"))
     monkeypatch.setattr("data.prepare.prepare_default_model", lambda _: tmp_path)

@@ -197,7 +197,7 @@ def test_ctrl_c_keeps_what_is_finished(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from evaluation.answering import Answerer
+    from evaluation.asking.answering import Answerer
 
     folder = make_bench(*(question(i) for i in range(3)))
     answer = Answerer.answer
@@ -222,7 +222,7 @@ def test_a_question_that_fails_is_noted_and_the_run_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from evaluation.engines import KVEngine
+    from evaluation.asking.engines import KVEngine
 
     folder = make_bench(*(question(i, f"Question {i}?") for i in range(5)))
     generate = KVEngine.generate
@@ -276,7 +276,7 @@ def test_what_stops_a_run_leaves_no_line_for_the_rest(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """--strict, and a CUDA context that is broken: every further question would fail."""
-    from evaluation.engines import KVEngine
+    from evaluation.asking.engines import KVEngine
 
     folder = make_bench(*(question(i) for i in range(3)))
     generate = KVEngine.generate

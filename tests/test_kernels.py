@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig
 
-from evaluation.engines import transformers_twin
+from evaluation.asking.engines import transformers_twin
 from model.logitspec import (
     DraftTree,
     InputError,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from evaluation import plots, report
-from evaluation.comparison import Trace, read_comparison
 from evaluation.plots import PICTURES, chosen_question, conditional_acceptance, main
+from evaluation.traces.comparing import Trace, read_comparison
 from model.logitspec import InputError
 
 from .test_tables import record, write
@@ -229,6 +229,6 @@ def test_the_report(traces: list[Path], tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_records_of_the_tables_tests_are_traces() -> None:
-    from evaluation.traces import validate
+    from evaluation.traces.reading import validate
 
     assert validate(record(1, 1.0, 12, 3)) is None

@@ -11,8 +11,8 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig
 
-from evaluation.prompts import PromptFormat, answer_text, fastchat_template
-from evaluation.targets import fingerprint, model_name
+from evaluation.asking.prompts import PromptFormat, answer_text, fastchat_template
+from evaluation.asking.target import fingerprint, model_name
 from model.logitspec import InputError
 from model.logitspec.devices import resolve_device, resolve_dtype
 

@@ -13,9 +13,11 @@ import torch
 
 from evaluation import analyses
 from evaluation.analyses import main as analyse
-from evaluation.methods import METHODS, DrafterMethod, find_method
+from evaluation.asking.methods import METHODS, DrafterMethod, find_method
+from evaluation.asking.target import eos_token_ids, load_tokenizer
 from evaluation.record import main as record
-from evaluation.recordings import (
+from evaluation.recordings.costs import KINDS, closest_curve, load_step_costs
+from evaluation.recordings.format import (
     RecordedQuestion,
     RecordedTurn,
     Recording,
@@ -24,12 +26,10 @@ from evaluation.recordings import (
     question_file,
     save_question,
 )
-from evaluation.replay import configurations, parse_grid
+from evaluation.recordings.replaying import Configuration, RecordedRows, replay_turn
+from evaluation.recordings.sweeping import configurations, parse_grid
 from evaluation.replay import main as replay
-from evaluation.replaying import Configuration, RecordedRows, replay_turn
 from evaluation.run import main as run
-from evaluation.step_costs import KINDS, likest, load_step_costs
-from evaluation.targets import eos_token_ids, load_tokenizer
 from model.logitspec import (
     DraftTree,
     InputError,
@@ -126,7 +126,7 @@ def test_with_the_rows_of_its_own_trees_an_estimate_is_near(
     status, folder = recorded("--tree-rows", "16")
     assert status == 0
     recording = load_recording(folder)
-    from evaluation.record import NodeRows
+    from evaluation.recordings.recording import NodeRows
 
     drafter = NodeRows(16, 60)
     drafter.prepare(MeasuredModel(load(chat_path, dtype=torch.float32)))
@@ -270,8 +270,8 @@ def test_the_step_costs_of_another_machine_make_the_speed(
     recording = load_recording(folder)
     assert recording.step_cost(1, 0) == own[0, False]
     assert recording.step_cost(1, 8) == own[16, False]  # not one of steps that read no node's
-    assert likest(own, 0, rejected=True) is own[0, True]
-    assert likest(own, 8, rejected=True) is own[16, False]
+    assert closest_curve(own, 0, rejected=True) is own[0, True]
+    assert closest_curve(own, 8, rejected=True) is own[16, False]
     given = tmp_path / "costs.json"
     curve = {"contexts": [1, 1000], "nodes": [1, 128], "seconds": [[1.0, 128.0], [1.0, 128.0]]}
     given.write_text(json.dumps({"curves": [curve]}))

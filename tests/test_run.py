@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -14,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from evaluation.engines import HFEngine, KVEngine, Models, transformers_twin
+from evaluation.asking.engines import HFEngine, KVEngine, Models, transformers_twin
+from evaluation.asking.methods import METHODS
+from evaluation.asking.questions import Question
+from evaluation.asking.runs import list_assignments
+from evaluation.asking.settings import AnswerSettings, TargetSettings
+from evaluation.asking.target import Target
 from evaluation.equal import main as equal
-from evaluation.eval import list_jobs
-from evaluation.methods import METHODS
-from evaluation.questions import Question
 from evaluation.run import main
-from evaluation.targets import Target
 from model.logitspec import Drafter, DraftTree, load
 from model.logitspec.drafters import TokenRecyclingDrafter
 
@@ -96,7 +96,7 @@ def test_a_rerun_does_what_each_trace_lacks(
     assert run("vanilla,pld", "--question-stride", "2") == 0
     assert "2 of 4 answers to give" in capsys.readouterr().out
     assert (folder / "model_answer" / "x-vanilla.jsonl").read_text() == before
-    jobs = list_jobs(
+    jobs = list_assignments(
         [Question(i, "qa", ("?",)) for i in range(3)], {"a": {0}, "b": {0, 1}, "c": set()}
     )
     assert [(q.question_id, names) for q, names in jobs] == [
@@ -239,13 +239,7 @@ def test_the_suffix_method_without_its_package_is_refused(
 
 
 def target(path: str) -> Target:
-    return Target.resolve(
-        argparse.Namespace(
-            model_path=path, device="cpu", dtype="float32", num_gpus_per_model=1,
-            conv_template=None, cpu_kernels="auto", cuda_graphs="auto", trust_remote_code=False,
-            allow_pickle=False,
-        )
-    )  # fmt: skip
+    return Target.resolve(TargetSettings(path, device="cpu", dtype="float32"))
 
 
 def test_transformers_runs_on_our_tensors(default_model_path: str) -> None:
@@ -307,13 +301,13 @@ def test_transformers_prompt_lookup_counts_its_steps(default_model_path: str) ->
 
 
 def test_warming_up_teaches_a_method_nothing(chat_path: str, make_bench: Make) -> None:
-    from evaluation.answering import Answerer
+    from evaluation.asking.answering import Answerer
 
     make_bench(question(1))
     resolved = target(chat_path)
     drafter = TokenRecyclingDrafter()
-    args = argparse.Namespace(max_new_tokens=20, cap_new_tokens=False, strict=False)
-    answerer = Answerer(resolved, KVEngine(Models(resolved, shared=False), drafter), "x", args)
+    settings = AnswerSettings(max_new_tokens=20)
+    answerer = Answerer(resolved, KVEngine(Models(resolved, shared=False), drafter), "x", settings)
     answerer.warm_up(Question(1, "qa", ("Who?",)), times=2)
     assert not drafter._successors
     answerer.engine.generate([5, 6], 20)
@@ -322,7 +316,7 @@ def test_warming_up_teaches_a_method_nothing(chat_path: str, make_bench: Make) -
 
 def test_a_drafter_of_ones_own_is_a_method_with_flags() -> None:
     """What base.py promises: name, summary and flags are read off the class."""
-    from evaluation.methods import DrafterMethod
+    from evaluation.asking.methods import DrafterMethod
 
     class Mine(Drafter):
         """Drafts one number.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import random
@@ -17,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ import pytest
 import uvicorn
 from tokenizers import Tokenizer, decoders, models
 
-from evaluation.chat import Chat, Job, Stopping, Text
-from evaluation.serve import main, make_app
-from evaluation.web import LARGEST_BODY
+from evaluation.asking.settings import TargetSettings
+from evaluation.chatting.chat import Chat, Job, Stopping, Text
+from evaluation.chatting.server import make_app
+from evaluation.chatting.web import LARGEST_BODY
+from evaluation.serve import main
 from model.logitspec import Sampling, VanillaDrafter, decode
 
 ROOT = Path(__file__).parents[1]
@@ -40,14 +42,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def make_chat(path: str, **changed: Any) -> Chat:
-    args = {
-        "model_path": path, "device": "cpu", "dtype": "float32", "num_gpus_per_model": 1,
-        "cpu_kernels": "auto", "cuda_graphs": "auto", "trust_remote_code": False,
-        "allow_pickle": False, "conv_template": None,
-        "method": "logitspec@8",
-    }  # fmt: skip
-    return Chat(argparse.Namespace(**args | changed), waiting=2)
+def make_chat(path: str, method: str = "logitspec@8", **changed: Any) -> Chat:
+    settings = TargetSettings(path, device="cpu", dtype="float32")
+    return Chat(replace(settings, **changed), method, waiting=2)
 
 
 @pytest.fixture(scope="module")
@@ -392,7 +389,7 @@ def post_half(address: str, declared: int, sent: bytes) -> socket.socket:
 
 
 def test_a_body_that_does_not_come_is_408(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.web.BODY_SECONDS", 0.2)
+    monkeypatch.setattr("evaluation.chatting.web.BODY_SECONDS", 0.2)
     with post_half(address, 100, b"{") as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 408")
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.speed import compare, main, recorded_tokens, retokenized
+from evaluation.speed import main
+from evaluation.traces.speeds import compare_speeds, recorded_tokens, retokenized
 from model.logitspec import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +61,7 @@ def traces(tmp_path: Path) -> tuple[str, str]:
 
 
 def test_the_numbers() -> None:
-    rows = compare(METHOD, BASE, recorded_tokens)
+    rows = compare_speeds(METHOD, BASE, recorded_tokens)
     assert list(rows) == ["mt_bench", "qa", "overall"]
     mt_bench = rows["mt_bench"]
     assert mt_bench["questions"] == 2
@@ -83,7 +84,7 @@ def test_retokenizing_counts_each_text_less_one_and_encodes_it_once() -> None:
             encoded.append(text)
             return type("Encoding", (), {"input_ids": [0, *text.split(), 1]})
 
-    rows = compare(METHOD, BASE, retokenized(Tokenizer()))
+    rows = compare_speeds(METHOD, BASE, retokenized(Tokenizer()))
     assert rows["qa"]["baseline_tokens_per_second"] == 13 / 1.0
     assert rows["mt_bench"]["baseline_tokens_per_second"] == ((31 + 11) / 8 + 61 / 4) / 2
     assert rows["mt_bench"]["tokens_per_second"] == 40  # the method's own counts stay
@@ -138,7 +139,7 @@ def test_mean_report(
 
 def test_a_baseline_without_tokens_has_no_speed() -> None:
     with pytest.raises(InputError, match="count no tokens"):
-        compare(METHOD, BASE, lambda record: 0)
+        compare_speeds(METHOD, BASE, lambda record: 0)
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are(
@@ -208,7 +209,7 @@ def test_questions_that_failed_are_left_out_of_both_and_said(
     said = capsys.readouterr().err
     assert "1 question(s) that could not be answered left out, as 2 (m.jsonl: out of" in said
     found = json.loads(out.read_text())["tasks"]
-    kept = compare([METHOD[0], METHOD[2]], BASE[:2], recorded_tokens)
+    kept = compare_speeds([METHOD[0], METHOD[2]], BASE[:2], recorded_tokens)
     assert found == kept and found["overall"]["questions"] == 2
     everything = write(tmp_path / "e.jsonl", [METHOD[0], failed(2, "math"), failed(3, "qa")])
     other = write(tmp_path / "o.jsonl", [failed(1, "writing"), BASE[2], BASE[0]])

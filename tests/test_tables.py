@@ -12,20 +12,11 @@ import numpy as np
 import pytest
 from rich.table import Table as RichTable
 
-from evaluation.comparison import read_comparison
-from evaluation.published import PUBLISHED
-from evaluation.speed import compare as speed_compare
-from evaluation.speed import recorded_tokens
-from evaluation.tables import (
-    Row,
-    Table,
-    bootstrap_interval,
-    compare,
-    main,
-    to_latex,
-    to_markdown,
-)
-from evaluation.terminal import drawn
+from evaluation.command.terminal import drawn
+from evaluation.tables import Row, Table, bootstrap_interval, compare, main, to_latex, to_markdown
+from evaluation.traces.comparing import read_comparison
+from evaluation.traces.published import PUBLISHED
+from evaluation.traces.speeds import compare_speeds, recorded_tokens
 from model.logitspec import InputError
 
 SETTINGS = {
@@ -102,7 +93,7 @@ def test_the_numbers_are_those_of_speed_py(traces: list[Path]) -> None:
     assert fast.values["mat"] == 3.0
     assert faster.values["speedup"] == pytest.approx(5.0)
     assert faster.values["over:one-node loop"] == pytest.approx(2.5)
-    expected = speed_compare(
+    expected = compare_speeds(
         comparison.traces[2].records, comparison.traces[0].records, recorded_tokens
     )
     for task in ("mt_bench", "qa"):

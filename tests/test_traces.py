@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from evaluation.traces import TraceWriter, meta_path, read_lines, read_trace, write_atomically
+from evaluation.command.files import write_atomically
+from evaluation.traces.reading import read_lines, read_trace
+from evaluation.traces.sidecars import meta_path
+from evaluation.traces.writing import TraceWriter
 from model.logitspec import InputError
 
 SETTINGS = {"method": "logitspec", "dtype": "float32"}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, MistralForCausalLM
 
 from evaluation import equal, run
-from evaluation.engines import transformers_twin
+from evaluation.asking.engines import transformers_twin
 from model.logitspec import InputError, generate, load
 from model.logitspec.loading import check_no_pickle, load_weights
 from model.logitspec.modeling_llama_kv import LlamaKVForCausalLM

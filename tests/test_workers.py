@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -17,11 +16,13 @@ from typing import Any
 import pytest
 
 from benchmarks.faults import content
-from evaluation import sharding
-from evaluation.questions import Question
+from evaluation.asking import workers as in_workers
+from evaluation.asking.questions import Question
+from evaluation.asking.settings import TargetSettings, WorkerSettings
+from evaluation.asking.workers import Workers, find_workers, threads_per_worker
 from evaluation.run import main
-from evaluation.sharding import Workers, find_workers, room
-from evaluation.traces import meta_path, read_lines
+from evaluation.traces.reading import read_lines
+from evaluation.traces.sidecars import meta_path
 from model.logitspec import InputError
 
 from .conftest import question
@@ -146,15 +147,15 @@ def test_workers_that_never_begin_are_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A Ray whose machines are full: nothing that is awaited ever comes."""
-    seconds = iter(range(0, 100_000, sharding.NOTICE_SECONDS))
+    seconds = iter(range(0, 100_000, in_workers.NOTICE_SECONDS))
     full = SimpleNamespace(wait=lambda awaited, timeout: ([], awaited))
-    monkeypatch.setattr(sharding, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(in_workers, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     jobs = [(Question(1, "qa", ("Hi?",)), ["vanilla"])]
-    crew = sharding.Crew(full, lambda: (None, object()), jobs, 2, strict=False)
+    crew = in_workers.Crew(full, lambda: (None, object()), jobs, 2, strict=False)
     with pytest.raises(InputError, match="no worker could begin within 30 minutes"):
         list(crew.answers())
     assert capsys.readouterr().err.count("no worker has begun yet") == 1
-    assert next(seconds) == sharding.PATIENCE_SECONDS + 2 * sharding.NOTICE_SECONDS
+    assert next(seconds) == in_workers.PATIENCE_SECONDS + 2 * in_workers.NOTICE_SECONDS
 
 
 @pytest.fixture
@@ -197,9 +198,9 @@ def test_workers_fit_on_the_machines(
 ) -> None:
     if threads is None:
         with pytest.raises(InputError, match="do not fit on"):
-            room(nodes, workers)
+            threads_per_worker(nodes, workers)
     else:
-        assert room(nodes, workers) == threads
+        assert threads_per_worker(nodes, workers) == threads
 
 
 @pytest.mark.parametrize(
@@ -214,12 +215,10 @@ def test_workers_fit_on_the_machines(
     ],
 )
 def test_flags_that_do_not_go_together(flags: dict[str, Any], complaint: str) -> None:
-    given = {
-        "num_workers": None, "num_gpus_total": None, "num_gpus_per_model": 1, "device": "auto",
-        "ray_address": None,
-    }  # fmt: skip
+    of_target = {name: flags[name] for name in flags.keys() & {"num_gpus_per_model", "device"}}
+    of_workers = {name: flags[name] for name in flags.keys() - of_target.keys()}
     with pytest.raises(InputError, match=complaint):
-        find_workers(argparse.Namespace(**given | flags))
+        find_workers(WorkerSettings(**of_workers), TargetSettings("x", **of_target))
 
 
 @pytest.mark.slow
@@ -227,9 +226,9 @@ def test_sigterm_ends_a_run_of_workers(chat_path: str, make_bench: Make, tmp_pat
     folder = make_bench(*(question(i, f"Question {i}?") for i in range(400)))
     trace = tmp_path / "t.jsonl"
     command = (
-        "import sys, evaluation.arguments, evaluation.questions; from pathlib import Path; "
-        f"evaluation.questions.ROOT = Path({str(tmp_path)!r}); "
-        "from evaluation.run import inference_main; "
+        "import sys, evaluation.asking.questions; from pathlib import Path; "
+        f"evaluation.asking.questions.ROOT = Path({str(tmp_path)!r}); "
+        "from evaluation.command.inference import inference_main; "
         "sys.exit(inference_main('logitspec', sys.argv[1:]))"
     )
     run = subprocess.Popen(

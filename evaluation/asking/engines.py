@@ -1,4 +1,4 @@
-"""The ways to run a target: our loop with any drafter, and transformers' generate()."""
+"""Two ways to run a target: our loop with any drafter, and transformers' generate()."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
@@ -17,19 +16,17 @@ from model.logitspec.loading import load_weights
 from model.logitspec.measured import MeasuredModel
 from model.logitspec.sampling import Sampling
 
-from .targets import Target
-
-GREEDY = Sampling()
+from .settings import GREEDY
+from .target import Target
 
 
 class Models:
-    """A target's weights, loaded when first used and once for all engines.
+    """A target's weights, loaded when first used, once for all engines.
 
     Args:
-        target: the checkpoint, where and how it is to run.
-        shared: the two classes, ours and transformers', hold the very same tensors; otherwise
-            transformers' loads its own, as it must when the model spans several GPUs or is
-            quantized.
+        target: the checkpoint, and where and how it runs.
+        shared: our model and transformers' use the same tensors. Otherwise, and always if the model
+            spans several GPUs or is quantized, transformers' model loads its own.
     """
 
     def __init__(self, target: Target, *, shared: bool) -> None:
@@ -55,13 +52,14 @@ class Models:
 
 
 def transformers_twin(model: LlamaKVForCausalLM) -> Any:
-    """transformers' own model over the tensors of ours: no weight is held twice."""
-    with init_empty_weights(include_buffers=False):
+    """transformers' own model with the tensors of ours."""
+    with torch.device("meta"):
         twin = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+    twin.model.rotary_emb = type(twin.model.rotary_emb)(twin.config)  # its buffers are computed
     wanted = twin.state_dict().keys()
     weights = {name: t for name, t in model.state_dict().items() if name in wanted}
     twin.load_state_dict(weights, strict=True, assign=True)
-    # As ours were loaded, not as the config says: a checkpoint may hold a head of its own.
+    # The config does not decide this: a tied checkpoint may still hold a separate head.
     if model.lm_head.weight is model.model.embed_tokens.weight:
         twin.get_output_embeddings().weight = twin.get_input_embeddings().weight
     return twin.to(model.device).eval().requires_grad_(False)
@@ -70,8 +68,8 @@ def transformers_twin(model: LlamaKVForCausalLM) -> Any:
 class Engine(Protocol):
     """A loaded model and a way to decode with it."""
 
-    splits_time: bool  # whether the phases of its results are measured
-    facts: dict[str, Any]  # of how it runs here, beside the environment
+    splits_time: bool  # whether its results hold the seconds of each phase
+    facts: dict[str, Any]  # of this engine, for the environment in the sidecar
 
     def generate(
         self, prompt_ids: list[int], max_new_tokens: int, sampling: Sampling = GREEDY
@@ -79,7 +77,7 @@ class Engine(Protocol):
         """Answer one prompt."""
 
     def forget(self) -> None:
-        """Drop what the method keeps from one prompt to the next."""
+        """Drop what the method has learnt from earlier prompts."""
 
 
 class KVEngine:
@@ -113,22 +111,22 @@ class KVEngine:
 class HFEngine:
     """transformers' generate() on transformers' own model: the paper's baseline.
 
-    Its samples are of the same distribution as ours, and others: its random numbers are torch's.
+    Its samples have the same distribution as ours but differ: its random numbers are torch's.
 
     Args:
         models: of the target.
-        prompt_lookup_num_tokens: draft as many tokens by transformers' own prompt lookup. A step is
-            then a forward of generate(), the one over the prompt included.
+        prompt_lookup_num_tokens: tokens that transformers' own prompt lookup drafts; None: no
+            drafts. A step is a forward of generate(), including the one over the prompt.
     """
 
-    splits_time = False  # generate() does not say where its time goes
+    splits_time = False  # generate() does not measure its phases
 
     def __init__(self, models: Models, prompt_lookup_num_tokens: int | None = None) -> None:
         self.model = models.hf
         self.facts: dict[str, Any] = {}
         self._lookup = prompt_lookup_num_tokens
         self._eos = sorted(models.target.eos_token_ids)
-        # The checkpoint's own may hold sampling settings or penalties, which would fill gaps.
+        # The checkpoint's own may hold sampling settings or penalties, which would apply.
         self.model.generation_config = GenerationConfig()
 
     @torch.inference_mode()
@@ -160,11 +158,11 @@ class HFEngine:
         return DecodingResult(len(prompt_ids), tokens, accept_lengths=ones, tree_sizes=ones)
 
     def forget(self) -> None:
-        """Nothing is kept."""
+        """Nothing is learnt."""
 
 
 class StepStreamer(BaseStreamer):  # type: ignore[misc]
-    """Notes how many tokens every step of generate() gave, and how long it took."""
+    """Notes the tokens and the seconds of every step of generate()."""
 
     def __init__(self) -> None:
         self.lengths: list[int] = []
@@ -179,4 +177,4 @@ class StepStreamer(BaseStreamer):  # type: ignore[misc]
         self._clock = now
 
     def end(self) -> None:
-        """Nothing is pending."""
+        """Nothing to do."""

@@ -1,8 +1,9 @@
-"""Files of step costs: what a step costs by its nodes, measured while other things are measured.
+"""Files of step costs: seconds of a step by its number of nodes, measured during a run.
 
-{"made": {…}, "rounds": R, "curves": [{"node_top_k": K, "rejected": B, and StepCost's fields}]}: of
-what they are (what_is_measured), and curves of steps that read K best tokens of every node, and of
-those that accept no draft (B) or some.
+{"made": {…}, "rounds": R, "curves": [{"node_top_k": K, "rejected": B, and StepCost's fields}]}
+
+`made` identifies model and machine. Each curve times steps that read the K best tokens per node;
+`rejected`: no draft was accepted.
 """
 
 from __future__ import annotations
@@ -19,34 +20,34 @@ from model.logitspec.errors import InputError
 from model.logitspec.sizing.measuring import Meter
 from model.logitspec.sizing.step_cost import StepCost
 
-from .traces import write_atomically
+from ..command.files import write_atomically, writing
 
-METER_EVERY = 8  # questions between two measurements of the step costs: machines drift
-ROW_WIDTH = 16  # best tokens of every node that some steps read
-Kind = tuple[int, bool]  # best tokens read of every node; whether no draft is accepted
+METER_EVERY = 8  # questions between two measurements, since machines drift
+ROW_WIDTH = 16  # best tokens per node in steps that read every node's
+Kind = tuple[int, bool]  # best tokens read per node; whether no draft is accepted
 KINDS: tuple[Kind, ...] = ((0, False), (0, True), (ROW_WIDTH, False))
 
 
-class StepCosts:
-    """Measures what a step costs a little now and then, and keeps the file of it up to date.
+class StepCostFile:
+    """A file of step costs that is kept up to date by measuring a little now and then.
 
     Args:
         model: the target, loaded.
-        path: of the file; what an earlier run wrote stands until this one has measured as often.
-        top_k: best tokens that are read of the logits that choose the next root.
-        made: of what model, on what: what_is_measured().
+        path: of the file; an earlier run's content stays until this one has measured as often.
+        top_k: best tokens read of the logits that choose the next root.
+        identity: model_and_machine() of the measurement.
     """
 
     def __init__(
-        self, model: LlamaKVForCausalLM, path: Path, top_k: int, made: Mapping[str, Any]
+        self, model: LlamaKVForCausalLM, path: Path, top_k: int, identity: Mapping[str, Any]
     ) -> None:
         self._path = path
-        self._made = made
+        self._identity = identity
         self._meters = {
             (width, rejected): Meter(model, top_k, width, rejected=rejected)
             for width, rejected in KINDS
         }
-        self.stored = measured_rounds(path, made)
+        self.stored = measured_rounds(path, identity)
         self._rounds = 0
 
     def measure(self) -> None:
@@ -55,15 +56,15 @@ class StepCosts:
             meter.run(2, 1)
         if self._rounds >= self.stored:
             costs = {kind: meter.cost(0.5) for kind, meter in self._meters.items()}
-            save_step_costs(self._path, costs, self._rounds, self._made)
+            save_step_costs(self._path, costs, self._rounds, self._identity)
             self.stored = self._rounds
 
 
-def likest(costs: Mapping[Kind, StepCost], node_top_k: int, *, rejected: bool) -> StepCost:
-    """Of some curves the one made most alike.
+def closest_curve(costs: Mapping[Kind, StepCost], node_top_k: int, *, rejected: bool) -> StepCost:
+    """The curve of the most similar kind of step.
 
-    Whether every node's logits are read at all makes more of a difference than how many, and that
-    more than whether a draft was accepted.
+    Whether every node's logits are read at all makes more of a difference than how many are, and
+    that more than whether a draft was accepted.
     """
 
     def unlikeness(kind: Kind) -> tuple[bool, int, bool]:
@@ -76,8 +77,10 @@ def likest(costs: Mapping[Kind, StepCost], node_top_k: int, *, rejected: bool) -
     return costs[min(costs, key=unlikeness)]
 
 
-def what_is_measured(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file of step costs is of, from what a trace's sidecar holds."""
+def model_and_machine(
+    settings: Mapping[str, Any], environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Model and machine that step costs belong to, from what a trace's sidecar holds."""
     of_model = {key: settings[key] for key in ("model", "model_fingerprint", "dtype")}
     return of_model | {
         key: environment[key] for key in ("device_names", "threads", "kernels", "cuda_graphs")
@@ -85,28 +88,26 @@ def what_is_measured(settings: Mapping[str, Any], environment: Mapping[str, Any]
 
 
 def save_step_costs(
-    path: Path, costs: Mapping[Kind, StepCost], rounds: int, made: Mapping[str, Any]
+    path: Path, costs: Mapping[Kind, StepCost], rounds: int, identity: Mapping[str, Any]
 ) -> None:
-    """Write curves, found in so many rounds of measuring."""
+    """Write curves that were measured in so many rounds."""
     content = {
-        "made": made,
+        "made": identity,
         "rounds": rounds,
         "curves": [
             {"node_top_k": width, "rejected": rejected, **asdict(cost)}
             for (width, rejected), cost in costs.items()
         ],
     }
-    try:
+    with writing(path, "make room, go on"):
         write_atomically(path, content)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; make room, go on") from error
 
 
-def measured_rounds(path: Path, made: Mapping[str, Any]) -> int:
-    """In how many rounds the curves of a file were measured; 0: there is no such file.
+def measured_rounds(path: Path, identity: Mapping[str, Any]) -> int:
+    """Rounds in which the curves of a file were measured; 0 if there is no such file.
 
     Raises:
-        InputError: it holds no step costs, or those of something else.
+        InputError: the file holds no step costs, or another model's or machine's.
     """
     if not path.is_file():
         return 0
@@ -117,18 +118,18 @@ def measured_rounds(path: Path, made: Mapping[str, Any]) -> int:
         raise InputError(
             f"{path} does not say how its step costs were made; choose another, or delete it"
         )
-    changed = [key for key, value in made.items() if before.get(key) != value]
+    changed = [key for key, value in identity.items() if before.get(key) != value]
     if changed:
         key = changed[0]
         raise InputError(
-            f"{path} holds step costs with {key} {before.get(key)!r}, now it is {made[key]!r}; "
+            f"{path} holds step costs with {key} {before.get(key)!r}, now it is {identity[key]!r}; "
             "choose another place for them"
         )
     return rounds
 
 
 def load_step_costs(path: Path) -> dict[Kind, StepCost]:
-    """The curves of a file like step-cost.json.
+    """The curves of a file in the format of step-cost.json.
 
     Raises:
         InputError: no such file, or no curves in it.

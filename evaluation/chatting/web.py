@@ -1,12 +1,12 @@
-"""What the server and the demo's page share: errors, limits, and how an application is run."""
+"""Shared by the server and the demo's page: errors, limits, and how an application is run."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import queue
 import resource
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import uvicorn
@@ -17,12 +17,13 @@ from starlette.exceptions import HTTPException
 
 from model.logitspec.errors import InputError, brief
 
-from .chat import STOPPING, Chat
+from .chat import STOPPING, Chat, Job, Stopping, TooLong
 
 LARGEST_BODY = 4 << 20  # bytes of a request
-BODY_SECONDS = 30  # in which it has to come
+BODY_SECONDS = 30  # in which it has to arrive
+READING = 8  # requests that may be read beside those that wait
 MOST_CONNECTIONS = 8192
-OTHER_FILES = 128  # the process has open
+OTHER_FILES = 128  # that the process has open
 CLOSE = {"Connection": "close"}
 BUSY = "too many requests are waiting; try again later"
 
@@ -48,20 +49,19 @@ def body(error: Refused) -> dict[str, Any]:
 
 
 def response(error: Refused, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The HTTP answer that says so."""
+    """The HTTP response for an error."""
     again = {"Retry-After": "1"} if error.status in (429, 503) else {}
     return JSONResponse(body(error), error.status, {**again, **(headers or {})})
 
 
 class Limits:
-    """ASGI middleware: bounds what requests can hold, whatever they are.
+    """ASGI middleware that limits the size, the time and the number of requests with a body.
 
-    A body is read whole before anything else, no more than LARGEST_BODY of it and not for longer
-    than BODY_SECONDS; and of requests with a body only so many are taken in at a time.
+    A body is read completely first: at most LARGEST_BODY bytes, within BODY_SECONDS.
 
     Args:
         app: the application.
-        most: requests at a time.
+        most: requests with a body at a time.
     """
 
     def __init__(self, app: Any, most: int) -> None:
@@ -95,7 +95,7 @@ class Limits:
         except asyncio.CancelledError:  # the server stops
             await response(Refused(STOPPING, 503), CLOSE)(scope, receive, send)
             return
-        if whole is None:  # the client is gone
+        if whole is None:  # the client has disconnected
             return
 
         async def replay() -> Any:
@@ -109,10 +109,10 @@ class Limits:
 
 
 async def whole_body(scope: Any, receive: Any) -> bytes | None:
-    """A request's body, or None if its client has gone.
+    """A request's body, or None if its client has disconnected.
 
     Raises:
-        Refused: it is larger than LARGEST_BODY, or says that it will be.
+        Refused: the body, or its declared length, exceeds LARGEST_BODY.
     """
     too_large = Refused(f"the request is larger than {LARGEST_BODY} bytes", 413)
     declared = dict(scope["headers"]).get(b"content-length", b"")
@@ -130,14 +130,14 @@ async def whole_body(scope: Any, receive: Any) -> bytes | None:
             return bytes(parts)
 
 
-def new_app(most: int) -> FastAPI:
+def new_app(chat: Chat) -> FastAPI:
     """An application that answers errors in OpenAI's form and bounds its requests.
 
     Args:
-        most: requests at a time, those that wait for an answer included; the rest get status 429.
+        chat: that it asks; requests beyond those that may wait for it get status 429.
     """
     app = FastAPI(title="LogitSpec", docs_url=None, redoc_url=None)
-    app.add_middleware(Limits, most=most)
+    app.add_middleware(Limits, most=chat.waiting + READING)
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> JSONResponse:
@@ -164,45 +164,86 @@ def new_app(most: int) -> FastAPI:
     return app
 
 
-class ChatServer(uvicorn.Server):
-    """Gives up all answers first when it is to stop, so that their requests end by themselves."""
+async def read_prompt(tokens: Callable[[], list[int]], param: str | None = None) -> list[int]:
+    """Prompt ids, computed beside the event loop.
 
-    def __init__(self, config: uvicorn.Config, chat: Chat) -> None:
+    Args:
+        tokens: gives them.
+        param: the field of the request that holds the prompt.
+
+    Raises:
+        Refused: `tokens` raises InputError.
+    """
+    try:
+        return await asyncio.to_thread(tokens)
+    except InputError as error:
+        code = "context_length_exceeded" if isinstance(error, TooLong) else None
+        raise Refused(str(error), param=param, code=code) from error
+
+
+def submit(chat: Chat, job: Job) -> None:
+    """Queue a job.
+
+    Raises:
+        Refused: it does not fit the model, too many requests wait, or the server stops.
+    """
+    try:
+        chat.submit(job)
+    except queue.Full as error:
+        raise Refused(BUSY, 429, code="queue_full") from error
+    except Stopping as error:
+        raise Refused(str(error), 503) from error
+    except InputError as error:
+        raise Refused(str(error), code="context_length_exceeded") from error
+
+
+class ChatServer(uvicorn.Server):
+    """Cancels all answers before it stops, so that their requests end.
+
+    Args:
+        config: of uvicorn.
+        chat: that the application asks.
+        hello: printed once Ctrl-C is handled.
+    """
+
+    def __init__(self, config: uvicorn.Config, chat: Chat, hello: str) -> None:
         super().__init__(config)
         self._chat = chat
+        self._hello = hello
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self._hello, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._chat.stop()
         await super().shutdown(sockets)
 
 
-def run_app(
-    app: FastAPI, chat: Chat, listening: socket.socket, args: argparse.Namespace, hello: str
-) -> None:
+def run_app(app: FastAPI, chat: Chat, listening: socket.socket, host: str, hello: str) -> None:
     """Serve an application until Ctrl-C.
 
     Args:
         app: the application.
-        chat: that it asks; closed in the end.
+        chat: that it asks; closed at the end.
         listening: the socket.
-        args: with the host.
-        hello: what to say first; {} is the address.
+        host: that the socket listens on.
+        hello: printed first; {} is replaced by the address.
     """
-    # Answers under way are given up at Ctrl-C.
+    # Answers in progress are cancelled at Ctrl-C.
     config = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=1, limit_concurrency=most_connections()
     )
-    host = f"[{args.host}]" if ":" in args.host else args.host
-    address = f"http://{host}:{listening.getsockname()[1]}"
-    print(f"{hello.format(address)}, Ctrl-C ends it", flush=True)
+    name = f"[{host}]" if ":" in host else host
+    address = f"http://{name}:{listening.getsockname()[1]}"
     try:
-        ChatServer(config, chat).run([listening])
+        ChatServer(config, chat, f"{hello.format(address)}, Ctrl-C ends it").run([listening])
     finally:
         chat.close()
 
 
 def most_connections() -> int:
-    """As many as there are file descriptors for, after asking the system for more of them."""
+    """As many connections as file descriptors allow; the limit is raised if possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_CONNECTIONS + OTHER_FILES
     if soft < wanted:
@@ -212,10 +253,10 @@ def most_connections() -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """Open a listening socket.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot be opened.
     """
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

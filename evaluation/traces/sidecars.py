@@ -1,23 +1,27 @@
-"""How traces were made: their sidecars, and what tells two of them apart."""
+"""Sidecars: how traces were made, and what speaks against comparing two of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from model.logitspec.errors import InputError
 
-from .traces import FILTERS, LATER, Record, differing, meta_path
+from .reading import Record
 
-# Settings in which traces of one comparison agree; the others are the methods' own.
+# Settings of sampling that a sidecar holds only where they are on.
+FILTERS = ("top_k", "top_p", "min_p", "repetition_penalty")
+LATER = ("tokenizer_fingerprint",)  # settings that sidecars of older versions lack
+
+# Settings that are equal in all traces of a comparison; the others are the methods' own.
 COMMON = (
     "bench_name", "questions", "model", "model_fingerprint", "tokenizer_fingerprint", "template",
     "max_new_tokens", "temperature", *FILTERS, "dtype", "device", "num_gpus_per_model",
 )  # fmt: skip
-# What an environment in a sidecar says that matters to a comparison.
+# The parts of a sidecar's environment that matter to a comparison.
 ENVIRONMENT = (
     "device_names", "instruction_set", "threads", "workers", "kernels", "platform", "versions",
     "commit", "uncommitted_changes",
@@ -26,11 +30,11 @@ ENVIRONMENT = (
 
 @dataclass
 class Sidecar:
-    """What NAME.meta.json says of NAME.jsonl; all empty where there is none."""
+    """The content of NAME.meta.json for NAME.jsonl; empty if there is no such file."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     environments: list[dict[str, Any]] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)  # answers there when a run began to write
+    starts: list[int] = field(default_factory=list)  # answers that were there when a run began
 
     @classmethod
     def read(cls, path: Path) -> Sidecar:
@@ -56,10 +60,10 @@ class Sidecar:
 
 
 def known_environment(given: Record) -> Record:
-    """What ENVIRONMENT names of an environment; older versions lack some.
+    """An environment cut to the keys of ENVIRONMENT; older versions lack some.
 
     Raises:
-        TypeError: it is not as this project writes it.
+        TypeError: it has another form than this project writes.
     """
     found = {key: given.get(key) for key in ENVIRONMENT} | {"workers": given.get("workers", 1)}
     for key, kind in (("versions", dict), ("device_names", list)):
@@ -71,10 +75,10 @@ def known_environment(given: Record) -> Record:
 
 
 def doubts(sidecars: Mapping[str, Sidecar]) -> list[str]:
-    """Why traces may not be fit to be compared: sentences, none if nothing speaks against it.
+    """Sentences that say why traces may not be comparable; empty if there is no reason.
 
     Args:
-        sidecars: of the traces, by what these are called.
+        sidecars: by the traces' names.
     """
     said = []
     unknown = [name for name, sidecar in sidecars.items() if not sidecar.settings]
@@ -100,7 +104,7 @@ def doubts(sidecars: Mapping[str, Sidecar]) -> list[str]:
 
 
 def differences(environments: Sequence[Record]) -> list[str]:
-    """The names of what is not the same in all of them; of versions those of the packages."""
+    """What differs between environments: names of keys, and packages with differing versions."""
     apart = []
     for key in ENVIRONMENT:
         values: list[Any] = [environment.get(key) for environment in environments]
@@ -115,3 +119,17 @@ def differences(environments: Sequence[Record]) -> list[str]:
         else:
             apart.append(key.replace("_", " "))
     return apart
+
+
+def meta_path(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".jsonl") + ".meta.json")
+
+
+def differing(before: Record, now: Record, keys: Iterable[str]) -> list[str]:
+    """Which of these settings differ; those in LATER only if both have them."""
+    return [
+        key
+        for key in keys
+        if before.get(key) != now.get(key)
+        and not (key in LATER and None in (before.get(key), now.get(key)))
+    ]

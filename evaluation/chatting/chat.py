@@ -1,8 +1,7 @@
-"""A loaded model to talk to, one request at a time, in a thread of its own."""
+"""A loaded model that answers one request at a time in its own thread."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import queue
 import sys
@@ -17,30 +16,29 @@ from model.logitspec.decoding import Step, check_lengths
 from model.logitspec.errors import InputError, brief
 from model.logitspec.measured import MeasuredModel
 
-from .arguments import Parser, at_least
-from .engines import Models
-from .methods import find_method
-from .replaying import drafter_method
-from .targets import Target
+from ..asking.engines import Models
+from ..asking.methods import find_drafter
+from ..asking.settings import TargetSettings
+from ..asking.target import Target
 
 MOST_CHARACTERS = 64  # of a prompt, for each position of the model; tokens have 3 or 4
-BEFORE = 8  # tokens of a prompt that its continuation's first character may depend on
-HALF = "\ufffd"  # what half a character is decoded to
+BEFORE = 8  # last tokens of a prompt, on which the answer's first character may depend
+HALF = "\ufffd"  # the decoded form of an incomplete character
 STOPPING = "the server stops"
 
 log = logging.getLogger(__name__)
 
 
 class Text:
-    """Text of tokens as they come, without what may yet change or belongs to a stop string.
+    """Incremental text of tokens, without the part that may still change or begins a stop string.
 
-    Of the tokens only the last ones are decoded: those whose text is not certain yet, behind those
-    that came before them, on which a blank or half a character may depend.
+    Only the last tokens are decoded: those whose text is not final, after the ones before them,
+    on which a blank or an incomplete character may depend.
 
     Args:
         tokenizer: of the tokens.
         stop: strings before the first of which the text ends.
-        before: tokens that the text goes on from, for some tokenizers drop a text's first blank.
+        before: tokens that the text continues; some tokenizers drop a text's first blank.
     """
 
     def __init__(
@@ -48,22 +46,22 @@ class Text:
     ) -> None:
         self._tokenizer = tokenizer
         self._stop = [string for string in stop if string]
-        self._ids = list(before)  # behind the last certain text, and those that ended it
+        self._ids = list(before)  # after the last final text, and those that ended it
         self._known = len(self._decoded().rstrip(HALF))  # characters of the latter
-        self._settled = len(self._ids)  # of the ids: those whose text is certain
-        self._certain = ""  # text that was not taken
-        self._open = ""  # text behind it that ends in half a character
+        self._settled = len(self._ids)  # ids whose text is final
+        self._certain = ""  # final text that was not taken
+        self._open = ""  # the text after it, which ends in an incomplete character
         self.stopped = False
 
     def _decoded(self) -> str:
         return str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
 
     def push(self, token: int) -> bool:
-        """Take in a token; whether a stop string is there now."""
+        """Add a token; whether the text contains a stop string now."""
         self._ids.append(token)
         text = self._decoded()
         self._open = text[self._known :]
-        if self._open and not text.endswith(HALF):  # a token without text may change the next one's
+        if self._open and not text.endswith(HALF):  # a token without text may change the next one
             self._certain += self._open
             self._open = ""
             del self._ids[: self._settled]
@@ -74,7 +72,7 @@ class Text:
         return self.stopped
 
     def take(self, *, last: bool = False) -> str:
-        """What is new of the text and certain; of the `last` tokens all."""
+        """The new final text; with `last` all new text."""
         text = self._certain + self._open
         ends = [at for string in self._stop if (at := text.find(string)) >= 0]
         if ends or last:
@@ -95,17 +93,17 @@ class Job:
     """A prompt to be answered.
 
     Attributes:
-        prompt_ids: of it.
+        prompt_ids: of the prompt.
         max_new_tokens: most tokens of the answer.
-        sampling: how they are chosen.
-        stop: strings that end it.
+        sampling: how tokens are chosen.
+        stop: strings that end the answer.
         on_text: called with new text.
-        on_step: called with each verified tree and the new text of each committed node, which is
-            empty where a character is not whole yet.
+        on_step: called with each step and the new text of each committed node; the text is empty
+            while a character is incomplete.
         on_end: called with the result, or the error that ended it.
-        drafter: instead of the chat's own.
-        raw: the answer goes on with a text, it is none in a conversation.
-        cancelled: set by whoever no longer wants the answer.
+        drafter: replaces the chat's own.
+        raw: the answer continues a text; it is not part of a conversation.
+        cancelled: set when the answer is no longer wanted.
     """
 
     prompt_ids: list[int]
@@ -122,30 +120,30 @@ class Job:
 
 
 class TooLong(InputError):
-    """A prompt that no model of these positions takes."""
+    """A prompt that is too long for the model's positions."""
 
 
 class Stopping(InputError):
-    """Nothing is answered any more."""
+    """The chat has ended and answers nothing."""
 
 
 class Chat:
-    """A target with a drafter, and a thread that answers what is queued.
+    """A target with a drafter, and a thread that answers queued jobs.
 
     Args:
-        args: the flags of add_chat_flags and add_machine_flags.
+        settings: of the target.
+        method: a name as find_method() takes it.
         waiting: most jobs in the queue.
 
     Raises:
-        InputError: something that the flags name is not there.
+        InputError: something asked for is missing.
     """
 
-    def __init__(self, args: argparse.Namespace, waiting: int = 1) -> None:
-        self.target = Target.resolve(args)
+    def __init__(self, settings: TargetSettings, method: str, waiting: int = 1) -> None:
+        self.target = Target.resolve(settings)
         if self.target.prompts.note:
             print(self.target.prompts.note, file=sys.stderr)
-        method = drafter_method(args.method)
-        self.drafter: Drafter = method.drafter(**find_method(args.method).settings({}))
+        self.drafter = find_drafter(method)
         self.model = Models(self.target, shared=False).kv
         self.drafter.prepare(MeasuredModel(self.model))
         self.waiting = waiting
@@ -161,7 +159,7 @@ class Chat:
 
         Raises:
             InputError: its prompt and answer do not fit the model.
-            Stopping: the chat ends.
+            Stopping: the chat has ended.
             queue.Full: too many are waiting.
         """
         check_lengths(len(job.prompt_ids), job.max_new_tokens, self.target.max_positions)
@@ -176,12 +174,12 @@ class Chat:
 
     @property
     def full(self) -> bool:
-        """Whether as many jobs wait as may."""
+        """Whether the queue is full."""
         with self._changed:
             return sum(not job.cancelled.is_set() for job in self._jobs) >= self.waiting
 
     def stop(self) -> None:
-        """Give up all jobs, and say so to who waits for them; take no more."""
+        """Cancel all jobs, call their on_end with Stopping, and refuse new ones."""
         with self._changed:
             self._closed = True
             for job in [*self._jobs, *([self._running] if self._running else [])]:
@@ -191,7 +189,7 @@ class Chat:
             self._changed.notify()
 
     def close(self) -> None:
-        """Give up all jobs and end the thread."""
+        """Cancel all jobs and end the thread."""
         self.stop()
         self._thread.join()
 
@@ -209,21 +207,21 @@ class Chat:
             outcome: DecodingResult | Exception
             try:
                 outcome = self.answer(job)
-            except Exception as error:  # whatever it is, the next job is not to wait for ever
+            except Exception as error:  # the thread goes on with the next job
                 outcome = error
-            if job.cancelled.is_set():  # nobody listens any more
+            if job.cancelled.is_set():
                 continue
             if isinstance(outcome, Exception):
                 log.error("decoding failed", exc_info=outcome)
             job.on_end(outcome)
 
     def answer(self, job: Job) -> DecodingResult:
-        """Answer a job here and now."""
+        """Answer a job in the calling thread."""
         if job.raw:
             text = Text(self.target.tokenizer, job.stop, job.prompt_ids[-BEFORE:])
         else:
             text = Text(self.target.tokenizer, [*job.stop, *self.target.prompts.stop_strings])
-        pieces: list[str] = []  # of the step's committed tokens, but for an EOS
+        pieces: list[str] = []  # the text of the step's committed tokens, without an EOS
 
         def stop(tokens: list[int]) -> bool:
             stopped = text.push(tokens[-1])
@@ -259,6 +257,10 @@ class Chat:
             job.finish_reason = "stop"
         return result
 
+    def fitting_tokens(self, prompt: Sequence[int], most: int) -> int:
+        """How many new tokens the model's positions leave after a prompt: `most`, or fewer."""
+        return max(1, min(most, self.target.max_positions - len(prompt)))
+
     def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's answer.
 
@@ -270,28 +272,13 @@ class Chat:
             return self.target.prompts.chat(messages)
         except InputError:
             raise
-        except Exception as error:  # templates raise what they like, of roles they do not know
+        except Exception as error:  # templates raise anything, as for unknown roles
             raise InputError(f"the chat template refuses the messages: {brief(error)}") from error
 
     def check_size(self, characters: int) -> None:
-        """Raise InputError for a prompt that is too long whatever its tokens are."""
+        """Raise TooLong for a prompt with more characters than any tokens could hold."""
         positions = self.target.max_positions
         if characters > MOST_CHARACTERS * positions:
             raise TooLong(
                 f"a prompt of {characters} characters is too long for {positions} positions"
             )
-
-
-def add_chat_flags(parser: Parser) -> None:
-    """The model, the method, and the length of answers."""
-    add = parser.add_argument
-    add(
-        "--model-path", required=True,
-        help="checkpoint: a local directory, a hub id or a GGUF file",
-    )  # fmt: skip
-    add(
-        "--method", default="calibrated@auto", metavar="NAME",
-        help="of evaluation.run, NAME@16 and FILE.py:CLASS included",
-    )  # fmt: skip
-    add("--max-new-tokens", type=at_least(1), default=1024, help="most tokens of an answer")
-    add("--conv-template", metavar="NAME", help="as in the inference scripts")

@@ -2,71 +2,87 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fastchat.conversation import conv_templates, get_conv_template
 
 from model.logitspec.errors import InputError, brief
 
+Message = Mapping[str, str]  # a role and a content
 
-class Conversation(ABC):
-    """One multi-turn exchange: ask, generate, put the answer back, ask again."""
 
-    stop_strings: tuple[str, ...] = ()  # the answer's text ends before the first of these
+class Conversation:
+    """One multi-turn exchange: ask, generate, add the answer, ask again.
 
-    @abstractmethod
+    Args:
+        encoded: gives the prompt ids of messages, ready for the assistant's answer.
+        stop_strings: an answer's text ends before the first of these.
+    """
+
+    def __init__(
+        self,
+        encoded: Callable[[Sequence[Message]], list[int]],
+        stop_strings: tuple[str, ...] = (),
+    ) -> None:
+        self._encoded = encoded
+        self.stop_strings = stop_strings
+        self._messages: list[Message] = []
+
     def ask(self, question: str) -> list[int]:
         """Add a user turn; the prompt ids of the whole conversation, ready for the answer."""
+        self._messages.append({"role": "user", "content": question})
+        return self._encoded(self._messages)
 
-    @abstractmethod
     def answer(self, text: str) -> None:
         """Add the assistant's answer to the last turn."""
-
-
-class FastChatConversation(Conversation):
-    """A conversation in a FastChat template."""
-
-    def __init__(self, tokenizer: Any, template: str) -> None:
-        self._tokenizer = tokenizer
-        self._conv = get_conv_template(template)
-        stop = self._conv.stop_str
-        self.stop_strings = tuple([stop] if isinstance(stop, str) else stop or ())
-
-    def ask(self, question: str) -> list[int]:
-        self._conv.append_message(self._conv.roles[0], question)
-        self._conv.append_message(self._conv.roles[1], None)
-        return encode(self._tokenizer, self._conv.get_prompt())
-
-    def answer(self, text: str) -> None:
-        self._conv.update_last_message(text)
-
-
-class ChatTemplateConversation(Conversation):
-    """A conversation in the tokenizer's chat template."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._messages: list[dict[str, str]] = []
-
-    def ask(self, question: str) -> list[int]:
-        self._messages.append({"role": "user", "content": question})
-        ids = self._tokenizer.apply_chat_template(
-            self._messages, add_generation_prompt=True, return_dict=False
-        )
-        return list(ids)
-
-    def answer(self, text: str) -> None:
         self._messages.append({"role": "assistant", "content": text})
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a rendered template, with one BOS where the template and the tokenizer write one each,
-    as apply_chat_template() gives."""
-    ids = list(tokenizer(text).input_ids)
+def tokenizer_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Prompt ids of messages in the tokenizer's chat template."""
+    return list(
+        tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+    )
+
+
+def fastchat_ids(tokenizer: Any, template: str, messages: Sequence[Message]) -> list[int]:
+    """Prompt ids of messages in a FastChat template, with one BOS even if both the template and the
+    tokenizer write one, as apply_chat_template() gives."""
+    ids = list(tokenizer(fastchat_text(template, messages)).input_ids)
     bos = tokenizer.bos_token_id
     return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+
+def fastchat_text(template: str, messages: Sequence[Message]) -> str:
+    """The text of messages in a FastChat template.
+
+    System messages at the beginning are joined, and replace the template's own.
+
+    Raises:
+        InputError: an unknown role, or a system message after others.
+    """
+    conv = get_conv_template(template)
+    roles = dict(zip(("user", "assistant"), conv.roles, strict=True))
+    examples = len(conv.messages)  # that come with some templates
+    system: list[str] = []
+    for number, message in enumerate(messages, start=1):
+        if message["role"] == "system":
+            if len(conv.messages) > examples:
+                raise InputError(
+                    f"message {number} is a system message after others, and FastChat's template "
+                    f"{template} has a place for these at the beginning only; move it there"
+                )
+            system.append(message["content"])
+        elif message["role"] in roles:
+            conv.append_message(roles[message["role"]], message["content"])
+        else:
+            raise InputError(f"the role {message['role']!r} is none of system, user, assistant")
+    if system:
+        conv.set_system_message("\n\n".join(system))
+    conv.append_message(conv.roles[1], None)
+    return str(conv.get_prompt())
 
 
 class PromptFormat:
@@ -84,7 +100,7 @@ class PromptFormat:
     """
 
     def __init__(self, name: str, tokenizer: Any, template: str | None = None) -> None:
-        self.note = ""  # on what was chosen
+        self.note = ""  # why the template was chosen, if that needs a word
         if template is None:
             template, self.note = chosen_template(name, tokenizer)
             if template == "tokenizer" and not tokenizer.chat_template:
@@ -105,99 +121,69 @@ class PromptFormat:
         self.template = template
         self._tokenizer = tokenizer
         try:
-            self.start().ask("Does this template work?")
-        except (
-            Exception
-        ) as error:  # FastChat lists styles it cannot print, a Jinja template may fail
+            self._ids([{"role": "user", "content": "Does this template work?"}])
+        except Exception as error:  # a template may raise anything
             raise InputError(f"the template {template} gives no prompt: {brief(error)}") from error
-        stop_ids = None if template == "tokenizer" else get_conv_template(template).stop_token_ids
-        self.stop_token_ids: set[int] = set(stop_ids or ())
+        conv = None if template == "tokenizer" else get_conv_template(template)
+        stop = conv.stop_str if conv else None
+        self.stop_token_ids: set[int] = set((conv and conv.stop_token_ids) or ())
+        # Strings that end an answer; token ids may end it too.
+        self.stop_strings = tuple([stop] if isinstance(stop, str) else stop or ())
 
     def __str__(self) -> str:
         return self.called + (f" ({self.note})" if self.note else "")
 
     @property
     def called(self) -> str:
-        """The template in a sentence."""
+        """The template as a phrase for messages."""
         if self.template == "tokenizer":
             return "the tokenizer's chat template"
         return f"FastChat's template {self.template}"
 
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """What ends an answer, beside token ids."""
-        return self.start().stop_strings
-
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def chat(self, messages: Sequence[Message]) -> list[int]:
         """Prompt ids of a conversation of roles and contents, ready for the assistant's answer.
 
         Raises:
             InputError: the template leaves a message out, or cannot have it where it stands.
-            Exception: the template refuses the messages, as it likes.
+            Exception: the template refuses the messages (any type).
         """
-        # A template may change a text, so marks in the place of the texts show which it keeps.
+        # Marks instead of the texts show which messages the template keeps: it may change texts.
         marks = [f"message{number}end" for number in range(1, len(messages) + 1)]
         marked = [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)]
         text = self._text(marked)
         for message, mark in zip(messages, marks, strict=True):
-            # Of an assistant's answers templates leave out the reasoning, or the older ones.
+            # Templates may leave out the reasoning of an assistant's answers, or older answers.
             if mark not in text and message["role"] != "assistant":
                 raise InputError(
                     f"{self.called} leaves out message {marks.index(mark) + 1}, of the role "
                     f"{message['role']}; leave it out yourself, or put it into another one"
                 )
-        if self.template == "tokenizer":
-            ids = self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, return_dict=False
-            )
-            return list(ids)
-        return encode(self._tokenizer, self._text(messages))
+        return self._ids(messages)
 
-    def _text(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The text of a conversation."""
+    def _ids(self, messages: Sequence[Message]) -> list[int]:
+        if self.template == "tokenizer":
+            return tokenizer_ids(self._tokenizer, messages)
+        return fastchat_ids(self._tokenizer, self.template, messages)
+
+    def _text(self, messages: Sequence[Message]) -> str:
         if self.template != "tokenizer":
-            return self._fastchat_prompt(messages)
+            return fastchat_text(self.template, messages)
         return str(
             self._tokenizer.apply_chat_template(
                 list(messages), add_generation_prompt=True, tokenize=False
             )
         )
 
-    def _fastchat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The text of a conversation; several system messages at its beginning are one, and the
-        template's own is not there then."""
-        conv = get_conv_template(self.template)
-        roles = dict(zip(("user", "assistant"), conv.roles, strict=True))
-        examples = len(conv.messages)  # that come with some templates
-        system: list[str] = []
-        for number, message in enumerate(messages, start=1):
-            if message["role"] == "system":
-                if len(conv.messages) > examples:
-                    raise InputError(
-                        f"message {number} is a system message after others, and {self.called} has "
-                        "a place for these at the beginning only; move it there"
-                    )
-                system.append(message["content"])
-            elif message["role"] in roles:
-                conv.append_message(roles[message["role"]], message["content"])
-            else:
-                raise InputError(f"the role {message['role']!r} is none of system, user, assistant")
-        if system:
-            conv.set_system_message("\n\n".join(system))
-        conv.append_message(conv.roles[1], None)
-        return str(conv.get_prompt())
-
     def start(self) -> Conversation:
-        if self.template == "tokenizer":
-            return ChatTemplateConversation(self._tokenizer)
-        return FastChatConversation(self._tokenizer, self.template)
+        """A new conversation in this template."""
+        return Conversation(self._ids, self.stop_strings)
 
 
 PAPERS_FAMILIES = ("VicunaAdapter", "Llama2Adapter", "CodeLlamaAdapter")  # of FastChat
 
 
 def fastchat_template(name: str) -> str | None:
-    """The template FastChat has for a model of this name; None when all it has is a generic one."""
+    """FastChat's template for a model of this name; None if it has only a generic one."""
     from fastchat.model.model_adapter import BaseModelAdapter, get_model_adapter
 
     adapter = get_model_adapter(name)
@@ -207,9 +193,9 @@ def fastchat_template(name: str) -> str | None:
 
 
 def chosen_template(name: str, tokenizer: Any) -> tuple[str, str]:
-    """The template for a model of this name where none is asked for, and what is to be said of it.
+    """The default template for a model of this name, and a note on the choice.
 
-    FastChat finds templates by parts of a name, which may only look alike.
+    FastChat finds templates by parts of a name, which another model's name may contain too.
     """
     from fastchat.model.model_adapter import get_model_adapter
 
@@ -219,11 +205,11 @@ def chosen_template(name: str, tokenizer: Any) -> tuple[str, str]:
     if type(get_model_adapter(name)).__name__ in PAPERS_FAMILIES:
         return template, ""
     try:
-        own = two_turns(ChatTemplateConversation(tokenizer))
-    except Exception as error:  # a Jinja template may fail as it likes
+        own = two_turns(Conversation(partial(tokenizer_ids, tokenizer)))
+    except Exception as error:  # a Jinja template may raise anything
         return template, f"the tokenizer's chat template fails: {brief(error)}"
     try:
-        same = two_turns(FastChatConversation(tokenizer, template)) == own
+        same = two_turns(Conversation(partial(fastchat_ids, tokenizer, template))) == own
     except Exception:  # FastChat lists styles that it cannot print
         same = False
     if same:

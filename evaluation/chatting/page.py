@@ -1,11 +1,9 @@
-"""The page of demo.py --web: a chat with every step's draft tree."""
+"""The page of evaluation.demo --web: a chat with every step's draft tree."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import queue
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,41 +14,42 @@ from pydantic import BaseModel, Field
 
 from model.logitspec import DecodingResult, Sampling, VanillaDrafter
 from model.logitspec.decoding import Step
-from model.logitspec.errors import InputError, brief
+from model.logitspec.errors import brief
 from model.logitspec.origins import ORIGINS
 
-from .chat import Chat, Job, Stopping
-from .serve import READING, Message
-from .web import BUSY, Refused, listen, new_app, run_app
+from ..asking.settings import ChatSettings, ListeningSettings, TargetSettings
+from .chat import Chat, Job
+from .requests import Message
+from .web import listen, new_app, read_prompt, run_app, submit
 
-PAGE = Path(__file__).with_name("demo_page.html")
+PAGE = Path(__file__).with_name("page.html")
 
 
 class Asked(BaseModel):
-    """What the page asks."""
+    """A request of the page."""
 
     messages: list[Message] = Field(min_length=1)
     vanilla: bool = False  # by plain decoding
 
 
 class Page:
-    """The page and what it asks for.
+    """The page and its endpoint.
 
     Args:
         chat: answers.
-        args: the flags.
+        settings: of the conversation.
         sampling: how tokens are chosen.
     """
 
-    def __init__(self, chat: Chat, args: argparse.Namespace, sampling: Sampling) -> None:
+    def __init__(self, chat: Chat, settings: ChatSettings, sampling: Sampling) -> None:
         self._chat = chat
-        self._args = args
+        self._settings = settings
         self._sampling = sampling
 
     async def page(self) -> HTMLResponse:
         about = {
-            "model": self._chat.target.prompts.name, "method": self._args.method,
-            "origins": ORIGINS, "system": self._args.system,
+            "model": self._chat.target.prompts.name, "method": self._settings.method,
+            "origins": ORIGINS, "system": self._settings.system,
         }  # fmt: skip
         html = PAGE.read_text(encoding="utf-8")
         shown = json.dumps(about).replace("<", "\\u003c")
@@ -58,17 +57,10 @@ class Page:
 
     async def answer(self, asked: Asked) -> StreamingResponse:
         messages = [message.plain() for message in asked.messages]
-        try:
-            prompt = await asyncio.to_thread(self._chat.prompt, messages)
-            left = self._chat.target.max_positions - len(prompt)
-            job = Job(prompt, max(1, min(self._args.max_new_tokens, left)), self._sampling)
-            events = self._events(job, vanilla=asked.vanilla)
-        except Stopping as error:
-            raise Refused(str(error), 503) from error
-        except InputError as error:
-            raise Refused(str(error)) from error
-        except queue.Full as error:
-            raise Refused(BUSY, 429) from error
+        prompt = await read_prompt(lambda: self._chat.prompt(messages))
+        most = self._chat.fitting_tokens(prompt, self._settings.max_new_tokens)
+        job = Job(prompt, most, self._sampling)
+        events = self._events(job, vanilla=asked.vanilla)
         return StreamingResponse(self._lines(events, job), media_type="application/x-ndjson")
 
     def _events(self, job: Job, *, vanilla: bool) -> asyncio.Queue[dict[str, Any]]:
@@ -100,7 +92,7 @@ class Page:
         job.on_step, job.on_end = step, end
         job.on_text = lambda text: tell({"text": text})
         job.drafter = VanillaDrafter() if vanilla else None
-        self._chat.submit(job)
+        submit(self._chat, job)
         return events
 
     async def _lines(self, events: asyncio.Queue[dict[str, Any]], job: Job) -> AsyncIterator[str]:
@@ -110,21 +102,24 @@ class Page:
                 yield json.dumps(event) + "\n"
                 if "end" in event or "error" in event:
                     return
-        finally:  # the page may be gone
+        finally:  # the page may be closed
             job.cancelled.set()
 
 
-def make_app(chat: Chat, args: argparse.Namespace, sampling: Sampling) -> FastAPI:
+def make_app(chat: Chat, settings: ChatSettings, sampling: Sampling) -> FastAPI:
     """The application."""
-    page = Page(chat, args, sampling)
-    app = new_app(chat.waiting + READING)
+    page = Page(chat, settings, sampling)
+    app = new_app(chat)
     app.get("/")(page.page)
     app.post("/answer", response_model=None)(page.answer)
     return app
 
 
-def serve_page(args: argparse.Namespace, sampling: Sampling) -> None:
+def serve_page(
+    target: TargetSettings, settings: ChatSettings, sampling: Sampling, place: ListeningSettings
+) -> None:
     """Serve the page until Ctrl-C."""
-    with listen(args.host, args.port) as listening:
-        chat = Chat(args, waiting=8)
-        run_app(make_app(chat, args, sampling), chat, listening, args, "the page is at {}")
+    with listen(place.host, place.port) as listening:
+        chat = Chat(target, settings.method, waiting=8)
+        app = make_app(chat, settings, sampling)
+        run_app(app, chat, listening, place.host, "the page is at {}")

@@ -1,8 +1,7 @@
-"""Asks an engine a benchmark's questions, one at a time: a trace line each, whatever happens."""
+"""Asks an engine questions, one at a time; each gives a trace line, an answer or an error."""
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,66 +13,60 @@ import torch
 
 from model.logitspec.decoding import check_lengths
 from model.logitspec.errors import InputError, brief
-from model.logitspec.sampling import Sampling
 
-from .engines import GREEDY, Engine
+from ..traces.reading import PHASES, Record
+from .engines import Engine
 from .prompts import answer_text
 from .questions import Question
-from .targets import Target
-from .traces import PHASES, Record
+from .settings import AnswerSettings
+from .target import Target
 
 WARMUP_TOKENS = 64
-Job = tuple[Question, list[str]]  # a question and the model_ids of the runs to ask, in order
+# A question, and the model_ids of the runs that answer it, in this order.
+Assignment = tuple[Question, list[str]]
 
 
-class Answer(NamedTuple):
-    """A trace line, and where it belongs."""
+class TraceLine(NamedTuple):
+    """A line for the trace of a run."""
 
     model_id: str
-    record: Record  # with choices, or an error
-    environment: Record | None = None  # that it was made in; None: that of this process
-    facts: Record | None = None  # of the environment, what differs between methods
+    record: Record  # with choices or an error
+    environment: Record | None = None  # of the process that answered; None: of this one
+    facts: Record | None = None  # of the environment, those that differ between methods
 
 
 class Broken(InputError):
-    """This process can answer no more."""
+    """Nothing can be answered in this process any more."""
 
 
 class Answerer:
-    """Asks an engine a question's turns and keeps the books: one trace line per question.
+    """Asks an engine a question's turns and gives a trace line per question.
 
     Args:
         target: the checkpoint.
         engine: decodes with it.
         model_id: of the run.
-        args: the shared flags.
-        sampling: of the first choice; each further one takes the next seed.
+        settings: of the answers.
     """
 
     def __init__(
-        self,
-        target: Target,
-        engine: Engine,
-        model_id: str,
-        args: argparse.Namespace,
-        sampling: Sampling = GREEDY,
+        self, target: Target, engine: Engine, model_id: str, settings: AnswerSettings
     ) -> None:
         self.target = target
         self.engine = engine
         self.model_id = model_id
-        self.args = args
-        self.sampling = sampling
+        self.settings = settings
 
     def answer(self, question: Question) -> Record:
-        """Generate all choices of all turns of one question, or say why they could not be.
+        """Generate all choices of all turns of one question; a line with the error if that fails.
 
         Raises:
-            InputError: they could not be, and --strict is given (the question is named).
-            Broken: nothing can be answered any more.
+            InputError: it fails and the settings are strict (the question is named).
+            Broken: no further question can be answered in this process.
         """
         try:
-            choices = [self._choice(question, index) for index in range(self.args.num_choices)]
-        except Exception as error:  # one question must not cost the run
+            choices = [self._choice(question, index) for index in range(self.settings.num_choices)]
+        except Exception as error:  # the run goes on
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
             elif "CUDA error" in str(error):  # after which every call fails
@@ -83,30 +76,31 @@ class Answerer:
                 ) from error
             named = f"question {question.question_id}: "
             reason = why_it_failed(error).removeprefix(named)
-            if self.args.strict:
+            if self.settings.strict:
                 raise InputError(f"{named}{reason}") from error
             return failure(question, self.model_id, reason)
         return identity(question, self.model_id) | {"choices": choices, "tstamp": time.time()}
 
     def warm_up(self, question: Question, times: int) -> None:
-        """Answer a question unmeasured and briefly, so that kernels and memory are in place.
+        """Answer a question briefly and unmeasured, so that kernels and memory are in place.
 
-        What the method learnt from it is forgotten: it must not meet the question warm.
+        The method then forgets what it learnt from the question, which is asked again later.
         """
         prompt_ids = self.target.prompts.start().ask(question.turns[0])
-        tokens = allowed_tokens(question, prompt_ids, self.target, self.args)
-        with suppress(Exception):  # the question's own line will say why
+        tokens = allowed_tokens(question, prompt_ids, self.target, self.settings)
+        with suppress(Exception):  # the error shows when the question is asked
             for _ in range(times):
-                self.engine.generate(prompt_ids, min(tokens, WARMUP_TOKENS), self.sampling)
+                self.engine.generate(prompt_ids, min(tokens, WARMUP_TOKENS), self.settings.sampling)
         self.engine.forget()
 
     def _choice(self, question: Question, index: int) -> Record:
-        sampling = replace(self.sampling, seed=self.sampling.seed + index)
+        first = self.settings.sampling
+        sampling = replace(first, seed=first.seed + index)
         conversation = self.target.prompts.start()
         choice: Record = {"index": index, "turns": [], "accept_lengths": []}
         for asked in question.turns:
             prompt_ids = conversation.ask(asked)
-            max_new_tokens = allowed_tokens(question, prompt_ids, self.target, self.args)
+            max_new_tokens = allowed_tokens(question, prompt_ids, self.target, self.settings)
             synchronize(self.target.device)
             start = time.perf_counter()
             result = self.engine.generate(prompt_ids, max_new_tokens, sampling)
@@ -136,7 +130,7 @@ class Answerer:
 
 
 def identity(question: Question, model_id: str) -> Record:
-    """What every line of a trace begins with."""
+    """The fields that every line of a trace has."""
     return {
         "question_id": question.question_id,
         "category": question.category,
@@ -164,21 +158,23 @@ def why_it_failed(error: Exception) -> str:
 
 
 def check_prompts(
-    questions: Sequence[Question], target: Target, args: argparse.Namespace
+    questions: Sequence[Question], target: Target, settings: AnswerSettings
 ) -> list[Question]:
     """The questions whose first turn's prompt is not too long for the model, at least one.
 
     Raises:
-        InputError: all are too long, or one is and --strict is given.
+        InputError: all are too long, or one is and the settings are strict.
     """
     fitting, refused = [], []
     for question in questions:
         try:
-            allowed_tokens(question, target.prompts.start().ask(question.turns[0]), target, args)
+            allowed_tokens(
+                question, target.prompts.start().ask(question.turns[0]), target, settings
+            )
             fitting.append(question)
         except InputError as error:
             refused.append(str(error))
-    if refused and (args.strict or not fitting):
+    if refused and (settings.strict or not fitting):
         raise InputError(refused[0])
     if refused:
         print(
@@ -189,20 +185,20 @@ def check_prompts(
 
 
 def allowed_tokens(
-    question: Question, prompt_ids: list[int], target: Target, args: argparse.Namespace
+    question: Question, prompt_ids: list[int], target: Target, settings: AnswerSettings
 ) -> int:
     """How many tokens a turn may generate: --max-new-tokens, or what --cap-new-tokens leaves of it.
 
     Raises:
         InputError: the prompt and as many tokens exceed the model's positions.
     """
-    wanted = int(args.max_new_tokens)
-    if args.cap_new_tokens:
+    wanted = settings.max_new_tokens
+    if settings.cap_new_tokens:
         wanted = max(1, min(wanted, target.max_positions - len(prompt_ids)))
     try:
         check_lengths(len(prompt_ids), wanted, target.max_positions)
     except InputError as error:
-        way_out = "" if args.cap_new_tokens else "; --cap-new-tokens makes do with what is left"
+        way_out = "" if settings.cap_new_tokens else "; --cap-new-tokens makes do with what is left"
         raise InputError(f"question {question.question_id}: {error}{way_out}") from error
     return wanted
 

@@ -1,4 +1,4 @@
-"""What rich draws, as text."""
+"""Rich tables as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 
 
 def drawn(*shown: RenderableType) -> str:
-    """As rich draws it for standard output, its letters and colours, but too wide to cut a cell."""
+    """Renderables as text for standard output: its encoding and colours, no cell is cut."""
     out = sys.stdout or io.StringIO()  # there is none behind >&-
     encoding = out.encoding or "utf-8"
     content = io.BytesIO()

@@ -1,7 +1,7 @@
 """Every method by name: the registered drafters, and transformers' own generate().
 
-Used by the inference scripts and run.py. A drafter's flags are the keyword arguments of its
-__init__ that its `options` explain, with their defaults there.
+A drafter's flags are the keyword arguments of its __init__ that its `options` explain, with their
+defaults there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 from model.logitspec import DRAFTERS, Drafter
 from model.logitspec.errors import InputError, brief
 
-from .arguments import Parser, at_least
+from ..command.parser import Parser, at_least
 from .engines import Engine, HFEngine, KVEngine, Models
 
 Options = dict[str, Any]
@@ -38,10 +38,10 @@ class Option:
     name: str
     default: Any
     help: str
-    sizes_itself: bool = False  # "auto" is a value, too
+    sizes_itself: bool = False  # "auto" is a value too
 
     def takes(self, value: Any) -> bool:
-        """Whether the method can do what the flag, which several methods share, can say."""
+        """Whether the method accepts a value of the flag, which several methods share."""
         return self.name != CAPACITY or value != "auto" or self.sizes_itself
 
     @property
@@ -63,7 +63,7 @@ def option_type(option: Option) -> Any:
 
 
 def capacity(text: str) -> int | str:
-    """An argparse type: a number of nodes, or auto; whether a method can do that is its `check`."""
+    """An argparse type: a number of nodes, or auto."""
     return text if text == "auto" else at_least(1, LARGEST)(text)
 
 
@@ -84,10 +84,10 @@ class Method(ABC):
     name: str
     summary: str  # one line
     options: tuple[Option, ...] = ()
-    own_loop = True  # whether it runs in this project's loop, on its model class
+    own_loop = True  # whether it runs in this project's loop and model class
 
     def settings(self, given: Mapping[str, Any]) -> Options:
-        """All options of the method: those given that it takes, the others at their defaults."""
+        """All options of the method: the given values that it takes, defaults for the others."""
         settings = {option.name: option.default for option in self.options}
         return settings | {
             o.name: given[o.name]
@@ -97,30 +97,35 @@ class Method(ABC):
 
     @abstractmethod
     def check(self, options: Options) -> None:
-        """Raise InputError if the method cannot run with these options; loads nothing."""
+        """Raise InputError if the method cannot run with these options; nothing is loaded."""
 
     @abstractmethod
     def engine(self, models: Models, options: Options) -> Engine:
-        """Ready to decode; loads the weights it needs."""
+        """Load the weights and return an engine that is ready to decode."""
 
 
-@dataclass
 class DrafterMethod(Method):
-    """A drafter in our loop."""
+    """A drafter in our loop.
 
-    drafter: type[Drafter]
-    name: str = field(init=False)
-    summary: str = field(init=False)
-    options: tuple[Option, ...] = field(init=False)
+    Args:
+        drafter: its class.
+        capacity: of the draft tree, fixed; None: an option. One run can hold several sizes.
+    """
 
-    def __post_init__(self) -> None:
-        self.name = self.drafter.name
-        self.summary = (inspect.getdoc(self.drafter) or "").partition("\n")[0]
-        arguments = inspect.signature(self.drafter).parameters
+    def __init__(self, drafter: type[Drafter], capacity: int | str | None = None) -> None:
+        self.drafter = drafter
+        self.capacity = capacity
+        self.name = drafter.name if capacity is None else f"{drafter.name}@{capacity}"
+        self.summary = (inspect.getdoc(drafter) or "").partition("\n")[0]
+        arguments = inspect.signature(drafter).parameters
         self.options = tuple(
             Option(name, arguments[name].default, text, arguments[name].annotation == "Capacity")
-            for name, text in self.drafter.options.items()
+            for name, text in drafter.options.items()
         )
+
+    def settings(self, given: Mapping[str, Any]) -> Options:
+        fixed = {} if self.capacity is None else {CAPACITY: self.capacity}
+        return super().settings({**given, **fixed})
 
     def check(self, options: Options) -> None:
         self.drafter(**options)
@@ -155,34 +160,12 @@ METHODS: dict[str, Method] = {
 } | {name: DrafterMethod(drafter) for name, drafter in DRAFTERS.items()}
 
 
-@dataclass
-class SizedMethod(Method):
-    """A method with a draft-tree capacity of its own, so that it can run beside itself."""
-
-    method: Method
-    capacity: int | str
-
-    def __post_init__(self) -> None:
-        self.name = f"{self.method.name}@{self.capacity}"
-        self.summary = self.method.summary
-        self.options = self.method.options
-
-    def settings(self, given: Mapping[str, Any]) -> Options:
-        return self.method.settings({**given, CAPACITY: self.capacity})
-
-    def check(self, options: Options) -> None:
-        self.method.check(options)
-
-    def engine(self, models: Models, options: Options) -> Engine:
-        return self.method.engine(models, options)
-
-
-FROM_FILE = "drafter_in_"  # begins the names of modules that are no others' to import
+FROM_FILE = "drafter_in_"  # begins the names of modules loaded from users' files
 
 
 @cache
 def drafter_from_file(name: str) -> DrafterMethod:
-    """The drafter of FILE.py:CLASS; the file is run.
+    """The drafter of FILE.py:CLASS; the file is executed.
 
     Raises:
         InputError: no such file or class, it does not run, or the class is no drafter.
@@ -199,7 +182,7 @@ def drafter_from_file(name: str) -> DrafterMethod:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever is wrong with it
+    except (Exception, SystemExit) as error:  # the file may raise anything
         raise InputError(f"{file} does not run: {brief(error)}") from error
     found = getattr(module, class_name, None)
     if not isinstance(found, type) or not issubclass(found, Drafter):
@@ -236,8 +219,9 @@ def find_method(name: str) -> Method:
     plain, sized, size = name.rpartition("@")
     if not sized or ":" in size:
         plain, sized, size = name, "", ""
+    method: Method
     if ".py:" in plain:
-        method: Method = drafter_from_file(plain)
+        method = drafter_from_file(plain)
     elif plain in METHODS:
         method = METHODS[plain]
     else:
@@ -247,7 +231,7 @@ def find_method(name: str) -> Method:
     if not sized:
         return method
     option = next((option for option in method.options if option.name == CAPACITY), None)
-    if option is None:
+    if option is None or not isinstance(method, DrafterMethod):
         raise InputError(f"{name!r}: {plain} has no draft-tree capacity; leave @{size} out")
     try:
         nodes = capacity(size)
@@ -255,11 +239,11 @@ def find_method(name: str) -> Method:
         raise InputError(f"{name!r}: the capacity {error}") from error
     if not option.takes(nodes):
         raise InputError(f"{name!r}: {plain} cannot size its trees itself; give a number of nodes")
-    return SizedMethod(method, nodes)
+    return DrafterMethod(method.drafter, nodes)
 
 
 def find_methods(text: str) -> dict[str, Method]:
-    """The methods of a list like pld,logitspec@16,my.py:Mine, under these words.
+    """The methods of a list like pld,logitspec@16,my.py:Mine, by these words.
 
     Raises:
         InputError: it is empty, names what is not there, or two methods of one name.
@@ -279,9 +263,9 @@ def find_methods(text: str) -> dict[str, Method]:
 
 
 def add_options(parser: Parser, *methods: Method) -> None:
-    """Add the flags of some methods; absent, they leave their names out of the namespace.
+    """Add the flags of some methods; a flag that is not given has no name in the namespace.
 
-    A flag that several methods know is added once, and its help says what it is to each.
+    A flag of several methods is added once, and its help describes it for each.
     """
     sharing: dict[str, dict[str, Option]] = {}
     for method in methods:
@@ -300,3 +284,25 @@ def add_options(parser: Parser, *methods: Method) -> None:
         else:
             kind["type"] = option_type(option)
         parser.add_argument(option.flag, **kind)
+
+
+def drafter_method(name: str) -> DrafterMethod:
+    """The drafter of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    method = find_method(name)
+    if not isinstance(method, DrafterMethod):
+        raise InputError(f"{name!r} is transformers' own loop and has no drafter; give another")
+    return method
+
+
+def find_drafter(name: str) -> Drafter:
+    """A drafter by its method's name, with the method's default options.
+
+    Raises:
+        InputError: there is none.
+    """
+    method = drafter_method(name)
+    return method.drafter(**method.settings({}))

@@ -1,11 +1,7 @@
-"""The target of a run: what the flags mean for device, dtype, tokenizer, template and EOS ids.
-
-Everything here is settled, or refused, before any weights are loaded.
-"""
+"""A run's target: device, dtype, tokenizer, template and EOS ids, all before weights are loaded."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
@@ -22,12 +18,14 @@ from model.logitspec.devices import resolve_device, resolve_dtype
 from model.logitspec.errors import InputError, brief
 from model.logitspec.loading import checkpoint, checkpoint_eos, load_config
 
+from ..traces.environment import describe_environment
 from .prompts import PromptFormat
+from .settings import TargetSettings
 
 
 @dataclass
 class Target:
-    """A checkpoint and where and how it is to run; the weights are the engine's to load."""
+    """A checkpoint, and where and how it runs; engines load the weights."""
 
     path: str
     device: str  # cpu, cuda:N, or auto for a model that spans several GPUs
@@ -46,41 +44,48 @@ class Target:
     allow_pickle: bool
 
     @classmethod
-    def resolve(cls, args: argparse.Namespace) -> Target:
-        """The target that the shared flags describe.
+    def resolve(cls, settings: TargetSettings) -> Target:
+        """The target that the settings describe.
 
         Raises:
-            InputError: something they name is not there.
+            InputError: something they name does not exist.
         """
-        device = resolve_device(args.device, args.num_gpus_per_model)
-        dtype = resolve_dtype(args.dtype, device)
-        trust = args.trust_remote_code
-        config = load_config(args.model_path, trust_remote_code=trust)
-        tokenizer = load_tokenizer(args.model_path, trust_remote_code=trust)
-        prompts = PromptFormat(model_name(args.model_path), tokenizer, args.conv_template)
+        path, trust = settings.model_path, settings.trust_remote_code
+        device = resolve_device(settings.device, settings.num_gpus_per_model)
+        dtype = resolve_dtype(settings.dtype, device)
+        config = load_config(path, trust_remote_code=trust)
+        tokenizer = load_tokenizer(path, trust_remote_code=trust)
+        prompts = PromptFormat(model_name(path), tokenizer, settings.conv_template)
         return cls(
-            path=args.model_path,
+            path=path,
             device=device,
             dtype=dtype,
-            gpus=args.num_gpus_per_model,
+            gpus=settings.num_gpus_per_model,
             tokenizer=tokenizer,
             prompts=prompts,
-            eos_token_ids=eos_token_ids(args.model_path, config, tokenizer)
-            | prompts.stop_token_ids,
+            eos_token_ids=eos_token_ids(path, config, tokenizer) | prompts.stop_token_ids,
             max_positions=max_positions(config),
-            fingerprint=fingerprint(args.model_path, config),
+            fingerprint=fingerprint(path, config),
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-            kernels=choose_kernels(config, dtype, device, args.cpu_kernels),
-            cuda_graphs=resolve_graphs(args.cuda_graphs, device),
+            kernels=choose_kernels(config, dtype, device, settings.cpu_kernels),
+            cuda_graphs=resolve_graphs(settings.cuda_graphs, device),
             quantized=is_quantized(config),
             trust_remote_code=trust,
-            allow_pickle=args.allow_pickle,
+            allow_pickle=settings.allow_pickle,
         )
 
+    def environment(self) -> dict[str, Any]:
+        """Versions, hardware and what the target runs on, for a trace or a recording."""
+        return describe_environment(self.device) | {
+            "model_path": self.path,
+            "kernels": self.kernels.name,
+            "cuda_graphs": self.cuda_graphs,
+        }
+
     def loading(self) -> dict[str, Any]:
-        """Keyword arguments of load_weights() that put the weights where they belong."""
+        """Keyword arguments of load_weights() for this target."""
         memory = None
-        if self.device == "auto":  # these GPUs and no offloading
+        if self.device == "auto":  # these GPUs, no offloading
             memory = {i: torch.cuda.get_device_properties(i).total_memory for i in range(self.gpus)}
         return {
             "dtype": self.dtype,
@@ -112,7 +117,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     place, gguf = checkpoint(path)
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **gguf)
-    except Exception as error:  # whatever a broken file makes of it
+    except Exception as error:  # a broken file may raise anything
         raise InputError(f"no tokenizer in {path}: {brief(error)}") from error
 
 
@@ -123,16 +128,16 @@ def eos_token_ids(path: str, config: Any, tokenizer: Any) -> set[int]:
 
 
 def model_name(path: str) -> str:
-    """A checkpoint's own name: the hub id's last part, also for a snapshot in a hub cache."""
+    """A checkpoint's name: the last part of its hub id, also for a snapshot in a hub cache."""
     cached = re.search(r"models--[^/\\]*?--([^/\\]+)", path)
     return cached[1] if cached else Path(path).absolute().name.removesuffix(".gguf")
 
 
 def fingerprint(path: str, config: Any) -> str:
-    """SHA-256 that tells two checkpoints of one name apart: the config and samples of the weights.
+    """SHA-256 of a checkpoint's config and samples of its weights, to tell namesakes apart.
 
-    Of each weight file its size and 64 pieces of 4 KiB, spread evenly, for fine-tunes differ
-    everywhere; of a hub id its commit.
+    A weight file counts with its size and 64 evenly spread pieces of 4 KiB (fine-tunes differ
+    everywhere), a hub id with its commit.
     """
     known = config.to_dict()
     for key in ("_name_or_path", "transformers_version"):
@@ -153,8 +158,7 @@ def fingerprint(path: str, config: Any) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 of how a tokenizer splits text: its whole definition, or where that is not in one
-    piece (tokenizers in Python) its vocabulary."""
+    """SHA-256 of a tokenizer's definition, or of its vocabulary if it is written in Python."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

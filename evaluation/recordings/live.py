@@ -1,4 +1,4 @@
-"""What live runs came to beside what their replay did: `--against` of replay.py."""
+"""Compares live runs with their replay: `--against` of evaluation.replay."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rich.table import Table
 
 from model.logitspec.errors import InputError
 
-from .comparison import Trace
-from .equal import output_ids
-from .methods import find_method
-from .recordings import Recording
+from ..asking.methods import find_method
+from ..command.terminal import drawn
+from ..traces.comparing import Trace
+from ..traces.reading import output_ids
+from ..traces.sidecars import differing
+from .format import Recording
 from .replaying import Configuration, Summary
-from .terminal import drawn
-from .traces import differing
 
-# Settings in which a live run and a recording must agree to be of the same answers.
+# Settings that a live run and a recording must share to have the same answers.
 SAME = (
     "model_fingerprint", "tokenizer_fingerprint", "template", "questions", "max_new_tokens",
     "dtype", "temperature", "repetition_penalty",
@@ -27,8 +27,7 @@ SAME = (
 def pair_with_live(
     recording: Recording, paths: Sequence[Path], configurations: Sequence[Configuration]
 ) -> list[tuple[Trace, int | None]]:
-    """Traces, each with the index of the configuration that it is a run of; None: it is vanilla's
-    and vanilla is not replayed for itself.
+    """Traces, each with the index of its configuration; None for vanilla if that is not replayed.
 
     Raises:
         InputError: a trace is of another model, tokenizer or questions, or nothing is to be
@@ -54,12 +53,12 @@ def compare_live(
     found: Mapping[int, Summary],
     live: Sequence[tuple[Trace, int | None]],
 ) -> None:
-    """Print what live runs came to beside what their replay did.
+    """Print live runs beside their replay.
 
     Args:
         recording: that was replayed.
         base: vanilla's replay.
-        found: what was replayed, by its place among the configurations.
+        found: summaries by their configurations' indices.
         live: from pair_with_live.
     """
     vanilla = next((trace for trace, _ in live if trace.method == "vanilla"), None)
@@ -102,7 +101,7 @@ def check_same_run(recording: Recording, trace: Trace) -> None:
 
 
 def is_run_of(trace: Trace, configuration: Configuration) -> bool:
-    """Whether the trace's method is this one, with these options, NAME@16 or not."""
+    """Whether a trace has a configuration's method and options; NAME@16 counts as NAME."""
     wanted = dict(configuration.options)
     plain = find_method(configuration.name).name.partition("@")[0]
     return str(trace.method).partition("@")[0] == plain and all(
@@ -111,7 +110,7 @@ def is_run_of(trace: Trace, configuration: Configuration) -> bool:
 
 
 def alike(recording: Recording, trace: Trace) -> str:
-    """How many turns have the recorded answer: "3 of 4"."""
+    """The number of turns with the recorded answer, as "3 of 4"."""
     records = {record["question_id"]: record for record in trace.records}
     pairs = [
         (turn.output.tolist(), ids)

@@ -1,8 +1,8 @@
 """Drafters over recorded turns: accept lengths and predicted speed without the model.
 
-Greedy output is the same whatever the drafter. So a drafter can be asked for its trees over a
-recording (record.py), and which nodes the target would accept is read off the recorded answer. What
-a step would have taken is read off a step-cost curve. replay.py is the command.
+Greedy output does not depend on the drafter. So a drafter drafts its trees over a recording, the
+recorded answer says which nodes the target would accept, and a step-cost curve says how long each
+step would have taken. evaluation.replay is the command.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from model.logitspec.decoding import check_capacity, rows_of_all
 from model.logitspec.errors import InputError
 from model.logitspec.sizing.step_cost import StepCost
 
-from .methods import CAPACITY, DrafterMethod, SizedMethod, find_method
-from .recordings import RecordedTurn, Recording
-from .speed import task_of
-from .step_costs import likest
+from ..asking.methods import CAPACITY, drafter_method
+from ..traces.tasks import task_of
+from .costs import closest_curve
+from .format import RecordedTurn, Recording
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Replayed:
         accept_lengths: tokens committed per step, as a live run's.
         tree_sizes: nodes per step.
         committed: tokens in the cache before each step.
-        draft_seconds: of drafting and observing, all steps and the prompt.
+        draft_seconds: of drafting and observing, over all steps and the prompt.
     """
 
     accept_lengths: list[int] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Replayed:
 
 
 class RecordedRows:
-    """The best tokens after nodes of draft trees, as far as a recording of a turn knows them."""
+    """The best tokens after nodes of draft trees, as far as a recorded turn holds them."""
 
     def __init__(self, turn: RecordedTurn, width: int) -> None:
         self._ids: list[int] = [*turn.prompt.tolist(), *turn.output.tolist()]
@@ -56,8 +56,8 @@ class RecordedRows:
                 self._nodes.setdefault((before, token), []).append((at, row))
 
     def of(self, tree: DraftTree, committed: int) -> list[list[int]]:
-        """A row for each node; for one off the answer that of the nearest recorded node with the
-        same token after the same token, and none where there is no such node."""
+        """A row per node. A node off the answer gets the row of the nearest recorded node with the
+        same token after the same token, or an empty one."""
         rows: list[list[int]] = []
         right: list[bool] = []
         for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
@@ -79,7 +79,7 @@ def replay_turn(turn: RecordedTurn, drafter: Drafter, rows: RecordedRows | None)
     Args:
         turn: recorded.
         drafter: prepared.
-        rows: what it is to learn from; None: it learns from no node's best tokens.
+        rows: best tokens that the drafter learns from; None: it does not learn from nodes.
     """
     done = Replayed()
     prompt, output = turn.prompt.tolist(), turn.output.tolist()
@@ -112,7 +112,7 @@ def replay_turn(turn: RecordedTurn, drafter: Drafter, rows: RecordedRows | None)
 
 @dataclass(frozen=True)
 class Configuration:
-    """A method with its options, and those of them that a grid varies."""
+    """A method with its options, and those that a grid varies."""
 
     name: str  # as asked for
     options: tuple[tuple[str, Any], ...]  # all of them
@@ -120,7 +120,7 @@ class Configuration:
 
     @property
     def title(self) -> str:
-        name = self.name.rpartition(":")[2]  # of a file's class the class
+        name = self.name.rpartition(":")[2]  # the class of FILE.py:CLASS
         return " ".join([name, *(f"{key}={value}" for key, value in self.varied)])
 
     def drafter(self) -> Drafter:
@@ -129,14 +129,14 @@ class Configuration:
 
 @dataclass
 class Summary:
-    """What a configuration came to.
+    """The result of a configuration.
 
     Attributes:
         mats: by task, and `overall`.
         speeds: predicted tokens/s of every question.
         draft_ms: of drafting and observing, per step.
-        estimated: it learns from nodes that the recording holds in part, or sizes its trees by step
-            costs, which a live run measures anew.
+        estimated: the method learns from nodes, which the recording holds in part, or sizes its
+            trees by step costs, which a live run measures itself.
     """
 
     configuration: Configuration
@@ -148,29 +148,16 @@ class Summary:
     estimated: bool
 
     def speedup_over(self, base: Summary) -> float:
-        """Of the mean predicted tokens/s."""
+        """The ratio of mean predicted tokens/s."""
         return float(np.mean(self.speeds) / np.mean(base.speeds))
 
 
 VANILLA = Configuration("vanilla", (), ())
 
 
-def drafter_method(name: str) -> DrafterMethod:
-    """The drafter of this name.
-
-    Raises:
-        InputError: there is none.
-    """
-    method = find_method(name)
-    plain = method.method if isinstance(method, SizedMethod) else method
-    if not isinstance(plain, DrafterMethod):
-        raise InputError(f"{name!r} is transformers' own loop and has no drafter; give another")
-    return plain
-
-
 def check_drafter(recording: Recording, drafter: Drafter, title: str) -> None:
-    """Raise InputError if a drafter wants more of the logits than was recorded, or its trees are
-    larger than the step costs go."""
+    """Raise InputError if a drafter reads more best tokens than are recorded, or its trees are
+    larger than the step costs cover."""
     for what, width in (
         ("the last logits", drafter.top_k),
         ("a node's logits", drafter.node_top_k),
@@ -188,7 +175,7 @@ def check_drafter(recording: Recording, drafter: Drafter, title: str) -> None:
             "lower its widths"
         )
     costs_end = min(
-        likest(recording.step_costs, drafter.node_top_k, rejected=rejected).nodes[-1]
+        closest_curve(recording.step_costs, drafter.node_top_k, rejected=rejected).nodes[-1]
         for rejected in (False, True)
     )
     if drafter.capacity > costs_end:
@@ -208,9 +195,11 @@ def replay_drafter(
     configuration: Configuration,
     drafter: Drafter,
 ) -> Summary:
-    """The same for a drafter that is there already; `configuration` only names it."""
+    """Run a given drafter over a whole recording; `configuration` only names it."""
     check_drafter(recording, drafter, configuration.title)
-    costs = [likest(recording.step_costs, drafter.node_top_k, rejected=r) for r in (False, True)]
+    costs = [
+        closest_curve(recording.step_costs, drafter.node_top_k, rejected=r) for r in (False, True)
+    ]
     drafter.prepare(recording)
     width = drafter.node_top_k
     estimated = width > 0 or dict(configuration.options).get(CAPACITY) == "auto"
@@ -230,16 +219,16 @@ def replay_drafter(
     return summarize(recording, configuration, done, speeds, estimated=estimated)
 
 
-CONTEXT_STEP = 64  # tokens of context after which the curve is taken anew
+CONTEXT_STEP = 64  # tokens of context after which the curve is looked up again
 
 
 def step_seconds(done: Replayed, accepting: StepCost, rejecting: StepCost) -> Iterator[float]:
-    """What each step would take beside its drafting.
+    """Predicted seconds of each step without drafting.
 
     Args:
         done: the steps.
         accepting: costs of steps that accept a draft.
-        rejecting: of those that do not.
+        rejecting: costs of steps that accept none.
     """
     curves: tuple[list[float], list[float]] = [], []
     taken = -1

@@ -1,9 +1,8 @@
-"""Recordings of greedy runs: what replay.py computes accept lengths from, without the model.
+"""Files of recorded greedy runs, from which a replay computes accept lengths without the model.
 
 A recording is a folder. `recording.meta.json` says how it was made, `step-cost.json` what a step
-costs where it was made (model.logitspec.step_cost.StepCost, a list of it), `successors.npz` the
-target's best tokens after each token of its vocabulary alone. Each question is a file of its own,
-ID.npz, written at once when the question is done:
+costs on that machine (costs.py), `successors.npz` holds the target's best tokens after each token
+of its vocabulary alone. Each question has its own file, ID.npz, written when it is answered:
 
 | array | shape | |
 |---|---|---|
@@ -23,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,7 +35,8 @@ import numpy.typing as npt
 from model.logitspec.errors import InputError, brief
 from model.logitspec.sizing.step_cost import StepCost
 
-from .step_costs import Kind, likest, load_step_costs
+from ..command.files import whole_file, writing
+from .costs import Kind, closest_curve, load_step_costs
 
 Ints = npt.NDArray[np.int32]
 FORMAT = 1
@@ -61,7 +60,7 @@ class RecordedTurn:
 
 
 ARRAYS = {
-    # name -> dtype, dimensions
+    # name: dtype, dimensions
     "prompt": (np.int32, 1),
     "output": (np.int32, 1),
     "top_ids": (np.int32, 2),
@@ -84,9 +83,9 @@ class Recording:
 
     Attributes:
         top_k: recorded best tokens of each position.
-        step_costs: by the kind of step.
+        step_costs: by kind of step.
         rows: [ids, k], best tokens after each of the first token ids alone.
-        missing: questions that were to be recorded and are not.
+        missing: number of questions that are not recorded yet.
     """
 
     path: Path
@@ -103,7 +102,7 @@ class Recording:
 
     @property
     def node_width(self) -> int:
-        """Recorded best tokens of nodes off the answers; 0: there are no such nodes."""
+        """Recorded best tokens per node off the answers; 0: no such nodes are recorded."""
         turns = (turn for question in self.questions for turn in question.turns)
         return max((t.node_ids.shape[1] for t in turns if len(t.node_ids)), default=0)
 
@@ -113,7 +112,7 @@ class Recording:
 
     @property
     def description(self) -> str:
-        """What it is of, in a line."""
+        """The recording in a line."""
         unfinished = f" ({self.missing} not recorded yet)" if self.missing else ""
         return (
             f"{len(self.questions)} questions of {self.settings['bench_name']}{unfinished}, "
@@ -122,7 +121,7 @@ class Recording:
 
     def step_cost(self, top_k: int, node_top_k: int = 0) -> StepCost:
         """As LlamaKVForCausalLM.step_cost, as far as it is recorded."""
-        return likest(self.step_costs, node_top_k, rejected=False)
+        return closest_curve(self.step_costs, node_top_k, rejected=False)
 
     def successors(self, count: int, width: int) -> list[list[int]]:
         """As LlamaKVForCausalLM.successors, as far as they are recorded."""
@@ -142,7 +141,7 @@ class Recording:
 
 
 def question_file(folder: Path, question_id: int | str) -> Path:
-    """Where a question is recorded; ids that are no plain file names are hashed."""
+    """The file of a question; ids that are no plain file names are hashed."""
     name = str(question_id)
     plain = re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name) and f"{name}.npz" != SUCCESSORS
     if isinstance(question_id, str) and (not plain or name.lstrip("-").isdigit()):
@@ -156,17 +155,8 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror}; make room and run again to go on"
-        ) from error
+    with writing(path, "make room and run again to go on"), whole_file(path) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def save_question(folder: Path, question: RecordedQuestion) -> None:
@@ -184,7 +174,7 @@ def load_question(path: Path) -> RecordedQuestion:
     """One question of a recording.
 
     Raises:
-        InputError: the file cannot be read, is torn, or is none.
+        InputError: the file cannot be read, is incomplete, or has another form.
     """
     with read_arrays(path) as arrays:
         about = json.loads(str(arrays["question"]))
@@ -203,13 +193,13 @@ def load_question(path: Path) -> RecordedQuestion:
 
 @contextmanager
 def read_arrays(path: Path) -> Iterator[Any]:
-    """The arrays of an npz; whatever is wrong with them is an InputError while they are read."""
+    """The arrays of an npz file; any error while they are read is an InputError."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             yield arrays
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # whatever a broken file makes of it
+    except Exception as error:  # a broken file may raise anything
         raise InputError(
             f"{path} is not whole ({brief(error)}); "
             "delete it and record again, what is in other files is kept"
@@ -217,7 +207,7 @@ def read_arrays(path: Path) -> Iterator[Any]:
 
 
 def typed(arrays: Mapping[str, Any], name: str, dtype: Any, dimensions: int) -> Any:
-    """The array of a name; ValueError unless it is of this kind."""
+    """An array by its name; ValueError unless it has this dtype and number of dimensions."""
     array = arrays[name]
     if array.dtype != dtype or array.ndim != dimensions:
         raise ValueError(f"{name} is {array.dtype}{list(array.shape)}")
@@ -269,11 +259,11 @@ def load_recording(folder: Path, stride: int = 1, step_costs: Path | None = None
 
     Args:
         folder: that holds it.
-        stride: take only every so many-th question.
-        step_costs: a file of another machine's, instead of the recorded ones.
+        stride: load only every `stride`-th question.
+        step_costs: a file of another machine's step costs, instead of the recorded ones.
 
     Raises:
-        InputError: there is none, or part of it is missing or torn.
+        InputError: there is none, or part of it is missing or incomplete.
     """
     meta = read_meta(folder)
     files = [path for path in sorted(folder.glob("*.npz")) if path.name != SUCCESSORS]
@@ -283,7 +273,7 @@ def load_recording(folder: Path, stride: int = 1, step_costs: Path | None = None
     settings = meta["settings"]
     order = {question_id: at for at, question_id in enumerate(settings["question_ids"])}
     for path, question in zip(files, questions, strict=True):
-        problem = foreign(question, settings, set(order))
+        problem = mismatch(question, settings, set(order))
         if path != question_file(folder, question.question_id):
             problem = f"has not the name of the question {question.question_id} that it answers"
         if problem is not None:
@@ -299,10 +289,10 @@ def load_recording(folder: Path, stride: int = 1, step_costs: Path | None = None
     )  # fmt: skip
 
 
-def foreign(
+def mismatch(
     question: RecordedQuestion, settings: Mapping[str, Any], wanted: set[int | str]
 ) -> str | None:
-    """What tells that a question was not recorded with these settings; None: nothing does."""
+    """Why a question cannot have been recorded with these settings; None: it can."""
     if question.question_id not in wanted:
         return f"answers question {question.question_id}, which the recording does not ask"
     for turn in question.turns:

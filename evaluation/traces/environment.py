@@ -1,4 +1,4 @@
-"""What a run was made with: versions, hardware and commit, for a trace's sidecar."""
+"""The environment of a run for its sidecar: versions, hardware and commit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from model.logitspec import instruction_set
 from model.logitspec.errors import InputError
 from model.logitspec.instruction_set import cpu_info
 
-from .arguments import ROOT
-from .targets import Target
+from ..command.files import ROOT
 
 VERSIONED = (
     "torch",
@@ -43,20 +42,11 @@ def describe_environment(device: str) -> dict[str, Any]:
     }
 
 
-def describe_run(target: Target) -> dict[str, Any]:
-    """The same with what the target runs on, for a trace or a recording."""
-    return describe_environment(target.device) | {
-        "model_path": target.path,
-        "kernels": target.kernels.name,
-        "cuda_graphs": target.cuda_graphs,
-    }
-
-
 def used_instruction_set() -> str:
     """The instruction set that this project and torch use.
 
     Raises:
-        InputError: torch does not keep to LOGITSPEC_ISA.
+        InputError: torch uses another one than LOGITSPEC_ISA asks for.
     """
     capability = torch.backends.cpu.get_cpu_capability()
     if instruction_set.wanted() == "avx2" and capability != "AVX2":

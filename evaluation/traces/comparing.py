@@ -1,6 +1,6 @@
-"""A set of traces made to be compared: the same questions, model and settings, several methods.
+"""Traces to be compared: the same questions, model and settings, several methods.
 
-tables.py, plots.py and report.py read their traces through here.
+evaluation.tables, plots, report, speed and equal read their traces through here.
 """
 
 from __future__ import annotations
@@ -15,27 +15,21 @@ import numpy.typing as npt
 
 from model.logitspec.errors import InputError
 
-from .sidecars import COMMON, Sidecar, doubts
-from .speed import (
-    check_same_questions,
-    failures,
-    list_tasks,
-    question_speed,
-    say_left_out,
-    task_of,
-)
-from .traces import Record, check_answered, differing, read_lines
+from .reading import Record, check_answered, read_lines
+from .sidecars import COMMON, Sidecar, differing, doubts
+from .speeds import question_speed
+from .tasks import list_tasks, task_of
 
 BASELINES = {"baseline": "transformers' generate()", "vanilla": "one-node loop"}  # main one first
 
 
 def in_order(question_id: int | str) -> tuple[str, bool]:
-    """Sorts ids by their text, and 1 before "1"."""
+    """A sort key: ids by their text, 1 before "1"."""
     return str(question_id), isinstance(question_id, str)
 
 
 def shown(question_id: int | str) -> str:
-    """An id in a message: the text "1" in quotes, for it is not the number."""
+    """An id for a message: a text that looks like a number is quoted."""
     number = isinstance(question_id, str) and question_id.lstrip("-").isdigit()
     return f'"{question_id}"' if number else str(question_id)
 
@@ -65,7 +59,7 @@ class Trace:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Empty where there is no sidecar, as with the reference's traces."""
+        """Empty without a sidecar, as with the reference implementation's traces."""
         return self.sidecar.settings
 
     @property
@@ -74,7 +68,7 @@ class Trace:
 
     @property
     def choices(self) -> list[Record]:
-        """The first choice of every question, the one that counts."""
+        """The first choice of every question; the others do not count."""
         return [record["choices"][0] for record in self.records]
 
     @property
@@ -90,16 +84,16 @@ class Trace:
         return float(np.mean([n for r in records for n in r["choices"][0]["accept_lengths"]]))
 
     def per_turn(self, key: str) -> list[Any]:
-        """A number of every turn; empty unless the trace holds it for all."""
+        """A number for every turn; empty if the trace lacks it for one."""
         values = [value for choice in self.choices for value in choice.get(key) or [None]]
         return values if None not in values else []
 
     def per_step(self, key: str) -> list[Any]:
-        """A number of every step, all turns in one list; empty where the trace does not hold it."""
+        """A number for every step, all turns in one list; empty if one turn lacks it."""
         return [value for turn in self.per_turn(key) for value in turn]
 
     def speeds(self, task: str | None = None) -> npt.NDArray[np.float64]:
-        """Tokens per second of every question, or of a task's, in the order of the question ids."""
+        """Tokens per second of every question, or of a task's, ordered by question id."""
         records = sorted(self.records, key=lambda r: in_order(r["question_id"]))
         return np.array(
             [question_speed(r) for r in records if task is None or task_of(r["category"]) == task]
@@ -108,7 +102,7 @@ class Trace:
 
 @dataclass
 class Comparison:
-    """Traces over the same questions, and those that are baselines."""
+    """Traces over the same questions, and which of them are baselines."""
 
     traces: list[Trace]
     baselines: dict[str, Trace]  # by what they are; the first is the main one
@@ -122,7 +116,7 @@ class Comparison:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the traces have in common, as far as their sidecars say; else empty."""
+        """The settings that the traces share; empty if none has a sidecar."""
         return next((trace.settings for trace in self.traces if trace.settings), {})
 
     @property
@@ -130,11 +124,11 @@ class Comparison:
         return self.settings.get("bench_name")
 
     def doubts(self) -> list[str]:
-        """Why the traces may not be fit to be compared; see sidecars.doubts."""
+        """Why the traces may not be comparable; see sidecars.doubts."""
         return doubts({trace.label: trace.sidecar for trace in self.traces})
 
     def cautions(self) -> list[str]:
-        """What a reader of the speeds should know about how the traces came about."""
+        """Sentences on how the traces were made that a reader of the speeds should know."""
         said = [self.left_out] if self.left_out else []
         said += self.doubts()
         if self.settings.get("temperature"):
@@ -171,7 +165,7 @@ def first_turn(record: Record, path: Path) -> Record:
     """A trace line cut to the first turn of its choices.
 
     Raises:
-        InputError: it does not say where the first turn's steps end.
+        InputError: the line does not say where the first turn's steps end.
     """
     choices = []
     for choice in record["choices"]:
@@ -194,14 +188,14 @@ def read_comparison(
     strict: bool = False,
     without: Mapping[int | str, str] | None = None,
 ) -> Comparison:
-    """Read traces and see that they can be compared.
+    """Read traces and check that they can be compared.
 
     Args:
         paths: of the traces, baselines among them.
-        base_path: the main baseline, if it is none of them or cannot be told by its sidecar.
+        base_path: the main baseline, if `paths` lack it or its sidecar does not name its method.
         first_turns: leave out all turns but each question's first.
-        strict: refuse what there are doubts about.
-        without: questions to leave out whatever these traces answer, and why.
+        strict: refuse traces with doubts.
+        without: questions to leave out, and why.
 
     Raises:
         InputError: a trace cannot be read; they differ in questions, model or settings; there is no
@@ -214,7 +208,7 @@ def read_comparison(
     if len(set(places)) < len(places):
         raise InputError("one trace is given twice; name each once")
     traces = [Trace.read(path) for path in listed]
-    left_out = leave_out({trace.path: trace for trace in traces}, without or {})
+    left_out = leave_out(traces, without)
     known = next((trace for trace in traces if trace.settings), traces[0])
     for trace in traces:
         check_comparable(known, trace)
@@ -240,18 +234,30 @@ def read_comparison(
     return found
 
 
-def leave_out(traces: Mapping[Path, Trace], without: Mapping[int | str, str]) -> str:
-    """Take the questions that a trace did not answer out of all, and say which: a sentence."""
-    reasons = {**without, **failures({path: trace.failed for path, trace in traces.items()})}
-    for trace in traces.values():
+def leave_out(traces: Sequence[Trace], without: Mapping[int | str, str] | None = None) -> str:
+    """Remove the questions that one trace did not answer from all; a sentence that names them.
+
+    Args:
+        traces: changed in place.
+        without: further questions to leave out, and why.
+
+    Raises:
+        InputError: no question is left in one of them.
+    """
+    reasons = {**(without or {}), **failures({trace.path: trace.failed for trace in traces})}
+    for trace in traces:
         trace.records = [r for r in trace.records if r["question_id"] not in reasons]
-    if not all(trace.records for trace in traces.values()):
-        raise InputError("no question is left that all traces answer; run those that failed again")
+    if not all(trace.records for trace in traces):
+        paths = ", ".join(str(trace.path) for trace in traces)
+        raise InputError(
+            f"no question is answered in {'both' if len(traces) == 2 else 'all'} of {paths}; run "
+            "those that failed again"
+        )
     return say_left_out(reasons)
 
 
 def tell_apart(traces: Sequence[Trace]) -> None:
-    """Give traces of one method their runs' names as labels, or their paths if these are alike."""
+    """Label traces of one method by their runs' names, or by their paths if those are equal."""
     for names in ([str(t.records[0]["model_id"]) for t in traces], [str(t.path) for t in traces]):
         labels = [trace.label for trace in traces]
         for trace, name in zip(traces, names, strict=True):
@@ -275,3 +281,34 @@ def check_comparable(one: Trace, other: Trace, *, but: Sequence[str] = ()) -> No
             )
     if "questions" not in but:
         check_same_questions(one.path, one.records, other.path, other.records)
+
+
+def failures(failed: Mapping[Path, Sequence[Record]]) -> dict[int | str, str]:
+    """Reasons why questions were not answered, by id; the first trace's reason if several fail."""
+    reasons: dict[int | str, str] = {}
+    for path, records in failed.items():
+        for record in records:
+            reasons.setdefault(record["question_id"], f"{path.name}: {record['error']}")
+    return reasons
+
+
+def say_left_out(reasons: Mapping[int | str, str]) -> str:
+    """A sentence on the questions that were left out; empty if there are none."""
+    if not reasons:
+        return ""
+    first, why = next(iter(reasons.items()))
+    return f"{len(reasons)} question(s) that could not be answered left out, as {first} ({why})."
+
+
+def check_same_questions(
+    path: Path, records: Sequence[Record], other_path: Path, others: Sequence[Record]
+) -> None:
+    """Raise InputError unless two traces answer the same questions."""
+    ours = {(r["question_id"], r["category"]) for r in records}
+    theirs = {(r["question_id"], r["category"]) for r in others}
+    if ours != theirs:
+        odd = sorted(ours ^ theirs, key=str)
+        raise InputError(
+            f"{path} and {other_path} answer different questions: {len(odd)} are in one only, "
+            f"the first is {odd[0][0]} ({odd[0][1]}); run both over the same questions"
+        )

@@ -9,11 +9,8 @@ from pathlib import Path
 
 from model.logitspec.errors import InputError
 
-from .arguments import ROOT, is_plain
-
-MT_BENCH_CATEGORIES = (
-    "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities",
-)  # fmt: skip
+from ..command.files import ROOT, is_plain
+from .settings import QuestionSettings
 
 
 @dataclass(frozen=True)
@@ -26,10 +23,10 @@ class Question:
 
 
 def question_path(bench_name: str) -> Path:
-    """Where a benchmark's questions lie.
+    """The question file of a benchmark.
 
     Raises:
-        InputError: there are none, or the name is none.
+        InputError: the file does not exist, or the name is not plain.
     """
     if not is_plain(bench_name):
         raise InputError(f"{bench_name!r} is no benchmark's name; give a plain word")
@@ -46,7 +43,7 @@ def load_questions(path: Path) -> list[Question]:
     """All questions of a file.
 
     Raises:
-        InputError: an empty file, or a line that is no question (file and line are named).
+        InputError: the file is empty, or a line is no question (file and line are named).
     """
     questions: dict[int | str, Question] = {}
     try:
@@ -61,7 +58,7 @@ def load_questions(path: Path) -> list[Question]:
         try:
             question = parse_question(json.loads(line))
         except (ValueError, RecursionError) as error:
-            by_parse_question = type(error) is ValueError  # json's own errors are more special
+            by_parse_question = type(error) is ValueError  # json raises subclasses
             reason = str(error) if by_parse_question else "is not JSON"
             raise InputError(
                 f"{path}:{number} {reason}; "
@@ -98,3 +95,26 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def answer_folder(bench_name: str) -> Path:
+    """The default folder of a benchmark's traces."""
+    return ROOT / "data" / bench_name / "model_answer"
+
+
+def chosen_questions(settings: QuestionSettings) -> tuple[Path, list[Question]]:
+    """The benchmark's file, and the questions of it that are asked.
+
+    Raises:
+        InputError: there is no such file or slice.
+    """
+    path = question_path(settings.bench_name)
+    questions = load_questions(path)
+    first = 0 if settings.question_begin is None else settings.question_begin
+    last = len(questions) if settings.question_end is None else settings.question_end
+    if not 0 <= first < last <= len(questions):
+        raise InputError(
+            f"questions {first} to {last} (--question-begin, --question-end) are no slice of the "
+            f"{len(questions)} in {path}; give 0 <= begin < end <= {len(questions)}"
+        )
+    return path, questions[first : last : settings.question_stride]

@@ -1,8 +1,7 @@
-"""Several copies of the model at once, each in a Ray worker of its own (extra `ray`)."""
+"""Several copies of the model, each in its own Ray worker (extra `ray`)."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import socket
@@ -20,13 +19,14 @@ import torch
 from model.logitspec.devices import resolve_device
 from model.logitspec.errors import InputError, brief
 
-from .answering import Answer, Answerer, Broken, Job, failure
-from .arguments import ROOT
+from ..command.files import ROOT
+from ..traces.reading import Record
+from .answering import Answerer, Assignment, Broken, TraceLine, failure
 from .methods import FROM_FILE
-from .traces import Record
+from .settings import TargetSettings, WorkerSettings
 
-TRIES = 3  # of an answer, or of loading a model, that workers die of
-NOTICE_SECONDS, PATIENCE_SECONDS = 60, 1800  # of waiting for any worker to begin
+TRIES = 3  # of an answer, or of loading a model, before workers' deaths count as its failure
+NOTICE_SECONDS, PATIENCE_SECONDS = 60, 1800  # waited for the first worker to begin
 
 
 @dataclass(frozen=True)
@@ -34,62 +34,62 @@ class Workers:
     """Copies of the model, each in a process of its own."""
 
     count: int
-    gpus: int  # of each; 0: it runs on CPUs
-    address: str | None = None  # of a Ray cluster; None: this machine alone
+    gpus: int  # of each copy; 0: it runs on CPUs
+    address: str | None = None  # of a Ray cluster; None: this machine only
 
 
-def find_workers(args: argparse.Namespace) -> Workers | None:
-    """The workers that the flags ask for; None: this process does it.
+def find_workers(asked: WorkerSettings, target: TargetSettings) -> Workers | None:
+    """The workers that are asked for; None: this process answers.
 
     Raises:
-        InputError: there cannot be so many, as far as can be told from here.
+        InputError: there cannot be so many, as far as this machine can tell.
     """
-    per_model = args.num_gpus_per_model
-    total = args.num_gpus_total or per_model
-    if args.num_workers is not None:
-        if args.num_gpus_total or per_model > 1:
+    per_model = target.num_gpus_per_model
+    total = asked.num_gpus_total or per_model
+    if asked.num_workers is not None:
+        if asked.num_gpus_total or per_model > 1:
             raise InputError(
                 "--num-workers is for a CPU; with GPUs give --num-gpus-total, and "
                 "--num-gpus-per-model"
             )
-        if resolve_device(args.device, 1) != "cpu":
+        if resolve_device(target.device, 1) != "cpu":
             raise InputError(
-                f"--num-workers {args.num_workers} is for a CPU, and the device is a GPU; give "
+                f"--num-workers {asked.num_workers} is for a CPU, and the device is a GPU; give "
                 "--device cpu, or --num-gpus-total instead"
             )
-        if args.num_workers == 1 and args.ray_address is None:
+        if asked.num_workers == 1 and asked.ray_address is None:
             return None
-        return Workers(args.num_workers, 0, args.ray_address)
+        return Workers(asked.num_workers, 0, asked.ray_address)
     if total % per_model:
         raise InputError(
             f"--num-gpus-total {total} is no multiple of --num-gpus-per-model {per_model}"
         )
     workers = int(total // per_model)
-    if workers == 1 and args.ray_address is None:
+    if workers == 1 and asked.ray_address is None:
         return None
-    if args.device not in ("auto", "cuda"):
+    if target.device not in ("auto", "cuda"):
         raise InputError(
             f"--num-gpus-total {total} asks for {workers} copies of the model, "
-            f"--device {args.device} has room for one; use --device cuda"
+            f"--device {target.device} has room for one; use --device cuda"
             if workers > 1
-            else f"--ray-address with --device {args.device} wants --num-workers"
+            else f"--ray-address with --device {target.device} wants --num-workers"
         )
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if args.ray_address is None and total > gpus:
+    if asked.ray_address is None and total > gpus:
         raise InputError(
             f"--num-gpus-total is {total}, torch sees {gpus} GPU(s) here; ask for no more than "
             "that, or for --num-workers on a CPU"
         )
     if gpus == 0:
         raise InputError(
-            f"--ray-address {args.ray_address}: torch sees no GPU here; run this on a machine like "
-            "the workers', or ask for --num-workers on CPUs"
+            f"--ray-address {asked.ray_address}: torch sees no GPU here; run this on a machine "
+            "like the workers', or ask for --num-workers on CPUs"
         )
-    return Workers(workers, per_model, args.ray_address)
+    return Workers(workers, per_model, asked.ray_address)
 
 
 class Worker:
-    """Loads one model and answers the questions it is handed."""
+    """Loads one model and answers the questions it is given."""
 
     def start(
         self,
@@ -97,7 +97,7 @@ class Worker:
         describe: Callable[[], Record],
         threads: int,
     ) -> tuple[str | None, Record]:
-        """What keeps it from working, if something does, and its environment."""
+        """Load the model; the error if that fails, and the environment."""
         if threads:
             torch.set_num_threads(threads)
         try:
@@ -106,17 +106,17 @@ class Worker:
             return str(error), {}
         return None, describe()
 
-    def answer(self, job: Job) -> tuple[list[Answer], str | None]:
-        """What the runs answered, and what stopped them if something did."""
-        question, names = job
-        answers: list[Answer] = []
+    def answer(self, assignment: Assignment) -> tuple[list[TraceLine], str | None]:
+        """The runs' lines for a question, and the error that stopped them, if any."""
+        question, names = assignment
+        answers: list[TraceLine] = []
         try:
             for name in names:
                 answerer = self._answerers[name]
                 record = answerer.answer(question)
-                answers.append(Answer(name, record, facts=answerer.engine.facts))
+                answers.append(TraceLine(name, record, facts=answerer.engine.facts))
         except Broken:
-            os._exit(1)  # another process can go on
+            os._exit(1)  # a new process can answer again
         except InputError as error:
             return answers, str(error)
         return answers, None
@@ -124,29 +124,29 @@ class Worker:
 
 @dataclass(frozen=True)
 class Awaited:
-    """What is under way: loading a model, without a job, or answering one."""
+    """A worker's current task: an assignment, or loading the model (None)."""
 
     actor: Any
     environment: Record
-    job: Job | None = None
+    assignment: Assignment | None = None
 
 
 class Crew:
-    """The workers of a run and what they have to do.
+    """The workers of a run and their assignments.
 
     Args:
         ray: the module, connected.
-        hire: begins a worker; gives its actor and what is awaited of it.
-        jobs: to do.
+        hire: starts a worker; returns its actor and the awaited result of its start.
+        assignments: to be answered.
         count: workers at a time.
-        strict: stop at an answer that workers die of.
+        strict: stop at an answer that TRIES workers died of.
     """
 
     def __init__(
         self,
         ray: Any,
         hire: Callable[[], tuple[Any, Any]],
-        jobs: Sequence[Job],
+        assignments: Sequence[Assignment],
         count: int,
         *,
         strict: bool,
@@ -154,11 +154,11 @@ class Crew:
         self._ray = ray
         self._hire = hire
         self._strict = strict
-        self._waiting = deque(jobs)
+        self._waiting = deque(assignments)
         self._idle: list[Awaited] = []
-        self._busy: dict[Any, Awaited] = {}  # by what Ray calls the result
-        self._deaths: Counter[Any] = Counter()  # by question and run, and of loading under None
-        for _ in range(min(count, len(jobs))):
+        self._busy: dict[Any, Awaited] = {}  # by Ray's reference to the result
+        self._deaths: Counter[Any] = Counter()  # by question and run; None: loading
+        for _ in range(min(count, len(assignments))):
             self._add_worker()
 
     def _add_worker(self) -> None:
@@ -168,18 +168,18 @@ class Crew:
     @property
     def _answering(self) -> bool:
         """Whether a question is under way."""
-        return any(awaited.job is not None for awaited in self._busy.values())
+        return any(awaited.assignment is not None for awaited in self._busy.values())
 
-    def answers(self) -> Generator[Answer, None, None]:
-        """All answers, in the order in which they come."""
+    def answers(self) -> Generator[TraceLine, None, None]:
+        """All answers, in the order they are finished."""
         idle_since = time.monotonic()
         told = False
         while self._waiting or self._answering:
             while self._waiting and self._idle:
                 worker = self._idle.pop()
-                job = self._waiting.popleft()
-                result = worker.actor.answer.remote(job)
-                self._busy[result] = Awaited(worker.actor, worker.environment, job)
+                assignment = self._waiting.popleft()
+                result = worker.actor.answer.remote(assignment)
+                self._busy[result] = Awaited(worker.actor, worker.environment, assignment)
             ready, _ = self._ray.wait(list(self._busy), timeout=NOTICE_SECONDS)
             if ready or self._answering:
                 idle_since = time.monotonic()
@@ -195,14 +195,14 @@ class Crew:
             for result in ready:
                 yield from self._take(result)
 
-    def _take(self, result: Any) -> Generator[Answer, None, None]:
-        """What came of something awaited."""
+    def _take(self, result: Any) -> Generator[TraceLine, None, None]:
+        """The answers in a result, if any; a dead worker is replaced."""
         errors = self._ray.exceptions
         awaited = self._busy.pop(result)
-        answers: list[Answer] = []
+        answers: list[TraceLine] = []
         environment = awaited.environment
         try:
-            if awaited.job is None:
+            if awaited.assignment is None:
                 stopped, environment = self._ray.get(result)
                 self._deaths[None] = 0
             else:
@@ -210,9 +210,9 @@ class Crew:
         except errors.RayTaskError as error:
             cause = getattr(error, "cause", None) or error
             raise InputError(f"a worker failed: {brief(cause)}") from error
-        except errors.RayError as error:  # it was killed, or its machine is gone
+        except errors.RayError as error:  # the worker was killed, or its machine is gone
             self._ray.kill(awaited.actor)
-            yield from self._bury(awaited.job, error)
+            yield from self._bury(awaited.assignment, error)
             if len(self._waiting) > len(self._idle):
                 self._add_worker()
             return
@@ -222,11 +222,15 @@ class Crew:
         if stopped is not None:
             raise InputError(stopped)
 
-    def _bury(self, job: Job | None, error: Exception) -> Generator[Answer, None, None]:
-        """After a death: ask again, run by run, or give up."""
-        doing = "loading the model" if job is None else f"question {job[0].question_id}"
+    def _bury(
+        self, assignment: Assignment | None, error: Exception
+    ) -> Generator[TraceLine, None, None]:
+        """After a worker's death: ask again, run by run, or give a line with the error."""
+        doing = (
+            "loading the model" if assignment is None else f"question {assignment[0].question_id}"
+        )
         print(f"a worker died of {doing} ({brief(error)})", file=sys.stderr)
-        if job is None:
+        if assignment is None:
             self._deaths[None] += 1
             if self._deaths[None] >= TRIES:
                 raise InputError(
@@ -234,7 +238,7 @@ class Crew:
                     "memory so many times"
                 ) from error
             return
-        question, names = job
+        question, names = assignment
         reason = f"{TRIES} workers died of it"
         for name in reversed(names):
             self._deaths[question.question_id, name] += 1
@@ -243,7 +247,7 @@ class Crew:
             elif self._strict:
                 raise InputError(f"question {question.question_id}: {reason}") from error
             else:
-                yield Answer(name, failure(question, name, reason))
+                yield TraceLine(name, failure(question, name, reason))
 
 
 def require_ray() -> Any:
@@ -262,24 +266,23 @@ def require_ray() -> Any:
 def answer_in_workers(
     build_answerers: Callable[[], dict[str, Answerer]],
     describe: Callable[[], Record],
-    jobs: Sequence[Job],
+    assignments: Sequence[Assignment],
     workers: Workers,
     *,
     strict: bool = False,
-) -> Generator[Answer, None, None]:
+) -> Generator[TraceLine, None, None]:
     """Answer questions in several processes; answers come in the order they are finished.
 
-    Each worker sees only its own GPUs, or has its share of the cores, and takes the next question
-    as soon as it is free. One that dies is replaced, and what it was asked is asked again; an
-    answer that TRIES workers died of is a line that says so. What a method keeps across prompts, it
-    keeps per worker.
+    Each worker sees only its own GPUs or its share of the cores, and takes the next question when
+    it is free. A worker that dies is replaced, and its question is asked again; after TRIES deaths
+    the question gets a line with an error. A method learns separately in each worker.
 
     Args:
-        build_answerers: what a worker asks, by model_id.
-        describe: the environment of a worker.
-        jobs: to do.
+        build_answerers: loads the model in a worker; answerers by model_id.
+        describe: gives the environment of a worker.
+        assignments: to be answered.
         workers: how many, and where.
-        strict: stop at an answer that workers die of.
+        strict: stop at an answer that TRIES workers died of.
 
     Raises:
         InputError: Ray is not installed, or there is no room for so many workers; the model cannot
@@ -290,22 +293,22 @@ def answer_in_workers(
         if name.startswith(FROM_FILE):
             ray.cloudpickle.register_pickle_by_value(module)
     with cluster(ray, workers.address):
-        threads = room(ray.nodes(), workers)
+        threads = threads_per_worker(ray.nodes(), workers)
         actor = ray.remote(num_gpus=workers.gpus, num_cpus=threads)(Worker)
 
         def hire() -> tuple[Any, Any]:
             new = actor.remote()
             return new, new.start.remote(build_answerers, describe, threads)
 
-        yield from Crew(ray, hire, jobs, workers.count, strict=strict).answers()
+        yield from Crew(ray, hire, assignments, workers.count, strict=strict).answers()
 
 
 @contextmanager
 def cluster(ray: Any, address: str | None) -> Iterator[None]:
-    """Be connected to a Ray cluster, or to one of this process's own, which ends with it.
+    """Connect to a Ray cluster, or start one for this process only.
 
     Raises:
-        InputError: there is none at that address.
+        InputError: no cluster answers at the address, or Ray cannot start.
     """
     if address is not None:
         check_reachable(address)
@@ -315,7 +318,7 @@ def cluster(ray: Any, address: str | None) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
-            address=address or "local",  # not one that happens to run here
+            address=address or "local",  # not a cluster that happens to run here
             log_to_driver=False,
             logging_level="ERROR",
             runtime_env={"env_vars": {"PYTHONPATH": path}},
@@ -323,21 +326,21 @@ def cluster(ray: Any, address: str | None) -> Iterator[None]:
         )
     except SystemExit as error:  # Ray's own answer to SIGTERM
         raise KeyboardInterrupt from error
-    except Exception as error:  # of many kinds
+    except Exception as error:  # Ray raises many types
         where = f"to the Ray cluster at {address}" if address else "Ray"
         raise InputError(
             f"cannot {'connect' if address else 'start'} {where}: {brief(error)}"
         ) from error
     try:
         if main:
-            signal.signal(signal.SIGTERM, before)  # Ray has put its own there
+            signal.signal(signal.SIGTERM, before)  # Ray installs its own
         yield
     finally:
         ray.shutdown()
 
 
 def check_reachable(address: str) -> None:
-    """Raise InputError if nobody listens at HOST:PORT; Ray itself would ask for minutes."""
+    """Raise InputError if nothing listens at HOST:PORT; Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     try:
         if not colon or not port.isdigit():
@@ -350,12 +353,12 @@ def check_reachable(address: str) -> None:
         ) from error
 
 
-def room(nodes: Sequence[Record], workers: Workers) -> int:
-    """How many threads each worker may have: all workers fit on the machines at once.
+def threads_per_worker(nodes: Sequence[Record], workers: Workers) -> int:
+    """Threads of each worker if all are to fit on the machines; 0 (torch's default) with GPUs.
 
     Args:
-        nodes: of ray.nodes().
-        workers: that are wanted.
+        nodes: the result of ray.nodes().
+        workers: all that are wanted.
 
     Raises:
         InputError: they do not fit.

@@ -1,0 +1,1 @@
+"""Asks a target a benchmark's questions by any method."""

@@ -1,0 +1,272 @@
+"""Answers a benchmark with several methods and writes a trace each."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from model.logitspec.errors import InputError
+from model.logitspec.sampling import Sampling
+
+from ..command.exits import Incomplete
+from ..command.files import check_writable
+from ..recordings.costs import METER_EVERY, StepCostFile, measured_rounds, model_and_machine
+from ..traces.reading import Record
+from ..traces.sidecars import FILTERS
+from ..traces.writing import TraceWriter
+from .answering import Answerer, Assignment, TraceLine, check_prompts
+from .engines import KVEngine, Models
+from .methods import Method, Options
+from .questions import Question, chosen_questions, sha256
+from .settings import RunSettings
+from .target import Target, model_name
+from .workers import Workers, answer_in_workers, find_workers, require_ray
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method's part in an evaluation."""
+
+    method: Method
+    options: Options  # all of the method's
+    model_id: str  # names the run in its trace; unique among the runs of an evaluation
+    answer_file: Path
+
+
+def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
+    """Answer a benchmark's questions with every run's method, and write a trace each.
+
+    The runs take turns question by question, and the first one rotates, so that drift of the
+    machine affects all equally. Answers that a trace already holds are skipped.
+
+    Args:
+        settings: of all runs.
+        runs: the methods, with their options and answer files.
+
+    Raises:
+        InputError: something asked for is missing; raised before the model is loaded if possible.
+        Incomplete: some questions could not be answered.
+    """
+    workers = find_workers(settings.workers, settings.target)
+    if workers:
+        require_ray()
+    check_step_cost(settings, runs, workers)
+    path, questions = chosen_questions(settings.questions)
+    target = Target.resolve(settings.target)
+    first = check_prompts(questions, target, settings.answers)[0]
+    for run in runs:
+        run.method.check(run.options)
+    shared = shared_settings(settings, target, path)
+    describe = partial(environment_of, target, workers)
+    environment = describe()
+    identity = model_and_machine(shared, environment)
+    if settings.step_cost is not None:
+        check_writable(settings.step_cost)
+        measured_rounds(settings.step_cost, identity)
+    build = partial(build_answerers, target, runs, settings, first)
+    with ExitStack() as files:
+        writers = {
+            run.model_id: files.enter_context(
+                closing(open_trace(run, path, shared, environment, overwrite=settings.overwrite))
+            )
+            for run in runs
+        }
+        done = {name: set(writer.done) for name, writer in writers.items()}
+        assignments = list_assignments(questions, done)
+        todo = sum(len(names) for _, names in assignments)
+        print(announcement(runs, settings.questions.bench_name, target, shared))
+        place = runs[0].answer_file if len(runs) == 1 else runs[0].answer_file.parent
+        print(f"{todo} of {len(questions) * len(runs)} answers to give, into {place}")
+        if not todo:
+            return
+        if workers:
+            found = answer_in_workers(
+                build, describe, assignments, workers, strict=settings.answers.strict
+            )
+        else:
+            found = answer_here(build(), assignments, environment, settings.step_cost, identity)
+        with closing(found) as lines:
+            write_with_progress(lines, writers, todo)
+        say_what_failed(writers, [question for question, _ in assignments])
+
+
+def check_step_cost(settings: RunSettings, runs: Sequence[Run], workers: Workers | None) -> None:
+    """Raise InputError if step costs are to be measured and cannot be."""
+    measurable = workers is None and any(run.method.own_loop for run in runs)
+    if settings.step_cost is not None and not measurable:
+        raise InputError(
+            f"--step-cost {settings.step_cost} measures this project's own loop in one process; "
+            "leave it out with transformers' methods alone, or several copies of the model"
+        )
+
+
+def environment_of(target: Target, workers: Workers | None) -> Record:
+    """The environment of this process, for a sidecar."""
+    return target.environment() | {"workers": workers.count if workers else 1}
+
+
+def build_answerers(
+    target: Target, runs: Sequence[Run], settings: RunSettings, first: Question
+) -> dict[str, Answerer]:
+    """Load the model and make every run's answerer, warmed up with a question; by model_id."""
+    models = Models(target, shared=len({run.method.own_loop for run in runs}) > 1)
+    answerers = {
+        run.model_id: Answerer(
+            target, run.method.engine(models, run.options), run.model_id, settings.answers
+        )
+        for run in runs
+    }
+    for answerer in answerers.values():
+        answerer.warm_up(first, settings.warmup)
+    return answerers
+
+
+def open_trace(
+    run: Run, questions: Path, shared: Record, environment: Record, *, overwrite: bool
+) -> TraceWriter:
+    """The writer of a run's trace.
+
+    Raises:
+        InputError: the file cannot be written, or is the question file.
+    """
+    if run.answer_file.resolve() == questions.resolve():
+        raise InputError(f"the answer file {questions} is the question file; choose another")
+    own = {"method": run.method.name, **run.options, "model_id": run.model_id}
+    return TraceWriter(run.answer_file, own | shared, environment, overwrite=overwrite)
+
+
+def announcement(runs: Sequence[Run], bench_name: str, target: Target, shared: Record) -> str:
+    """A line on what is about to run; transformers' own loop uses no kernels of this project."""
+    ours = any(run.method.own_loop for run in runs)
+    return (
+        f"{', '.join(run.method.name for run in runs)} on {bench_name}: {shared['model']}, "
+        f"{shared['dtype']}, {target.device}{f', {target.kernels} kernels' if ours else ''}; "
+        f"prompts in {target.prompts}"
+    )
+
+
+def list_assignments(
+    questions: Sequence[Question], done: Mapping[str, set[Any]]
+) -> list[Assignment]:
+    """The unanswered questions with their runs; the first run on one is the last on the next."""
+    names = list(done)
+    assignments = []
+    for index, question in enumerate(questions):
+        first = index % len(names)
+        order = names[first:] + names[:first]
+        todo = [name for name in order if question.question_id not in done[name]]
+        if todo:
+            assignments.append((question, todo))
+    return assignments
+
+
+def shared_settings(settings: RunSettings, target: Target, questions: Path) -> Record:
+    """Everything an answer depends on except the method's options, for a sidecar.
+
+    Filters of samples are included only if they are on.
+
+    Args:
+        settings: of the run.
+        target: as resolved from them.
+        questions: the question file.
+    """
+    sampling = settings.answers.sampling
+    filters = {name: getattr(sampling, name) for name in FILTERS}
+    return {
+        "model": model_name(target.path),
+        "model_fingerprint": target.fingerprint,
+        "tokenizer_fingerprint": target.tokenizer_fingerprint,
+        "bench_name": settings.questions.bench_name,
+        "questions": sha256(questions),
+        "template": target.prompts.template,
+        "max_new_tokens": settings.answers.max_new_tokens,
+        "num_choices": settings.answers.num_choices,
+        "temperature": sampling.temperature,
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "device": "cpu" if target.device == "cpu" else "cuda",
+        "num_gpus_per_model": target.gpus,
+        "seed": sampling.seed,
+        **{name: value for name, value in filters.items() if value != getattr(Sampling, name)},
+    }
+
+
+def answer_here(
+    answerers: dict[str, Answerer],
+    assignments: list[Assignment],
+    environment: Record,
+    step_cost: Path | None,
+    identity: Mapping[str, Any],
+) -> Generator[TraceLine, None, None]:
+    """Answer questions with a model loaded in this process; a generator of trace lines.
+
+    Args:
+        answerers: by model_id.
+        assignments: to be answered.
+        environment: of this process.
+        step_cost: a file for what a step costs, measured between questions; None: it is not.
+        identity: model_and_machine(), for that file.
+    """
+    costs = None
+    engines = [answerer.engine for answerer in answerers.values()]
+    ours = next((engine for engine in engines if isinstance(engine, KVEngine)), None)
+    if step_cost is not None and ours is not None:
+        costs = StepCostFile(ours.model, step_cost, 64, identity)
+    for at, (question, names) in enumerate(assignments):
+        if costs is not None and at % METER_EVERY == 0:
+            costs.measure()
+        for name in names:
+            answerer = answerers[name]
+            record = answerer.answer(question)
+            yield TraceLine(name, record, environment, answerer.engine.facts)
+
+
+def write_with_progress(
+    lines: Iterable[TraceLine], writers: dict[str, TraceWriter], count: int
+) -> None:
+    """Write every line when it comes; the progress bar shows its run's MAT and speed so far."""
+    accept_lengths: dict[str, list[int]] = {name: [] for name in writers}
+    speeds: dict[str, list[float]] = {name: [] for name in writers}
+    several = len(writers) > 1
+    short = {name: name.rpartition("-")[2] if several else name for name in writers}
+
+    def so_far(name: str) -> str:
+        return f"MAT {np.mean(accept_lengths[name]):.2f}, {np.mean(speeds[name]):.1f} tokens/s"
+
+    with tqdm(lines, total=count, unit="answer") as bar:
+        for name, record, environment, facts in bar:
+            there = None if environment is None else environment | (facts or {})
+            writers[name].write(record, there)
+            if "error" in record:
+                asked = f"{short[name]}: question {record['question_id']}"
+                bar.write(f"{asked} failed: {record['error']}")
+                continue
+            choice = record["choices"][0]
+            accept_lengths[name] += choice["accept_lengths"]
+            speeds[name].append(sum(choice["new_tokens"]) / sum(choice["wall_time"]))
+            bar.set_postfix_str(f"{short[name]}: {so_far(name)}" if several else so_far(name))
+    for name in writers:
+        if speeds[name]:
+            print(f"{short[name]}: {so_far(name)}")
+
+
+def say_what_failed(writers: Mapping[str, TraceWriter], questions: Sequence[Question]) -> None:
+    """Raise Incomplete if some of these questions were not answered."""
+    asked = [question.question_id for question in questions]
+    failed = {name: [at for at in asked if at in writer.failed] for name, writer in writers.items()}
+    said = [
+        f"{name}: {len(ids)} (the first is {ids[0]}: {writers[name].failed[ids[0]]})"
+        for name, ids in failed.items()
+        if ids
+    ]
+    if said:
+        raise Incomplete(
+            f"questions that could not be answered, of {', '.join(said)}; they are left out of "
+            "the tables, and a run with the same flags tries them again"
+        )

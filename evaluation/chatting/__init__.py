@@ -1,0 +1,1 @@
+"""A loaded model to talk to: in the terminal, by a page, by OpenAI's API."""

@@ -1,0 +1,174 @@
+"""Bodies of the server's requests, and the fields of OpenAI's API that are refused."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .web import Refused
+
+LONGEST_STOP = 200  # characters
+
+
+LONGEST_SHOWN = 40  # characters of what is not known
+
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+class Part(BaseModel):
+    """A piece of a message's content."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    text: str = ""
+
+    def plain(self) -> str:
+        """Its text.
+
+        Raises:
+            Refused: it is no text.
+        """
+        extra = next(iter(self.model_extra or ()), None)
+        if self.type != "text" or extra is not None:
+            name = self.type if self.type != "text" else extra
+            raise Refused(f"{name} in a message is not supported", param="messages")
+        return self.text
+
+
+class Message(BaseModel):
+    """A message of a conversation."""
+
+    model_config = ConfigDict(extra="allow")  # an answer sent back has empty fields
+
+    role: str
+    content: str | list[Part]
+
+    def plain(self) -> dict[str, str]:
+        """As a chat template wants it.
+
+        Raises:
+            Refused: the role is unknown, or the message holds more than text.
+        """
+        if self.role not in ROLES:
+            raise Refused(
+                f"the role {shortened(self.role)!r} of a message is not supported; give "
+                f"{', '.join(ROLES)}",
+                param="messages",
+            )
+        for name, value in (self.model_extra or {}).items():
+            if value:
+                raise Refused(f"{name} of a message is not supported", param="messages")
+        text = self.content
+        if not isinstance(text, str):
+            text = "".join(part.plain() for part in text)
+        return {"role": ROLES[self.role], "content": text}
+
+
+def shortened(text: str) -> str:
+    """A text for a message."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+
+
+class StreamOptions(BaseModel):
+    """Of a streamed answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # padding of the events, which is not supported
+
+
+class Asked(BaseModel):
+    """Fields of both kinds of request."""
+
+    model_config = ConfigDict(extra="allow")  # UNSUPPORTED says which are refused
+
+    model: str
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = None  # null is OpenAI's default
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @property
+    def most(self) -> int | None:
+        """Most tokens of the answer."""
+        return self.max_tokens
+
+
+class ChatAsked(Asked):
+    """The body of /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+
+    @property
+    def most(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+
+class TextAsked(Asked):
+    """The body of /v1/completions."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+
+    @property
+    def only(self) -> str | list[int]:
+        """The one prompt: many clients send a list of one.
+
+        Raises:
+            Refused: there are several.
+        """
+        if isinstance(self.prompt, str) or all(isinstance(part, int) for part in self.prompt):
+            return cast("str | list[int]", self.prompt)
+        if len(self.prompt) > 1:
+            raise Refused(
+                f"prompt holds {len(self.prompt)} prompts; this server answers 1 in a request",
+                param="prompt",
+            )
+        return cast("str | list[int]", self.prompt[0])
+
+
+# Other fields, with the values that ask for nothing; None: any value, for it changes no answer.
+# Fields that are not listed are refused.
+HARMLESS: dict[str, tuple[Any, ...] | None] = {
+    "audio": (None,),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "metadata": None,
+    "modalities": (None, ["text"]),
+    "n": (None, 1),
+    "parallel_tool_calls": None,
+    "prediction": (None,),
+    "presence_penalty": (None, 0),
+    "prompt_cache_key": None,
+    "prompt_cache_retention": None,
+    "reasoning_effort": (None,),
+    "response_format": (None, {"type": "text"}),
+    "safety_identifier": None,
+    "service_tier": None,
+    "store": None,
+    "suffix": (None, ""),
+    "tool_choice": (None, "none"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+    "user": None,
+    "verbosity": (None,),
+}
+
+
+def stops(asked: Asked) -> list[str]:
+    return [asked.stop] if isinstance(asked.stop, str) else asked.stop or []

@@ -1,0 +1,1 @@
+"""What every command has: flags, parser, exit status, terminal, files."""

@@ -1,0 +1,95 @@
+"""The repository's root, and the files that commands write."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from model.logitspec.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+HALF_PAIRS = "backslashreplace"  # halves of surrogate pairs are no UTF-8: JSON's own escape, \ud800
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is a single component of a path, and not `.` or `..`."""
+    return bool(re.fullmatch(r"[\w.+=@-]+", name)) and set(name) != {"."}
+
+
+def why_not(path: Path, error: OSError) -> str:
+    """Why a path cannot be written: a file where a folder is wanted, or errno's text."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        for place in (path, *path.parents):
+            if place.exists() and not place.is_dir():
+                return f"{place} is a file, not a folder"
+    return str(error.strerror)
+
+
+@contextmanager
+def writing(path: Path, way_out: str = "choose another file") -> Iterator[None]:
+    """Turn an OSError into an InputError that names the file, the reason and the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {why_not(path, error)}; {way_out}") from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once all of it is on disk.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def write_atomically(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8", HALF_PAIRS))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, and make the folders above it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", errors=HALF_PAIRS)
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError if a file cannot be written, before anything is computed for it."""
+    there = path.exists()
+    with writing(path):
+        path.open("a", encoding="utf-8").close()
+        if not there:
+            path.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    with writing(path, "choose another folder"):
+        path.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""Recordings of greedy runs, and the replay of methods over them without the model."""

@@ -1,0 +1,328 @@
+"""Records a greedy run: the work of `python -m evaluation.record`.
+
+Every question is answered by plain decoding, and the best tokens after every token of prompt and
+answer are kept with their log-probabilities (format.py says how). Then draft trees of
+`calibrated` go over the same prompt once, for the rows of nodes off the answer, which some methods
+learn from.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model.logitspec import CalibratedDrafter, DraftTree, LlamaKVForCausalLM, decode
+from model.logitspec.errors import InputError
+from model.logitspec.prefill import LOGITS_ROWS, read_in
+from model.logitspec.successors import successors
+
+from ..asking.answering import allowed_tokens, check_prompts
+from ..asking.engines import Models
+from ..asking.prompts import answer_text
+from ..asking.questions import Question, chosen_questions
+from ..asking.runs import shared_settings
+from ..asking.settings import AnswerSettings, RunSettings
+from ..asking.target import Target
+from ..command.files import make_folder, write_atomically, writing
+from ..traces.sidecars import differing
+from .costs import METER_EVERY, ROW_WIDTH, StepCostFile, measured_rounds, model_and_machine
+from .format import (
+    FORMAT,
+    META,
+    STEP_COST,
+    SUCCESSORS,
+    Ints,
+    RecordedQuestion,
+    RecordedTurn,
+    load_question,
+    question_file,
+    read_meta,
+    save_arrays,
+    save_question,
+)
+
+
+@dataclass(frozen=True)
+class RecordingOptions:
+    """What is kept of a recorded run.
+
+    Attributes:
+        output: the recording's folder.
+        top_k: best tokens kept after every token.
+        tree_rows: nodes of the trees that rows off the answer are recorded from; 0: none.
+        vocabulary_rows: token ids whose best successors are recorded.
+    """
+
+    output: Path
+    top_k: int
+    tree_rows: int
+    vocabulary_rows: int
+
+
+class NodeRows(CalibratedDrafter):
+    """Keeps the rows of all nodes of its trees."""
+
+    name = "calibrated"
+
+    def __init__(self, draft_tree_capacity: int, vocabulary_rows: int) -> None:
+        super().__init__(draft_tree_capacity, row_width=ROW_WIDTH, vocabulary_rows=vocabulary_rows)
+        self.at: list[tuple[int, int, int]] = []
+        self.rows: list[Sequence[int]] = []
+        self._ids: list[int] = []
+
+    def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
+        super().reset(prompt_ids, top_ids)
+        self.at, self.rows, self._ids = [], [], list(prompt_ids)
+
+    def observe(
+        self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
+    ) -> None:
+        super().observe(tree, path, top_ids)
+        for node, token in enumerate(tree.tokens):
+            if not top_ids[node]:
+                continue  # behind the end of the answer
+            before = tree.tokens[tree.parents[node]] if node else self._ids[-1]
+            self.at.append((len(self._ids) + tree.depths[node], before, token))
+            self.rows.append(top_ids[node])
+        self._ids += [tree.tokens[node] for node in path]
+
+
+class Recorder:
+    """Answers questions and keeps what a replay needs.
+
+    Args:
+        target: the checkpoint.
+        model: the checkpoint, loaded.
+        settings: of the answers.
+        options: of the recording.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        model: LlamaKVForCausalLM,
+        settings: AnswerSettings,
+        options: RecordingOptions,
+    ) -> None:
+        self._target = target
+        self._model = model
+        self._settings = settings
+        self._top_k = options.top_k
+        self._drafter = (
+            NodeRows(options.tree_rows, options.vocabulary_rows) if options.tree_rows > 1 else None
+        )
+
+    def record(self, question: Question) -> RecordedQuestion:
+        conversation = self._target.prompts.start()
+        turns = []
+        for asked in question.turns:
+            prompt_ids = conversation.ask(asked)
+            most = allowed_tokens(question, prompt_ids, self._target, self._settings)
+            turn = self._turn(prompt_ids, most)
+            turns.append(turn)
+            text = answer_text(
+                self._target.tokenizer, turn.output.tolist(), conversation.stop_strings
+            )
+            conversation.answer(text)
+        return RecordedQuestion(question.question_id, question.category, turns)
+
+    @torch.inference_mode()
+    def _turn(self, prompt_ids: list[int], most: int) -> RecordedTurn:
+        model = self._model
+        cache = model.new_cache(len(prompt_ids) + most)
+        start = time.perf_counter()
+        x = read_in(model, prompt_ids, cache)
+        cache.keep(range(len(prompt_ids)))
+        root = int(model.logits(x[-1:]).argmax())
+        seconds = time.perf_counter() - start
+        # the last row alone, as when the root was chosen: a batch may round differently
+        parts = [*torch.split(x[:-1], LOGITS_ROWS), x[-1:]]
+        best = [self._best(model.logits(part)) for part in parts if len(part)]
+        output: list[int] = []
+        itself = torch.ones(1, 1, dtype=torch.bool, device=model.device)
+        while True:
+            output.append(root)
+            position = torch.tensor([cache.length], device=model.device)
+            token = torch.tensor([root], device=model.device)
+            logits = model(token, position, cache, last_position=cache.length, tree_mask=itself)
+            cache.keep([0])
+            best.append(self._best(logits))
+            if len(output) == most or root in self._target.eos_token_ids:
+                break
+            root = int(best[-1][0][0, 0])
+        ids, logprobs = (np.concatenate(parts) for parts in zip(*best, strict=True))
+        nodes: dict[str, Ints] = {}
+        if self._drafter is not None:
+            decode(
+                model, prompt_ids, self._drafter, max_new_tokens=most,
+                eos_token_ids=self._target.eos_token_ids,
+            )  # fmt: skip
+            nodes["node_at"] = np.array(self._drafter.at, dtype=np.int32)
+            nodes["node_ids"] = np.array(self._drafter.rows, dtype=np.int32)
+        return RecordedTurn(
+            np.array(prompt_ids, dtype=np.int32), np.array(output, dtype=np.int32), ids, logprobs,
+            seconds, most, **nodes,
+        )  # fmt: skip
+
+    def _best(self, logits: torch.Tensor) -> tuple[Ints, Any]:
+        """Best ids and their log-probabilities after each row of logits [n, vocab]."""
+        best = logits.float().topk(self._top_k)
+        values, ids = best.values.cpu().numpy(), best.indices.cpu().numpy()
+        order = np.lexsort((ids, -values))  # equal logits: by token id
+        total = logits.float().logsumexp(dim=-1, keepdim=True).cpu().numpy()
+        logprobs = np.take_along_axis(values, order, 1) - total
+        ids = np.take_along_axis(ids, order, 1)
+        ids[:, 0] = logits.max(dim=-1).indices.cpu().numpy()  # as argmax chooses among equal ones
+        return ids.astype(np.int32), logprobs.astype(np.float16)
+
+
+def record(run: RunSettings, options: RecordingOptions) -> None:
+    """Record a benchmark's answers into a folder, or go on with a recording there.
+
+    Args:
+        run: the target, the questions, and how they are answered.
+        options: of the recording.
+
+    Raises:
+        InputError: something asked for is not there, or the folder holds something else.
+    """
+    folder = options.output
+    path, questions = chosen_questions(run.questions)
+    target = Target.resolve(run.target)
+    settings = recording_settings(run, options, target, path, questions)
+    environment = target.environment()
+    environments = check_folder(folder, settings)
+    check_machine(folder, environment, environments)
+    identity = model_and_machine(settings, environment)
+    measured_rounds(folder / STEP_COST, identity)
+    check_prompts(questions, target, run.answers)
+    todo = [q for q in questions if not is_recorded(folder, q)]
+    print(
+        f"{len(questions) - len(todo)} of {len(questions)} questions are recorded in {folder}; "
+        f"{settings['model']}, {settings['dtype']}, {target.device}, {target.kernels} kernels; "
+        f"prompts in {target.prompts}"
+    )
+    model = Models(target, shared=False).kv
+    settings["vocab_size"] = vocab = int(model.config.vocab_size)
+    if options.top_k > vocab:
+        raise InputError(f"--top-k is {options.top_k}, the vocabulary has {vocab} tokens")
+    if environment not in environments:
+        environments.append(environment)
+    make_folder(folder)
+    with writing(folder, "choose another"):
+        write_atomically(folder / META, {"settings": settings, "environments": environments})
+    save_successors(folder, model, options.vocabulary_rows)
+    recorder = Recorder(target, model, run.answers, options)
+    costs = StepCostFile(model, folder / STEP_COST, options.top_k, identity)
+    start = time.perf_counter()
+    tokens = record_questions(folder, todo, recorder, costs)
+    if not costs.stored:  # all was recorded before, and the file was lost
+        for _ in range(METER_EVERY):
+            costs.measure()
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(
+        f"{tokens} tokens in {time.perf_counter() - start:.0f} s; {folder} holds "
+        f"{len(questions)} questions, {size / 2**20:.1f} MiB"
+    )
+
+
+def recording_settings(
+    run: RunSettings,
+    options: RecordingOptions,
+    target: Target,
+    path: Path,
+    questions: Sequence[Question],
+) -> dict[str, Any]:
+    """All that a recording depends on, as its meta file holds it."""
+    return shared_settings(run, target, path) | {
+        "format": FORMAT,
+        "top_k": options.top_k,
+        "tree_rows": options.tree_rows,
+        "vocabulary_rows": options.vocabulary_rows,
+        "vocab_size": len(target.tokenizer),
+        "question_ids": [question.question_id for question in questions],
+    }
+
+
+def save_successors(folder: Path, model: LlamaKVForCausalLM, count: int) -> None:
+    """Write the best tokens after each of the first `count` token ids alone."""
+    width = min(ROW_WIDTH, int(model.config.vocab_size))
+    rows = successors(model, count, width) if count else []
+    save_arrays(folder / SUCCESSORS, {"rows": np.array(rows, dtype=np.int32).reshape(-1, width)})
+
+
+def record_questions(
+    folder: Path, questions: Sequence[Question], recorder: Recorder, costs: StepCostFile
+) -> int:
+    """Record questions one by one, and now and then what a step costs; the tokens answered.
+
+    Raises:
+        InputError: out of GPU memory, or a file cannot be written.
+    """
+    tokens = 0
+    for at, question in enumerate(tqdm(questions, unit="question")):
+        if at % METER_EVERY == 0:
+            costs.measure()
+        try:
+            recorded = recorder.record(question)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"question {question.question_id}: out of GPU memory; what is finished is on disk, "
+                "record into another --output with a lower --max-new-tokens or --tree-rows"
+            ) from error
+        save_question(folder, recorded)
+        tokens += sum(len(turn.output) for turn in recorded.turns)
+    return tokens
+
+
+def check_machine(
+    folder: Path, environment: Mapping[str, Any], before: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raise InputError if a recording that is continued was begun on another machine."""
+    for other in before:
+        if other.get("device_names") != environment["device_names"]:
+            raise InputError(
+                f"{folder} was recorded on {other.get('device_names')}, this is "
+                f"{environment['device_names']}, and a recording holds what a step costs; "
+                "choose another --output"
+            )
+
+
+def check_folder(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The environments so far of a recording that is continued.
+
+    Raises:
+        InputError: it was made with other settings, or the folder holds something else.
+    """
+    if not folder.exists():
+        return []
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / META).is_file()):
+        raise InputError(f"{folder} is there and is no recording; choose another --output")
+    if not (folder / META).is_file():
+        return []
+    meta = read_meta(folder)
+    now, before = json.loads(json.dumps(settings)), meta["settings"]
+    for key in differing(before, now, sorted((now.keys() | before.keys()) - {"vocab_size"})):
+        raise InputError(
+            f"{folder} was recorded with {key} {shortened(before.get(key))}, now it is "
+            f"{shortened(now.get(key))}; choose another --output"
+        )
+    return list(meta["environments"])
+
+
+def shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def is_recorded(folder: Path, question: Question) -> bool:
+    path = question_file(folder, question.question_id)
+    return path.is_file() and load_question(path).question_id == question.question_id

@@ -1,0 +1,1 @@
+"""The answers of runs on disk: written, read and compared."""

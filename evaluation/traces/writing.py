@@ -1,0 +1,212 @@
+"""Appends answers to a trace so that none is lost."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import sys
+from io import FileIO
+from pathlib import Path
+
+from model.logitspec.errors import InputError
+
+from ..command.files import HALF_PAIRS, why_not, write_atomically
+from .reading import Lines, Record, read_lines
+from .sidecars import differing, meta_path
+
+
+class TraceWriter:
+    """Appends answers to a trace: one line per question, on disk when write() returns.
+
+    A file that exists is continued if it was made with the same settings; an incomplete last line,
+    left by a killed run, is cut off. The file is locked against other writers while it is open.
+
+    The sidecar also holds the environments in which answers were written, and how many answers
+    there were each time a run began to write.
+
+    Args:
+        path: of the trace.
+        settings: everything an answer depends on; compared with the sidecar's.
+        environment: device, versions and the like; every different one is recorded, none compared.
+        overwrite: start anew; the old files are kept as NAME.jsonl.bak and NAME.meta.json.bak.
+
+    Attributes:
+        done: ids of the questions answered.
+        failed: reasons of the questions that have a line with an error, by id.
+
+    Raises:
+        InputError: the file cannot be written, is being written by another run, or was made with
+            other settings.
+    """
+
+    def __init__(
+        self, path: Path, settings: Record, environment: Record, *, overwrite: bool = False
+    ) -> None:
+        self.path = path
+        self._settings = settings
+        self._environment = environment
+        self._begun = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():
+                raise IsADirectoryError(errno.EISDIR, "it is no plain file")
+            self._file = open_locked(path)
+            try:
+                if overwrite and path.stat().st_size > 0:
+                    with self._file:  # locked until the old files are renamed
+                        for old in (path, meta_path(path)):
+                            if old.is_file():
+                                old.replace(old.with_name(old.name + ".bak"))
+                        self._file = open_locked(path)
+                self._environments, self._starts = self._history()
+                answered, failed = self._repair()
+                self.done = [record["question_id"] for record in answered]
+                self.failed = {record["question_id"]: record["error"] for record in failed}
+                self._write_meta()
+            except BaseException:
+                self.close()
+                raise
+        except OSError as error:
+            raise InputError(
+                f"cannot write the answer file {path}: {why_not(path, error)}; "
+                "choose another (--answer-file, or --answer-dir of evaluation.run)"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file and release its lock."""
+        self._file.close()
+
+    def _write_meta(self) -> None:
+        write_atomically(
+            meta_path(self.path),
+            {
+                "settings": self._settings,
+                "environments": self._environments,
+                "starts": self._starts,
+            },
+        )
+
+    def _history(self) -> tuple[list[Record], list[int]]:
+        """Environments and starts so far.
+
+        Raises:
+            InputError: the file was made with other settings.
+        """
+        if self.path.stat().st_size == 0:
+            return [], []
+        try:
+            meta = json.loads(meta_path(self.path).read_text(encoding="utf-8"))
+            before, environments = {**meta["settings"]}, list(meta["environments"])
+            starts = list(meta.get("starts", ()))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(
+                f"{self.path} exists without a readable {meta_path(self.path).name} "
+                "that says how it was made; "
+                "choose another --model-id or --answer-file, or give --overwrite"
+            ) from error
+        now = json.loads(json.dumps(self._settings))
+        changed = differing(before, now, sorted(before.keys() | now.keys()))
+        if changed:
+            first = changed[0]
+            raise InputError(
+                f"{self.path} was made with {first} {before.get(first)!r}, "
+                f"now it is {now.get(first)!r}; "
+                "choose another --model-id or --answer-file, or give --overwrite"
+            )
+        return environments, starts
+
+    def _repair(self) -> Lines:
+        """Cut off an incomplete last line and return the records before it."""
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            self._file.truncate(len(whole))
+            os.fsync(self._file.fileno())
+        return read_lines(self.path) if whole else Lines([], [])
+
+    def write(self, record: Record, environment: Record | None = None) -> None:
+        """Append one line and return when it is on disk.
+
+        Args:
+            record: an answer, or why there is none.
+            environment: of the process that answered, if not the writer's.
+
+        Raises:
+            InputError: it cannot be written, as on a full disk; the lines before it stay complete.
+        """
+        question_id = record["question_id"]
+        if self.failed.get(question_id) == record.get("error", ()):
+            return  # tried again, and failed again
+        size = None
+        try:
+            if not self.path.exists() or not os.path.samestat(
+                self.path.stat(), os.fstat(self._file.fileno())
+            ):
+                raise InputError(
+                    f"{self.path} was moved or deleted while this run wrote to it; put it back and "
+                    "run again, without --overwrite, to go on"
+                )
+            self._note(environment or self._environment)
+            size = os.fstat(self._file.fileno()).st_size
+            text = json.dumps(record, ensure_ascii=False)
+            line = memoryview(text.encode(errors=HALF_PAIRS) + b"\n")
+            while line:
+                line = line[self._file.write(line) :]
+            os.fsync(self._file.fileno())
+        except BaseException as error:
+            if size is not None:
+                self._file.truncate(size)
+            if not isinstance(error, OSError):
+                raise
+            raise InputError(
+                f"cannot write to {self.path}: {error.strerror}; "
+                "make room and run again, without --overwrite, to go on"
+            ) from error
+        self.failed.pop(question_id, None)
+        if "error" in record:
+            self.failed[question_id] = record["error"]
+        else:
+            self.done.append(question_id)
+
+    def _note(self, environment: Record) -> None:
+        """Note in the sidecar that this run writes, and in which environment."""
+        if self._begun and environment in self._environments:
+            return
+        starts = self._starts if self._begun else [*self._starts, len(self.done)]
+        environments = self._environments
+        if environment not in environments:
+            environments = [*environments, environment]
+        before = self._starts, self._environments
+        self._starts, self._environments = starts, environments
+        try:
+            self._write_meta()
+        except BaseException:
+            self._starts, self._environments = before
+            raise
+        self._begun = True
+
+
+def open_locked(path: Path) -> FileIO:
+    """Open a file for appending and lock it; it is created if it does not exist.
+
+    Raises:
+        InputError: another process has locked it.
+        OSError: it cannot be opened.
+    """
+    file = FileIO(path, "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(
+            f"another run is writing {path}; wait for it, or choose another --model-id or "
+            "--answer-file"
+        ) from error
+    except OSError as error:  # a file system without locks
+        print(
+            f"{path} cannot be locked ({error.strerror}): see that no other run writes it",
+            file=sys.stderr,
+        )
+    return file
