@@ -18,7 +18,7 @@ import numpy.typing as npt
 from evaluation.arguments import Parser, add_machine_flags, at_least, picture, run_command
 from evaluation.engines import KVEngine, Models
 from evaluation.eval import chosen_questions
-from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
+from evaluation.pictures.style import line_style, new_figure, require_matplotlib, save_figure
 from evaluation.targets import Target
 from model.logitspec import CalibratedDrafter, DraftTree
 from model.logitspec.budget import Capacity

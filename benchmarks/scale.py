@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.arguments import Parser, at_least, picture, run_command
-from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
+from evaluation.pictures.style import line_style, new_figure, require_matplotlib, save_figure
 from evaluation.targets import load_tokenizer
 from model.logitspec import DRAFTERS, InputError, LlamaKVForCausalLM, load
 from model.logitspec.decoding import DecodingResult, check_lengths, decode

@@ -20,7 +20,7 @@ from transformers import LlamaConfig
 from transformers.utils import logging
 
 from evaluation.arguments import Parser, at_least, picture, run_command
-from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
+from evaluation.pictures.style import line_style, new_figure, require_matplotlib, save_figure
 from model.logitspec import DraftTree, LlamaKVForCausalLM, load
 from model.logitspec.devices import resolve_device, resolve_dtype
 from model.logitspec.errors import InputError

@@ -21,12 +21,12 @@ from model.logitspec.drafters.base import Drafter
 from model.logitspec.errors import InputError
 
 from .arguments import Parser, run_command
-from .plots import line_style, new_figure, require_matplotlib, save_figure
+from .pictures.style import line_style, new_figure, require_matplotlib, save_figure
 from .recordings import Recording, load_recording
 from .replay import configurations
 from .replaying import VANILLA, Configuration, Summary, replay, replay_drafter
 from .speed import list_tasks, task_of
-from .tables import write_text
+from .tabulating.table import write_text
 
 KNOBS = {
     "max_ngram_size": ("1", "2", "3", "4", "5"),

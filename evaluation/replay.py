@@ -34,7 +34,7 @@ from .methods import (
     find_methods,
     option_type,
 )
-from .plots import require_matplotlib
+from .pictures.style import require_matplotlib
 from .recordings import Recording, load_recording
 from .replaying import VANILLA, Configuration, Summary, check_drafter, drafter_method, replay
 from .speed import list_tasks
@@ -238,7 +238,7 @@ def show(
     if args.csv is not None:
         write_csv(args.csv, rows)
     if args.plot is not None:
-        from .replay_plots import draw
+        from .pictures.sweeps import draw
 
         titled = [row | {"title": s.configuration.title} for row, s in zip(rows, done, strict=True)]
         draw(titled, list(parse_grid(args.grid)), args.plot)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import calibration, fit_prior, row_probabilities, study
+from benchmarks import calibration, fit_prior, study
 from model.logitspec import LlamaKVForCausalLM, VanillaDrafter, decode
 from model.logitspec.drafters.calibrated import PRIOR
 
@@ -67,27 +67,14 @@ def test_the_commands(
     plot, figures = tmp_path / "x.png", tmp_path / "x.json"
     assert calibration.main([*shared, "--question-stride", "1", "--plot", str(plot)]) == 0
     assert plot.read_bytes().startswith(b"\x89PNG")
-    assert row_probabilities.main([*shared, "--question-stride", "1"]) == 0
     some = ["--variants", "as it is,no prior", "--capacities", "8", "--question-stride", "1"]
     assert study.main([*shared, *some, "--json", str(figures)]) == 0
     rows = json.loads(figures.read_text())["variants"]
     assert [row["variant"] for row in rows] == ["as it is", "no prior"]
     assert rows[0]["tokens"] == rows[1]["tokens"]
     said = capsys.readouterr().out
-    assert "expected calibration error" in said and "probability" in said and "no prior" in said
+    assert "expected calibration error" in said and "no prior" in said
     assert study.main([*shared, "--variants", "nonsense"]) == 2
-
-
-def test_candidates_are_graded_by_rank_and_by_probability() -> None:
-    ids = [5, 6, 7, 5, 6, 9]  # 5 6 are the prompt's
-    rows = [[(50 + i, 0.6), (9, 0.1)] for i in range(6)]
-    *_, last = row_probabilities.candidates(ids, 2, rows)  # what may follow the second 5 6
-    ranks, bins = row_probabilities.WIDTH + 1, len(row_probabilities.EDGES) + 2
-    assert {(row - ranks, share - bins, right) for _, row, share, right in last} == {
-        (0, 0, False),  # 7, which followed before and is in no row
-        (1, 7, False),  # 51, after the first 6: of 0.5 to 0.7
-        (2, 4, True),  # 9: of 0.05 to 0.15
-    }
 
 
 def test_a_better_feature_has_a_lower_loss() -> None:
@@ -95,6 +82,11 @@ def test_a_better_feature_has_a_lower_loss() -> None:
     told = chance.integers(0, 2, 4000)
     right = (chance.random(4000) < 0.1 + 0.8 * told).astype(float)
     test = np.arange(4000) % 2 == 1
-    nothing = row_probabilities.one_hot([np.zeros(4000, dtype=np.int64)], [1])
-    loss = row_probabilities.log_loss(row_probabilities.one_hot([told], [2]), right, test)
-    assert loss < 0.6 * row_probabilities.log_loss(nothing, right, test)
+
+    def log_loss(x: fit_prior.Floats) -> float:
+        ones = np.ones(int((~test).sum()))
+        p = 1 / (1 + np.exp(-x[test] @ fit_prior.newton(x[~test], ones, right[~test])))
+        return float(-np.log(np.where(right[test] > 0, p, 1 - p)).sum())
+
+    nothing = fit_prior.one_hot([np.zeros(4000, dtype=np.int64)], [1])
+    assert log_loss(fit_prior.one_hot([told], [2])) < 0.6 * log_loss(nothing)

@@ -16,15 +16,9 @@ from evaluation.comparison import read_comparison
 from evaluation.published import PUBLISHED
 from evaluation.speed import compare as speed_compare
 from evaluation.speed import recorded_tokens
-from evaluation.tables import (
-    Row,
-    Table,
-    bootstrap_interval,
-    compare,
-    main,
-    to_latex,
-    to_markdown,
-)
+from evaluation.tables import main
+from evaluation.tabulating.columns import bootstrap_interval, compare
+from evaluation.tabulating.table import Row, Table, to_latex, to_markdown
 from evaluation.terminal import drawn
 from model.logitspec import InputError
 

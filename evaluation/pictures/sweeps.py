@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .plots import line_style, new_figure, save_figure
+from .style import line_style, new_figure, save_figure
 
 Row = Mapping[str, Any]
 MEASURES = {"mat": "MAT", "speedup": "predicted speedup"}
