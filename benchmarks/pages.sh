@@ -32,7 +32,7 @@ SPARSER=${SPARSER:-1}
 figures=benchmarks/results/$MACHINE
 seven=baseline,hf_pld,vanilla,pld,suffix,recycling,logitspec
 
-python() { "${PYTHON:-python}" "$@"; }
+python() { command "${PYTHON:-python}" "$@"; }
 
 ask() { # NAME BENCH STRIDE METHODS [FLAG...]: one run; its traces are data/BENCH/model_answer/MACHINE-NAME-*
     name=$1 bench=$2 stride=$3 methods=$4

@@ -16,7 +16,7 @@ from evaluation.tabulating.table import to_markdown, write_text
 from model.logitspec.errors import InputError
 
 from . import scale, step_cost
-from .measure import Row, spread
+from .measure import Figures, spread
 
 Content = dict[str, Any]
 
@@ -88,14 +88,9 @@ def scale_section(content: Content, folder: Path) -> str:
     ]
     text += markdown_table(columns, rows)
     for row in content["output"]:
-        moved = "was reallocated" if row["cache_reallocated"] else "was not reallocated"
         text += (
             f"\n{row['method']}, {row['new_tokens']} tokens in one generation, {row['steps']} "
-            f"steps: the step grows by {row['growth_ms_per_1000_tokens']:.2f} ms per 1000 tokens; "
-            f"the cache {moved}; MiB held {scale.shown(row['held_mib'])} = "
-            f"{scale.shown(row['weights_mib'])} weights + {scale.shown(row['cache_mib'])} cache + "
-            f"{scale.shown(row['rest_mib'])} rest (the interpreter, PyTorch, work space), peak "
-            f"{scale.shown(row['peak_mib'])}.\n\n"
+            f"steps; {scale.summary(row)}.\n\n"
         )
         columns = ("from token", "steps", "ms")
         windows = [(w["first"], w["steps"], spread(w)) for w in row["windows"]]
@@ -105,7 +100,7 @@ def scale_section(content: Content, folder: Path) -> str:
         "\nDrafting, `draft` and `observe` together, microseconds per step by the tokens that came "
         "before:\n\n"
     )
-    drafters: dict[str, list[Row]] = {}
+    drafters: dict[str, list[Figures]] = {}
     for row in content["drafting"]:
         drafters.setdefault(row["drafter"], []).append(row)
     rows = [

@@ -23,7 +23,14 @@ from evaluation.replaying import drafter_method
 from evaluation.targets import Target
 
 from . import memory
-from .measure import INTERRUPTED, Results, Row, Table, add_question_flags
+from .measure import (
+    INTERRUPTED,
+    Figures,
+    PrintedTable,
+    Results,
+    add_output_flags,
+    add_question_flags,
+)
 
 COLUMNS = {"generations": 11, "MiB": 9, "files": 5, "MAT": 6, "tokens/s": 8}
 
@@ -37,7 +44,7 @@ def soak(args: argparse.Namespace) -> None:
     results = Results(args.json, args, target.device)
     drafter = method.drafter(**find_method(args.method).settings({}))
     engine = KVEngine(Models(target, shared=False), drafter)
-    table = Table(
+    table = PrintedTable(
         f"{args.method} on {args.bench_name}, {len(questions)} prompts in a circle, up to "
         f"{args.max_new_tokens} tokens each; a line after every {args.every} generations",
         COLUMNS,
@@ -53,7 +60,7 @@ def soak(args: argparse.Namespace) -> None:
         if number % args.every == 0:
             seconds = time.perf_counter() - clock
             memory.trim(target.device)
-            row: Row = {
+            row: Figures = {
                 "generations": number,
                 "mib": (memory.held(target.device) or 0) / memory.MIB,
                 "files": len(list(Path("/dev/fd").iterdir())),
@@ -70,7 +77,7 @@ def soak(args: argparse.Namespace) -> None:
     print("\n".join(summary(results.rows("soak"))))
 
 
-def summary(rows: Sequence[Row]) -> list[str]:
+def summary(rows: Sequence[Figures]) -> list[str]:
     """What became of memory, files and MAT between the first and the last row.
 
     The slope of memory is a least-squares line through the second half: what is held once and for
@@ -106,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=120,
         help="of them make a line; best a multiple of the prompts",
     )
-    add("--json", type=Path, metavar="FILE", help="all figures, kept up after every line")
+    add_output_flags(parser)
     add_machine_flags(parser)
     parser.set_defaults(strict=True, max_new_tokens=32)
     args = parser.parse_args(argv)

@@ -25,7 +25,7 @@ from model.logitspec.errors import InputError
 from model.logitspec.evidence import AcceptanceTable
 
 from .fit_prior import answer, flat_prior
-from .measure import INTERRUPTED, Results, Table, add_question_flags
+from .measure import INTERRUPTED, PrintedTable, Results, add_output_flags, add_question_flags
 
 TopIds = Sequence[Sequence[int]]
 
@@ -212,7 +212,7 @@ class Mixed(Variant):
     """Estimates are mixed instead of counted together: each source has a table of its own, and a
     token is wrong only if it is so by all of them (noisy or)."""
 
-    class Table(AcceptanceTable):
+    class PrintedTable(AcceptanceTable):
         def __init__(self, drafter: CalibratedDrafter) -> None:
             self.sources = drafter.sources
             prior = drafter.table.prior
@@ -245,7 +245,7 @@ class Mixed(Variant):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self.table = self.Table(self)
+        self.table = self.PrintedTable(self)
 
 
 VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
@@ -322,7 +322,7 @@ def run(args: argparse.Namespace) -> None:
     measure, title, device = replayed(args) if args.recording else live(args)
     results = Results(args.json, args, device)
     columns = {f"MAT at {capacity}": 9 for capacity in args.capacities}
-    table = Table(
+    table = PrintedTable(
         title,
         {"variant": 30, **{k: v for c in columns for k, v in ((c, 9), (f"÷ {c[4:]}", 7))}},
     )
@@ -355,7 +355,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--capacities", type=at_least(2), nargs="+", default=[64, 16], metavar="C",
         help="nodes of a tree",
     )  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="all figures, kept up after every row")
+    add_output_flags(parser)
     add_machine_flags(parser)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: run(args), INTERRUPTED)

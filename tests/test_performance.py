@@ -84,7 +84,7 @@ def test_the_page_holds_what_was_measured(
 def test_the_page_in_the_repository_is_what_its_sources_give(tmp_path: Path) -> None:
     notes = ROOT / "docs" / "performance-notes.md"
     page = tmp_path / "performance.md"
-    (sources,) = (ROOT / "benchmarks" / "results").iterdir()
+    sources = ROOT / "benchmarks" / "results" / "amd-epyc-2-cores"
     assert report.main([str(sources), "--output", str(page), "--notes", str(notes)]) == 0
     assert page.read_text() == (ROOT / "docs" / "performance.md").read_text()
 

@@ -234,6 +234,41 @@ def test_the_report(traces: list[Path], tmp_path: Path, capsys: pytest.CaptureFi
     assert "cannot read the notes /nowhere.md" in capsys.readouterr().err
 
 
+def test_a_report_of_several_benchmarks_and_temperatures(
+    traces: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pair(name: str, **changed: Any) -> list[Path]:
+        folder = tmp_path / name
+        folder.mkdir()
+        return [
+            write(folder, "b", "baseline", seconds=3.0, step=1, **changed),
+            write(folder, "l", "logitspec", seconds=1.0, step=6, **changed),
+        ]
+
+    other = pair("gsm8k", bench_name="gsm8k", questions="z")
+    warm, cold = pair("warm", temperature=0.7), pair("cold")
+    out = tmp_path / "results.md"
+    argv = [*map(str, traces), *map(str, other), "--output", str(out), "--format", "svg"]
+    assert report.main([*argv, "--temperatures", *map(str, [*warm, *cold])]) == 0
+    text = out.read_text()
+    for part in (
+        "# spec_bench: speedup over transformers' generate()",
+        "## Time per step",
+        "| logitspec | – | 2.40 | 50.00 | – | 5.00 | 5.00 | 100.00 | 15.00 | 10.00 | 25.93 |",
+        "## Other benchmarks",
+        "| logitspec | **3.00** | **4.00** | **6.00** | **3.00** |",
+        "## At a temperature",
+        "| method | T=0.0 MAT | T=0.0 speedup | T=0.7 MAT | T=0.7 speedup |",
+        "![depth](results/depth.svg)",
+    ):
+        assert part in text
+    for name in ("table", "phases", "benches", "temperatures"):
+        assert f"(results/{name}.csv)" in text
+        assert (tmp_path / "results" / f"{name}.csv").is_file()
+    assert report.main([*argv, "--base-path", str(traces[0])]) == 2
+    assert "leave it out of a report of several" in capsys.readouterr().err
+
+
 def test_records_of_the_tables_tests_are_traces() -> None:
     from evaluation.traces import validate
 
