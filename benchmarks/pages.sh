@@ -6,10 +6,11 @@
 #   sh benchmarks/pages.sh results        the other; needs `python -m data.prepare all`
 #
 # What is measured already is kept: the traces in data/BENCH/model_answer/MACHINE-*, the other
-# figures in benchmarks/results/MACHINE. Move them away to measure again.
+# figures in FIGURES. Move them away to measure again.
 #
 # Set any of these in the environment:
-#   MACHINE     name of the folder of figures                        (default: amd-epyc-2-cores)
+#   MACHINE     names the traces and the folder of figures           (default: amd-epyc-2-cores)
+#   FIGURES     folder of figures                          (default: benchmarks/results/MACHINE)
 #   MODEL_PATH  checkpoint                       (default: checkpoints/smollm2-135m-instruct)
 #   DOCS        folder that the pages are written into                          (default: docs)
 #   SPARSER     ask only every so many-th of the questions, to try this out         (default: 1)
@@ -29,7 +30,7 @@ MACHINE=${MACHINE:-amd-epyc-2-cores}
 MODEL_PATH=${MODEL_PATH:-checkpoints/smollm2-135m-instruct}
 DOCS=${DOCS:-docs}
 SPARSER=${SPARSER:-1}
-figures=benchmarks/results/$MACHINE
+FIGURES=${FIGURES:-benchmarks/results/$MACHINE}
 seven=baseline,hf_pld,vanilla,pld,suffix,recycling,logitspec
 
 python() { command "${PYTHON:-python}" "$@"; }
@@ -47,16 +48,16 @@ performance() {
         if [ $dtype = float32 ]; then stride=96; fi
         ask "performance-$dtype" spec_bench $stride $seven,racer,calibrated,calibrated@auto --dtype $dtype --warmup 3
         python -m evaluation.tables data/spec_bench/model_answer/"$MACHINE-performance-$dtype"-*.jsonl \
-            --first-turns --json "$figures/methods-$dtype.json"
+            --first-turns --json "$FIGURES/methods-$dtype.json"
     done
-    if [ ! -e "$figures/step_cost.json" ]; then
+    if [ ! -e "$FIGURES/step_cost.json" ]; then
         python -m benchmarks.step_cost --model-path "$MODEL_PATH" --dtype bfloat16 float32 --context 256 1024 4096 \
-            --nodes 4 8 16 32 64 --rounds 9 --json "$figures/step_cost.json"
+            --nodes 4 8 16 32 64 --rounds 9 --json "$FIGURES/step_cost.json"
     fi
-    if [ ! -e "$figures/scale.json" ]; then
-        python -m benchmarks.scale --model-path "$MODEL_PATH" --rounds 7 --json "$figures/scale.json"
+    if [ ! -e "$FIGURES/scale.json" ]; then
+        python -m benchmarks.scale --model-path "$MODEL_PATH" --rounds 7 --json "$FIGURES/scale.json"
     fi
-    python -m benchmarks.report "$figures" --output "$DOCS/performance.md" --notes docs/performance-notes.md
+    python -m benchmarks.report "$FIGURES" --output "$DOCS/performance.md" --notes docs/performance-notes.md
 }
 
 results() {
@@ -79,6 +80,6 @@ results() {
         --published --output "$DOCS/results.md" --notes docs/results-notes.md
 }
 
-mkdir -p "$figures" "$DOCS"
+mkdir -p "$FIGURES" "$DOCS"
 if [ "$page" != results ]; then performance; fi
 if [ "$page" != performance ]; then results; fi

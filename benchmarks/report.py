@@ -114,17 +114,14 @@ def methods_section(content: Content, _: Path) -> str:
     """Of what evaluation.tables --json wrote."""
     tables = read_tables(content)
     settings = content["settings"]
-    made = {
-        f"{environment['kernels']} kernels{', CUDA graphs' if environment['cuda_graphs'] else ''}"
-        for environment in content["environments"]
-    }
+    kernels = sorted({environment["kernels"] for environment in content["environments"]})
     turns = "first turns" if content["first_turns"] else "all turns"
     return (
         f"## Beside generate(), {settings['dtype']}\n\n"
         "`python -m evaluation.run` and `python -m evaluation.tables --json`: "
         f"{settings['model']}, {content['questions']} questions of {settings['bench_name']}, "
-        f"{turns}, at most {settings['max_new_tokens']} new tokens, {', '.join(sorted(made))}; "
-        "the methods take turns question by question.\n\n"
+        f"{turns}, at most {settings['max_new_tokens']} new tokens, "
+        f"{' and '.join(kernels)} kernels; the methods take turns question by question.\n\n"
         + "\n".join(map(to_markdown, tables.values()))
     )
 

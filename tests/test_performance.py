@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from evaluation.tabulating.columns import compare
 from evaluation.tabulating.phases import phases
 from evaluation.tabulating.table import to_markdown
 
+from .test_docs import parses
 from .test_tables import write
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +32,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
     for path in paths:
         meta = json.loads(path.with_suffix(".meta.json").read_text())
-        meta["environments"][0] |= {"kernels": "native", "cuda_graphs": False}
+        meta["environments"][0]["kernels"] = "native"
         path.with_suffix(".meta.json").write_text(json.dumps(meta))
     return paths
 
@@ -50,7 +54,7 @@ def results(
     assert tables.main([*map(str, traces), "--json", str(methods)]) == 0
     content = json.loads(methods.read_text())
     here = json.loads((folder / "scale.json").read_text())["environment"]
-    content["environments"] = [here | {"kernels": "native", "cuda_graphs": False}]
+    content["environments"] = [here | {"kernels": "native"}]
     methods.write_text(json.dumps(content))
     return folder
 
@@ -87,6 +91,25 @@ def test_the_page_in_the_repository_is_what_its_sources_give(tmp_path: Path) -> 
     sources = ROOT / "benchmarks" / "results" / "amd-epyc-2-cores"
     assert report.main([str(sources), "--output", str(page), "--notes", str(notes)]) == 0
     assert page.read_text() == (ROOT / "docs" / "performance.md").read_text()
+
+
+def test_every_command_of_the_script_parses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, python = tmp_path / "said", tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" >>{said}\nprintf "\\n" >>{said}\n')
+    python.chmod(0o755)
+    folders = {"FIGURES": str(tmp_path / "figures"), "DOCS": str(tmp_path / "docs")}
+    script = ["sh", str(ROOT / "benchmarks" / "pages.sh")]
+    subprocess.run(script, env=os.environ | folders | {"PYTHON": str(python)}, check=True)
+    lines = said.read_text().splitlines()
+    assert len(lines) == 2 * 2 + 3 + 4 + 4 + 1
+    for line in lines:
+        _, module, *argv = line.split("\0")[:-1]
+        parses(importlib.import_module(module), argv, monkeypatch)
+    refused = subprocess.run([*script, "all"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("pages.sh: unknown page all; give performance, results")
 
 
 UNDATED = (

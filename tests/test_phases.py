@@ -143,6 +143,12 @@ def test_what_a_trace_does_not_say_is_a_dash(tmp_path: Path) -> None:
     assert pld.values["first_token"] == pytest.approx(100)
     assert found.cell(pld, "first_token_ratio") == "–"
     assert {found.cell(row(found, "baseline"), key) for key in found.columns} == {"–"}
+    oldest = json.loads(json.dumps(MADE_UP))
+    for entry in oldest["pld"]:  # steps without their prefill
+        del entry["choices"][0]["prefill_seconds"]
+        entry["choices"][0]["step_seconds"] = [[0.01]]
+    found = table(tmp_path, oldest)
+    assert found.cell(row(found, "pld"), "first_token") == "–"
     older = json.loads(json.dumps(MADE_UP))
     for entry in older["pld"]:  # accept counted as verify
         del entry["choices"][0]["accept_seconds"]

@@ -35,7 +35,8 @@ class Timing:
         prefill = total("prefill_seconds")
         first = None if prefill is None else float(choice["prefill_seconds"][0])
         steps = (choice.get("step_seconds") or [[]])[0]
-        if first is None and steps:  # generate()'s first step is the forward over the prompt
+        if first is None and steps and "prefill_seconds" in choice:
+            # generate() does not time its prefill: its first step is the forward over the prompt.
             first = float(steps[0])
         return cls(
             tokens=int(sum(choice["new_tokens"])),
