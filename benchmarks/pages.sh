@@ -39,15 +39,22 @@ ask() { # NAME BENCH STRIDE METHODS [FLAG...]: one run; its traces are data/BENC
     name=$1 bench=$2 stride=$3 methods=$4
     shift 4
     python -m evaluation.run --model-path "$MODEL_PATH" --model-id "$MACHINE-$name" --bench-name "$bench" \
-        --question-stride $((stride * SPARSER)) --methods "$methods" --max-new-tokens 128 --cap-new-tokens "$@"
+        --question-stride $((stride * SPARSER)) --methods "$methods" --max-new-tokens 128 --cap-new-tokens "$@" ||
+        [ $? -eq 3 ] # 3: done but for questions that could not be answered
+}
+
+traces() { # NAME BENCH METHODS: the files of such a run, in the order of the methods
+    echo "$3" | tr ',' '\n' | sed "s|.*|data/$2/model_answer/$MACHINE-$1-&.jsonl|"
 }
 
 performance() {
+    methods=$seven,racer,calibrated,calibrated@auto
     for dtype in bfloat16 float32; do
         stride=48
         if [ $dtype = float32 ]; then stride=96; fi
-        ask "performance-$dtype" spec_bench $stride $seven,racer,calibrated,calibrated@auto --dtype $dtype --warmup 3
-        python -m evaluation.tables data/spec_bench/model_answer/"$MACHINE-performance-$dtype"-*.jsonl \
+        ask "performance-$dtype" spec_bench $stride $methods --dtype $dtype --warmup 3
+        # shellcheck disable=SC2046
+        python -m evaluation.tables $(traces performance-$dtype spec_bench $methods) \
             --first-turns --json "$FIGURES/methods-$dtype.json"
     done
     if [ ! -e "$FIGURES/step_cost.json" ]; then
@@ -66,18 +73,16 @@ results() {
     ask results humaneval 8 $all --dtype bfloat16 --question-end 160
     ask results gsm8k 15 $all --dtype bfloat16
     ask results cnndm 50 $all --dtype bfloat16
-    for temperature in 0.0 0.3 0.7 1.0; do
-        ask temperature-$temperature spec_bench 40 $seven,racer,calibrated,calibrated@auto \
-            --dtype bfloat16 --temperature $temperature
-    done
     set --
-    for bench in spec_bench humaneval gsm8k cnndm; do
-        for method in $(echo "$all" | tr ',' ' '); do
-            set -- "$@" "data/$bench/model_answer/$MACHINE-results-$method.jsonl"
-        done
+    for temperature in 0.0 0.3 0.7 1.0; do
+        methods=$seven,racer,calibrated,calibrated@auto
+        ask temperature-$temperature spec_bench 40 $methods --dtype bfloat16 --temperature $temperature
+        # shellcheck disable=SC2046
+        set -- "$@" $(traces temperature-$temperature spec_bench $methods)
     done
-    python -m evaluation.report "$@" --temperatures data/spec_bench/model_answer/"$MACHINE"-temperature-*.jsonl \
-        --published --output "$DOCS/results.md" --notes docs/results-notes.md
+    # shellcheck disable=SC2046
+    python -m evaluation.report $(for bench in spec_bench humaneval gsm8k cnndm; do traces results $bench $all; done) \
+        --temperatures "$@" --published --output "$DOCS/results.md" --notes docs/results-notes.md
 }
 
 mkdir -p "$FIGURES" "$DOCS"

@@ -212,7 +212,7 @@ class Mixed(Variant):
     """Estimates are mixed instead of counted together: each source has a table of its own, and a
     token is wrong only if it is so by all of them (noisy or)."""
 
-    class PrintedTable(AcceptanceTable):
+    class Table(AcceptanceTable):
         def __init__(self, drafter: CalibratedDrafter) -> None:
             self.sources = drafter.sources
             prior = drafter.table.prior
@@ -245,7 +245,7 @@ class Mixed(Variant):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self.table = self.PrintedTable(self)
+        self.table = self.Table(self)
 
 
 VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {

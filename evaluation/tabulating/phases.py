@@ -113,7 +113,8 @@ def phases(comparison: Comparison) -> Table:
     }
     notes = [
         "Milliseconds per step, prefill left out; medians over questions. `verify` is the model's "
-        "forward over the draft tree. What a drafter does with the prompt counts as draft.",
+        "forward over the draft tree, layers and head. What a drafter does with the prompt counts "
+        "as draft.",
         "The first token takes the prefill, in transformers' methods the first forward of "
         f"generate(); the ratio is to {name}. A dash: the trace does not say.",
     ]
