@@ -21,13 +21,20 @@ from evaluation.asking.settings import AnswerSettings, QuestionSettings, TargetS
 from evaluation.asking.target import Target
 from evaluation.command.exits import run_command
 from evaluation.command.flags import add_machine_flags, read
-from evaluation.command.parser import Parser, at_least, picture
-from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
+from evaluation.command.parser import Parser, at_least
+from evaluation.pictures.style import line_style, new_figure, require_matplotlib, save_figure
 from model.logitspec import CalibratedDrafter, DraftTree
 from model.logitspec.sizing.budget import Capacity
 
 from .fit_prior import answer
-from .measure import INTERRUPTED, Results, Row, Table, add_question_flags
+from .measure import (
+    INTERRUPTED,
+    Figures,
+    PrintedTable,
+    Results,
+    add_output_flags,
+    add_question_flags,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +76,7 @@ class Watched(CalibratedDrafter):
         super().observe(tree, path, top_ids)
 
 
-def reliability(predicted: Floats, accepted: Floats) -> tuple[list[Row], float]:
+def reliability(predicted: Floats, accepted: Floats) -> tuple[list[Figures], float]:
     """Bins of predicted probability with what was observed, and the expected calibration error.
 
     Args:
@@ -81,7 +88,7 @@ def reliability(predicted: Floats, accepted: Floats) -> tuple[list[Row], float]:
         the mean prediction and the share accepted of their bin.
     """
     index = np.minimum((predicted * BINS).astype(int), BINS - 1)
-    rows: list[Row] = []
+    rows: list[Figures] = []
     for i in np.unique(index):
         here = index == i
         rows.append(
@@ -104,7 +111,7 @@ def report(drafter: Watched, results: Results) -> None:
         results: where the rows go.
     """
     predicted, depth, accepted = map(np.array, zip(*drafter.drafts, strict=True))
-    errors = Table("expected calibration error", {"depth": 8, "drafts": 8, "error": 7})
+    errors = PrintedTable("expected calibration error", {"depth": 8, "drafts": 8, "error": 7})
     for name, (first, last) in DEPTHS.items():
         here = (depth >= first) & (depth <= (last or depth.max()))
         if not here.any():
@@ -114,7 +121,7 @@ def report(drafter: Watched, results: Results) -> None:
         errors.add(name, int(here.sum()), f"{error:.4f}")
         for row in rows:
             results.add("bins", {"depth": name, **row})
-    table = Table(
+    table = PrintedTable(
         "predicted path probability and share accepted, all depths",
         {"predicted": 10, "drafts": 8, "mean": 6, "accepted": 8},
     )
@@ -131,7 +138,7 @@ def report(drafter: Watched, results: Results) -> None:
         f"\naccept length per step: expected {expected.mean():.3f}, observed {observed.mean():.3f} "
         f"over {len(observed)} steps"
     )
-    table = Table(
+    table = PrintedTable(
         "by the expected accept length", {"expected": 10, "steps": 6, "mean": 6, "observed": 8}
     )
     edges = np.quantile(expected, (0, 0.2, 0.4, 0.6, 0.8, 1))
@@ -152,7 +159,7 @@ def draw(results: Results, path: Path) -> None:
     figure = new_figure(5.2, 4.8)
     axes: Axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="calibrated")
-    by_depth: Mapping[str, list[Row]] = {
+    by_depth: Mapping[str, list[Figures]] = {
         name: [r for r in results.rows("bins") if r["depth"] == name and r["drafts"] >= FEWEST]
         for name in DEPTHS
     }
@@ -194,8 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add_question_flags(parser, stride=12)
     add("--draft-tree-capacity", type=at_least(2), default=64, metavar="C", help="nodes of a tree")
-    add("--json", type=Path, metavar="FILE", help="all figures")
-    add("--plot", type=picture, metavar="FILE.png", help="a picture; needs the extra `plots`")
+    add_output_flags(parser, plot=True)
     add_machine_flags(parser)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: run(args), INTERRUPTED)

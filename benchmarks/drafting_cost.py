@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from model.logitspec import DRAFTERS, Drafter, DraftTree, InputError
 
-from .measure import Results, Row, Table, quartiles, spread
+from .measure import Figures, PrintedTable, Results, quartiles, spread
 
 SEED = 0
 MOST_ACCEPTED = 3  # tokens of a step of DraftingRun
@@ -54,7 +54,7 @@ def measure_drafting(args: argparse.Namespace, results: Results) -> None:
     contexts = sorted(set(args.draft_contexts))
     target = BigramModel()
     text = target.text(contexts[-1] + MOST_ACCEPTED * args.steps + 2)
-    table = Table(
+    table = PrintedTable(
         f"draft() + observe(), microseconds of {args.steps} steps: median [quartiles]",
         {"drafter": 10, "context": 7, "µs": 24, "to shortest": 11, "nodes": 5, "accepted": 8,
          "reset µs/token": 14},
@@ -72,7 +72,7 @@ def measure_drafting(args: argparse.Namespace, results: Results) -> None:
             for run in runs.values():
                 run.step()
         for context, run in runs.items():
-            row: Row = {
+            row: Figures = {
                 "drafter": name,
                 "context": context,
                 **quartiles(run.seconds, 1e6),

@@ -29,7 +29,7 @@ from evaluation.command.parser import Parser, at_least, plain_name
 from evaluation.traces.sidecars import meta_path
 from model.logitspec.errors import InputError
 
-from .measure import INTERRUPTED, Results, Row, Table
+from .measure import INTERRUPTED, Figures, PrintedTable, Results, add_output_flags
 
 COLUMNS = {"fault": 34, "tried": 5, "while it ran": 12, "lost": 4, "differing": 9, "exit": 30}
 Start = Callable[..., "subprocess.Popen[bytes]"]
@@ -125,7 +125,7 @@ class Trials:
         self.check(before)
         self.compare()
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> Figures:
         exits = ", ".join(f"{status}: {count}" for status, count in sorted(self.exits.items()))
         return {
             "fault": name, "tried": self.tried, "while it ran": self.hit, "lost": self.lost,
@@ -228,14 +228,14 @@ class Faults:
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
 
-    def signalled(self, name: str, number: signal.Signals, times: int) -> Row:
+    def signalled(self, name: str, number: signal.Signals, times: int) -> Figures:
         trials = self._trials(name)
         for _ in range(times):
             trials.one(self._moment(), lambda process: process.send_signal(number))
         trials.finish()
         return trials.row(f"{number.name} at a random moment")
 
-    def workers_killed(self, times: int) -> Row:
+    def workers_killed(self, times: int) -> Figures:
         """Kill a worker of each run; the run itself is to end well."""
         trials = self._trials("worker", "--num-workers", "2")
 
@@ -250,7 +250,7 @@ class Faults:
             trials.one(self._moment(), kill)
         return trials.row("SIGKILL of one of two workers")
 
-    def disk_full(self) -> Row:
+    def disk_full(self) -> Figures:
         """Let the disk fill up, make room, and go on."""
         with small_disk(self._args.disk) as disk:
             trials = Trials(self.start, disk, self._whole)
@@ -279,14 +279,14 @@ def report(args: argparse.Namespace) -> None:
     results = Results(args.json, vars(args), args.device)
     with tempfile.TemporaryDirectory() as folder:
         faults = Faults(args, Path(folder))
-        measures: dict[str, Callable[[], Row]] = {
+        measures: dict[str, Callable[[], Figures]] = {
             "kill": lambda: faults.signalled("kill", signal.SIGKILL, args.times),
             "terminate": lambda: faults.signalled("terminate", signal.SIGTERM, args.times),
             "interrupt": lambda: faults.signalled("interrupt", signal.SIGINT, args.times),
             "worker": lambda: faults.workers_killed(args.times),
             "disk": faults.disk_full,
         }
-        table = Table(
+        table = PrintedTable(
             f"{args.model_path}, {args.questions} questions of {args.bench_name}; an undisturbed "
             f"run took {faults.span:.0f} s",
             COLUMNS,
@@ -318,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seed", type=int, default=0, help="of the moments")
     add("--device", default="cpu", help="as in the inference scripts")
     add("--dtype", default="auto", help="as in the inference scripts")
-    add("--json", type=Path, metavar="FILE", help="all figures, kept up after every fault")
+    add_output_flags(parser)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: report(args), INTERRUPTED)
 

@@ -13,11 +13,12 @@ import numpy as np
 
 from evaluation.command.files import write_atomically, writing
 from evaluation.command.flags import add_slice_flags
-from evaluation.command.parser import Parser, at_least, plain_name
+from evaluation.command.parser import Parser, at_least, picture, plain_name
 from evaluation.traces.environment import describe_environment
 from model.logitspec.errors import InputError
 
-Row = dict[str, Any]
+MODEL = "checkpoints/smollm2-135m-instruct"
+Figures = dict[str, Any]
 Key = TypeVar("Key")
 
 INTERRUPTED = "interrupted; what was measured is above, and in the file of --json if one was given"
@@ -34,7 +35,7 @@ def spread(row: Mapping[str, float], digits: int = 2) -> str:
     return f"{row['median']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
-class Table:
+class PrintedTable:
     """A table printed row by row, so that an interrupted run has shown what it measured.
 
     Args:
@@ -67,18 +68,18 @@ class Results:
 
     def __init__(self, path: Path | None, settings: Mapping[str, object], device: str) -> None:
         flags = {key: plain(value) for key, value in settings.items()}
-        self.content: Row = {"settings": flags, "environment": describe_environment(device)}
+        self.content: Figures = {"settings": flags, "environment": describe_environment(device)}
         self._path = path
         if path is not None and path.exists():
             raise InputError(f"--json {path} is there already; move it away or give another")
         self._write()
 
-    def add(self, section: str, row: Row) -> None:
+    def add(self, section: str, row: Figures) -> None:
         self.content.setdefault(section, []).append(row)
         self._write()
 
-    def rows(self, section: str) -> list[Row]:
-        found: list[Row] = self.content.get(section, [])
+    def rows(self, section: str) -> list[Figures]:
+        found: list[Figures] = self.content.get(section, [])
         return found
 
     def _write(self) -> None:
@@ -88,10 +89,26 @@ class Results:
             write_atomically(self._path, self.content)
 
 
+def add_output_flags(parser: Parser, *, plot: bool = False) -> None:
+    """Where the figures go."""
+    add = parser.add_argument
+    add("--json", type=Path, metavar="FILE", help="all figures, kept up after every row")
+    if plot:
+        add("--plot", type=picture, metavar="FILE.png", help="draw them; needs the extra `plots`")
+
+
+def add_model_flags(parser: Parser) -> None:
+    """The model and what it runs on, all but its dtype."""
+    add = parser.add_argument
+    add("--model-path", default=MODEL, help="checkpoint or hub id")
+    for flag in ("--device", "--cpu-kernels", "--cuda-graphs"):
+        add(flag, default="auto", help="as in the inference scripts")
+
+
 def add_question_flags(parser: Parser, *, bench_name: str = "spec_bench", stride: int = 1) -> None:
     """What is asked of which model, as in the inference scripts, with a benchmark's defaults."""
     add = parser.add_argument
-    add("--model-path", default="checkpoints/smollm2-135m-instruct", help="checkpoint or hub id")
+    add("--model-path", default=MODEL, help="checkpoint or hub id")
     add("--bench-name", default=bench_name, type=plain_name, help="data/NAME/question.jsonl")
     add_slice_flags(parser, stride)
     add("--max-new-tokens", type=at_least(1), default=128, help="most tokens per answer")

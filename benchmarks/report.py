@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluation.command.exits import run_command
 from evaluation.command.files import write_text
 from evaluation.command.parser import Parser
-from evaluation.plots import require_matplotlib, save_figure
+from evaluation.pictures.style import require_matplotlib
+from evaluation.tabulating.origin import machine, read_tables
+from evaluation.tabulating.table import to_markdown
 from model.logitspec.errors import InputError
 
-from . import compare_results, scale, step_cost
-from .measure import Row, spread
+from . import scale, step_cost
+from .measure import Figures, spread
 
 Content = dict[str, Any]
 
@@ -61,33 +63,6 @@ def step_section(content: Content, folder: Path) -> str:
     return text
 
 
-def changes_section(content: Content, _: Path) -> str:
-    """Of changes' results: a line per piece of work and number of rows, its variants in order."""
-    text = (
-        "## Before and after\n\n"
-        "`python -m benchmarks.changes`: the same work as it was first, as after a change, as "
-        f"after the next; milliseconds, medians of {content['settings']['rounds']} rounds in "
-        "turn, quartiles in the JSON. `rows` are the tokens of the forward.\n"
-    )
-    for dtype in content["settings"]["dtypes"]:
-        lines: dict[tuple[str, int], list[Row]] = {}
-        for row in content["changes"]:
-            if row["dtype"] == dtype:
-                lines.setdefault((row["work"], row["rows"]), []).append(row)
-        rows = [
-            (
-                work,
-                count,
-                " → ".join(f"{row['variant']} {row['median']:.3f}" for row in variants),
-                f"{variants[-1]['gain_in_all']:.2f}",
-            )
-            for (work, count), variants in sorted(lines.items())
-        ]
-        columns = ("work", "rows", "ms", "times faster")
-        text += f"\n{dtype}:\n\n{markdown_table(columns, rows)}"
-    return text
-
-
 def scale_section(content: Content, folder: Path) -> str:
     """Of scale's results."""
     picture = folder / "scale.png"
@@ -115,14 +90,9 @@ def scale_section(content: Content, folder: Path) -> str:
     ]
     text += markdown_table(columns, rows)
     for row in content["output"]:
-        moved = "was reallocated" if row["cache_reallocated"] else "was not reallocated"
         text += (
             f"\n{row['method']}, {row['new_tokens']} tokens in one generation, {row['steps']} "
-            f"steps: the step grows by {row['growth_ms_per_1000_tokens']:.2f} ms per 1000 tokens; "
-            f"the cache {moved}; MiB held {scale.shown(row['held_mib'])} = "
-            f"{scale.shown(row['weights_mib'])} weights + {scale.shown(row['cache_mib'])} cache + "
-            f"{scale.shown(row['rest_mib'])} rest (the interpreter, PyTorch, work space), peak "
-            f"{scale.shown(row['peak_mib'])}.\n\n"
+            f"steps; {scale.summary(row)}.\n\n"
         )
         columns = ("from token", "steps", "ms")
         windows = [(w["first"], w["steps"], spread(w)) for w in row["windows"]]
@@ -132,7 +102,7 @@ def scale_section(content: Content, folder: Path) -> str:
         "\nDrafting, `draft` and `observe` together, microseconds per step by the tokens that came "
         "before:\n\n"
     )
-    drafters: dict[str, list[Row]] = {}
+    drafters: dict[str, list[Figures]] = {}
     for row in content["drafting"]:
         drafters.setdefault(row["drafter"], []).append(row)
     rows = [
@@ -142,74 +112,87 @@ def scale_section(content: Content, folder: Path) -> str:
     return text + markdown_table(("drafter", *map(str, contexts), "longest to shortest"), rows)
 
 
-def compare_section(path: Path, folder: Path) -> str:
-    """Of one of compare's results."""
-    results = compare_results.Results.read(path)
-    compare_results.check_drawable([*results.records], path)
-    picture = folder / f"{path.stem}.png"
-    save_figure(compare_results.draw(results), picture)
-    dtype = str(results.settings["dtype"])
+def methods_section(content: Content, _: Path) -> str:
+    """Of what evaluation.tables --json wrote."""
+    tables = read_tables(content)
+    settings = content["settings"]
+    kernels = sorted({environment["kernels"] for environment in content["environments"]})
+    turns = "first turns" if content["first_turns"] else "all turns"
     return (
-        f"## Beside generate(), {dtype}\n\n"
-        f"`python -m benchmarks.compare --dtype {dtype}`: the methods take turns question by "
-        f"question.\n\n![speed and phases]({folder.name}/{picture.name})\n\n"
-        + compare_results.markdown(results)
+        f"## Beside generate(), {settings['dtype']}\n\n"
+        "`python -m evaluation.run` and `python -m evaluation.tables --json`: "
+        f"{settings['model']}, {content['questions']} questions of {settings['bench_name']}, "
+        f"{turns}, at most {settings['max_new_tokens']} new tokens, "
+        f"{' and '.join(kernels)} kernels; the methods take turns question by question.\n\n"
+        + "\n".join(map(to_markdown, tables.values()))
     )
 
 
 SECTIONS: dict[str, Callable[[Content, Path], str]] = {
+    "methods-*.json": methods_section,
     "step_cost.json": step_section,
-    "changes.json": changes_section,
     "scale.json": scale_section,
 }
 
 
-def sections(source: Path, pictures: Path) -> Iterator[str]:
-    """The page's parts from the files in a folder.
+def read(source: Path) -> dict[Path, Content]:
+    """The files of the page that are in a folder, in the order of their sections.
 
     Raises:
-        InputError: there are none, or one is of another make.
+        InputError: there are none, or one is no JSON object.
     """
-    comparisons = sorted(source.glob("compare*.json"))
-    present = [name for name in SECTIONS if (source / name).is_file()]
-    if not comparisons and not present:
-        raise InputError(f"{source} holds neither compare*.json nor {', '.join(SECTIONS)}")
-    for path in comparisons:
-        yield compare_section(path, pictures)
-    for name in present:
+    paths = [path for name in SECTIONS for path in sorted(source.glob(name))]
+    if not paths:
+        raise InputError(f"{source} holds none of {', '.join(SECTIONS)}")
+    found: dict[Path, Content] = {}
+    for path in paths:
         try:
-            content = json.loads((source / name).read_text(encoding="utf-8"))
-            yield SECTIONS[name](content, pictures)
-        except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{source / name} is not all that the benchmark writes; measure it again, whole"
-            ) from error
+            found[path] = {**json.loads(path.read_text(encoding="utf-8"))}
+        except (OSError, TypeError, ValueError) as error:
+            raise not_whole(path) from error
+    return found
 
 
-def describe(source: Path) -> str:
+def not_whole(path: Path) -> InputError:
+    return InputError(f"{path} is not all that the benchmark writes; measure it again, whole")
+
+
+def sections(contents: Mapping[Path, Content], pictures: Path) -> Iterator[str]:
+    """The page's parts; their pictures are written into a folder.
+
+    Raises:
+        InputError: a file is of another make.
+    """
+    for path, content in contents.items():
+        make = next(make for name, make in SECTIONS.items() if path.match(name))
+        try:
+            yield make(content, pictures)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise not_whole(path) from error
+
+
+def describe(contents: Mapping[Path, Content]) -> str:
     """What the numbers were measured with.
 
     Raises:
         InputError: a file does not say, or the files were measured on different machines.
     """
-    machines, commits = set(), set()
-    for path in sorted(source.glob("*.json")):
+    machines: dict[str, str] = {}
+    commits = set()
+    for path, content in contents.items():
         try:
-            environment = json.loads(path.read_text(encoding="utf-8"))["environment"]
-            versions = environment["versions"]
-            machines.add(
-                f"{', '.join(environment['device_names'])}, "
-                + (f"{found}, " if (found := environment.get("instruction_set")) else "")
-                + f"{environment['threads']} threads, "
-                f"{environment['platform']}; torch {versions['torch']}, transformers "
-                f"{versions['transformers']}"
-            )
-            commits.add(str(environment["commit"])[:12])
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            for environment in content.get("environments") or [content["environment"]]:
+                # Older files do not name the instruction set.
+                plain = machine({**environment, "instruction_set": None})
+                machines[plain] = max(machines.get(plain, ""), machine(environment), key=len)
+                commits.add(str(environment["commit"])[:12])
+        except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} does not say what it was measured with") from error
     if len(machines) > 1:
-        raise InputError(f"{source} holds results of several machines: {'; '.join(machines)}")
-    return f"{machines.pop()}; commit {', '.join(sorted(commits))}."
+        raise InputError(
+            f"{path.parent} holds results of several machines: {'; '.join(machines.values())}"
+        )
+    return f"{next(iter(machines.values()))}; commit {', '.join(sorted(commits))}."
 
 
 def report(args: argparse.Namespace) -> None:
@@ -223,8 +206,9 @@ def report(args: argparse.Namespace) -> None:
         pictures.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}; give another file") from error
-    parts = [part.strip() for part in (notes, *sections(args.results, pictures)) if part]
-    made = describe(args.results)
+    contents = read(args.results)
+    parts = [part.strip() for part in (notes, *sections(contents, pictures)) if part]
+    made = describe(contents)
     text = f"# Performance\n\nWritten by `python -m benchmarks.report`. {made}\n"
     text += "".join(f"\n{part}\n" for part in parts)
     write_text(args.output, text)
@@ -238,7 +222,7 @@ def main(argv: list[str] | None = None) -> int:
         "results",
         type=Path,
         metavar="FOLDER",
-        help=f"with any of {', '.join(SECTIONS)} and compare*.json, as --json wrote them",
+        help=f"with any of {', '.join(SECTIONS)}, as --json wrote them",
     )
     add("--output", type=Path, required=True, metavar="FILE.md", help="pictures go beside it")
     add("--notes", type=Path, metavar="FILE", help="Markdown to put before the first section")

@@ -16,8 +16,8 @@ import numpy as np
 
 from evaluation.asking.target import load_tokenizer
 from evaluation.command.exits import run_command
-from evaluation.command.parser import Parser, at_least, picture
-from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
+from evaluation.command.parser import Parser, at_least
+from evaluation.pictures.style import line_style, new_figure, require_matplotlib, save_figure
 from model.logitspec import DRAFTERS, InputError, LlamaKVForCausalLM, load
 from model.logitspec.config import max_positions
 from model.logitspec.cuda_graphs import node_bucket
@@ -29,7 +29,16 @@ from model.logitspec.sizing.measuring import wide_tree
 
 from . import memory
 from .drafting_cost import measure_drafting
-from .measure import INTERRUPTED, Results, Row, Table, quartiles, spread
+from .measure import (
+    INTERRUPTED,
+    Figures,
+    PrintedTable,
+    Results,
+    add_model_flags,
+    add_output_flags,
+    quartiles,
+    spread,
+)
 from .memory import MIB
 from .step_cost import step_seconds
 
@@ -81,7 +90,7 @@ def measure_context(
     What a step costs beyond the same at the shortest context is attention, for nothing else in it
     sees the context: so that share leaves out what attention costs there.
     """
-    table = Table(
+    table = PrintedTable(
         "step time over context: median [quartiles]",
         {"context": 7, "nodes": 5, "ms": 24, "attention": 9, "cache MiB": 9, "held MiB": 8},
     )
@@ -91,7 +100,7 @@ def measure_context(
         memory.trim(args.device)
         held = in_mib(memory.held(args.device))
         for nodes, measured in seconds.items():
-            row: Row = {"context": context, "nodes": nodes, **quartiles(measured, 1e3)}
+            row: Figures = {"context": context, "nodes": nodes, **quartiles(measured, 1e3)}
             first = shortest.setdefault(nodes, row["median"])
             row["attention_share"] = attention_share(row["median"], first)
             row["cache_mib"] = model.caches.nbytes / MIB
@@ -129,7 +138,7 @@ def measure_output(
             now = after.store.data_ptr(), after.capacity
             cache_bytes = after.nbytes
         windows = windowed(result, args.window)
-        row: Row = {
+        row: Figures = {
             "method": name,
             "prompt_tokens": len(prompt),
             "new_tokens": len(result.tokens),
@@ -149,14 +158,14 @@ def measure_output(
         show_output(row)
 
 
-def windowed(result: DecodingResult, size: int) -> list[Row]:
+def windowed(result: DecodingResult, size: int) -> list[Figures]:
     """Step time in windows of `size` generated tokens, by the token a step begins at.
 
     Tokens, not steps: a method that accepts much takes few steps. Windows without a step are not
     there, nor is an unfinished one at the end if there is another.
     """
     begins = np.cumsum([0, *result.accept_lengths])[:-1]
-    windows: list[Row] = []
+    windows: list[Figures] = []
     for first in range(0, len(result.tokens), size):
         inside = (begins >= first) & (begins < first + size)
         if windows and first + size > len(result.tokens):
@@ -167,7 +176,7 @@ def windowed(result: DecodingResult, size: int) -> list[Row]:
     return windows
 
 
-def growth(windows: Sequence[Row]) -> float | None:
+def growth(windows: Sequence[Figures]) -> float | None:
     """Milliseconds that a step's median grows by in 1000 tokens: a line through the windows.
 
     None where there are fewer than two.
@@ -178,22 +187,27 @@ def growth(windows: Sequence[Row]) -> float | None:
     return 1e3 * float(slope)
 
 
-def show_output(row: Row) -> None:
-    table = Table(
+def show_output(row: Figures) -> None:
+    table = PrintedTable(
         f"{row['method']}: {row['new_tokens']} tokens after {row['prompt_tokens']} in "
         f"{row['steps']} steps, milliseconds of a step: median [quartiles]",
         {"from token": 10, "steps": 5, "ms": 24},
     )
     for window in row["windows"]:
         table.add(window["first"], window["steps"], spread(window))
+    print(summary(row))
+
+
+def summary(row: Figures) -> str:
+    """How a step grew in one generation, and what memory the process held after it."""
     slope = row["growth_ms_per_1000_tokens"]
-    moved = "was reallocated" if row["cache_reallocated"] else "stayed where it was"
-    print(
-        f"growth: {'-' if slope is None else f'{slope:+.3f} ms'} per 1000 tokens; "
-        f"the cache of {row['cache_capacity']} slots {moved}\n"
-        f"MiB held: {shown(row['held_mib'])} = {shown(row['weights_mib'])} weights + "
-        f"{shown(row['cache_mib'])} cache + {shown(row['rest_mib'])} rest; "
-        f"peak of {row['peak_of']}: {shown(row['peak_mib'])}"
+    moved = "was" if row["cache_reallocated"] else "was not"
+    return (
+        f"growth of a step: {'-' if slope is None else f'{slope:+.2f} ms'} per 1000 tokens; the "
+        f"cache of {row['cache_capacity']} slots {moved} reallocated; MiB held: "
+        f"{shown(row['held_mib'])} = {shown(row['weights_mib'])} weights + "
+        f"{shown(row['cache_mib'])} cache + {shown(row['rest_mib'])} rest (the interpreter, "
+        f"PyTorch, work space), peak of {row['peak_of']} {shown(row['peak_mib'])}"
     )
 
 
@@ -202,14 +216,14 @@ def show_output(row: Row) -> None:
 
 def lines(
     axes: Axes,
-    rows: Sequence[Row],
-    label: Callable[[Row], str],
-    place: Callable[[Row], float],
+    rows: Sequence[Figures],
+    label: Callable[[Figures], str],
+    place: Callable[[Figures], float],
     *,
     shaded: bool = True,
 ) -> None:
     """A line through the medians of the rows of one label, its quartiles shaded if wanted."""
-    by_label: dict[str, list[Row]] = {}
+    by_label: dict[str, list[Figures]] = {}
     for row in rows:
         by_label.setdefault(label(row), []).append(row)
     for index, (name, of_it) in enumerate(by_label.items()):
@@ -221,7 +235,7 @@ def lines(
             axes.fill_between(places, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
-def plot_context(axes: Axes, rows: Sequence[Row]) -> None:
+def plot_context(axes: Axes, rows: Sequence[Figures]) -> None:
     lines(axes, rows, lambda row: f"nodes: {row['nodes']}", lambda row: row["context"])
     logarithmic(axes, [row["context"] for row in rows], rows)
     axes.set_title("a step over the context", fontsize=10)
@@ -229,7 +243,7 @@ def plot_context(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_ylabel("ms per step")
 
 
-def plot_output(axes: Axes, rows: Sequence[Row]) -> None:
+def plot_output(axes: Axes, rows: Sequence[Figures]) -> None:
     windows = [{"method": row["method"], **w} for row in rows for w in row["windows"]]
     lines(axes, windows, lambda row: row["method"], lambda row: row["first"])
     axes.set_title("a step within one generation", fontsize=10)
@@ -238,7 +252,7 @@ def plot_output(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_ylim(0, 1.3 * max(window["high"] for window in windows))
 
 
-def plot_drafting(axes: Axes, rows: Sequence[Row]) -> None:
+def plot_drafting(axes: Axes, rows: Sequence[Figures]) -> None:
     lines(axes, rows, lambda row: row["drafter"], lambda row: row["context"], shaded=False)
     logarithmic(axes, [row["context"] for row in rows], rows)
     axes.set_title("drafting over the context", fontsize=10)
@@ -246,7 +260,7 @@ def plot_drafting(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_ylabel("µs per step, draft and observe")
 
 
-def logarithmic(axes: Axes, contexts: Sequence[int], rows: Sequence[Row]) -> None:
+def logarithmic(axes: Axes, contexts: Sequence[int], rows: Sequence[Figures]) -> None:
     """Both axes by powers, the ticks written out."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -262,14 +276,14 @@ def logarithmic(axes: Axes, contexts: Sequence[int], rows: Sequence[Row]) -> Non
     axes.set_ylim(min(medians) / 1.5, max(medians) * 3)  # room for the legend
 
 
-PLOTS: Mapping[str, Callable[[Axes, Sequence[Row]], None]] = {
+PLOTS: Mapping[str, Callable[[Axes, Sequence[Figures]], None]] = {
     "context": plot_context,
     "output": plot_output,
     "drafting": plot_drafting,
 }
 
 
-def draw(rows: Mapping[str, Sequence[Row]], only: Sequence[str], path: Path) -> None:
+def draw(rows: Mapping[str, Sequence[Figures]], only: Sequence[str], path: Path) -> None:
     figure = new_figure(4.6 * len(only), 4)
     panels = figure.subplots(1, len(only), squeeze=False).flat
     for name, axes in zip(only, panels, strict=True):
@@ -312,7 +326,7 @@ def measure_model(args: argparse.Namespace, results: Results) -> None:
     )
     memory.trim(args.device)
     loaded = memory.held(args.device)
-    row: Row = {
+    row: Figures = {
         "dtype": str(model.dtype),
         "kernels": str(model.kernels),
         "weights_mib": in_mib(memory.weight_bytes(model)),
@@ -348,11 +362,8 @@ def report(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("python -m benchmarks.scale", "Step time as context and output grow.")
     add = parser.add_argument
-    add("--model-path", default="checkpoints/smollm2-135m-instruct", help="checkpoint or hub id")
+    add_model_flags(parser)
     add("--dtype", default="auto", help="as in the inference scripts")
-    add("--device", default="auto", help="as in the inference scripts")
-    add("--cpu-kernels", default="auto", help="as in the inference scripts")
-    add("--cuda-graphs", default="auto", help="as in the inference scripts")
     add(
         "--only",
         type=chosen,
@@ -380,8 +391,7 @@ def main(argv: list[str] | None = None) -> int:
         help="tokens before a drafter's steps",
     )
     add("--steps", type=at_least(1), default=200, help="steps of a drafter at each context")
-    add("--json", type=Path, metavar="FILE", help="write settings, environment and numbers to FILE")
-    add("--plot", type=picture, metavar="FILE.png", help="draw them; needs the extra `plots`")
+    add_output_flags(parser, plot=True)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: report(args), INTERRUPTED)
 

@@ -25,7 +25,14 @@ from evaluation.command.flags import add_machine_flags, read
 from evaluation.command.parser import Parser, at_least
 
 from . import memory
-from .measure import INTERRUPTED, Results, Row, Table, add_question_flags
+from .measure import (
+    INTERRUPTED,
+    Figures,
+    PrintedTable,
+    Results,
+    add_output_flags,
+    add_question_flags,
+)
 
 COLUMNS = {"generations": 11, "MiB": 9, "files": 5, "MAT": 6, "tokens/s": 8}
 
@@ -39,7 +46,7 @@ def soak(args: argparse.Namespace) -> None:
     questions = check_prompts(questions, target, settings)
     results = Results(args.json, vars(args), target.device)
     engine = KVEngine(Models(target, shared=False), drafter)
-    table = Table(
+    table = PrintedTable(
         f"{args.method} on {args.bench_name}, {len(questions)} prompts in a circle, up to "
         f"{args.max_new_tokens} tokens each; a line after every {args.every} generations",
         COLUMNS,
@@ -55,7 +62,7 @@ def soak(args: argparse.Namespace) -> None:
         if number % args.every == 0:
             seconds = time.perf_counter() - clock
             memory.trim(target.device)
-            row: Row = {
+            row: Figures = {
                 "generations": number,
                 "mib": (memory.held(target.device) or 0) / memory.MIB,
                 "files": len(list(Path("/dev/fd").iterdir())),
@@ -72,7 +79,7 @@ def soak(args: argparse.Namespace) -> None:
     print("\n".join(summary(results.rows("soak"))))
 
 
-def summary(rows: Sequence[Row]) -> list[str]:
+def summary(rows: Sequence[Figures]) -> list[str]:
     """What became of memory, files and MAT between the first and the last row.
 
     The slope of memory is a least-squares line through the second half: what is held once and for
@@ -108,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=120,
         help="of them make a line; best a multiple of the prompts",
     )
-    add("--json", type=Path, metavar="FILE", help="all figures, kept up after every line")
+    add_output_flags(parser)
     add_machine_flags(parser)
     parser.set_defaults(strict=True, max_new_tokens=32)
     args = parser.parse_args(argv)

@@ -20,8 +20,8 @@ from transformers import LlamaConfig
 from transformers.utils import logging
 
 from evaluation.command.exits import run_command
-from evaluation.command.parser import Parser, at_least, picture
-from evaluation.plots import line_style, new_figure, require_matplotlib, save_figure
+from evaluation.command.parser import Parser, at_least
+from evaluation.pictures.style import line_style, new_figure, require_matplotlib, save_figure
 from model.logitspec import DraftTree, LlamaKVForCausalLM, load
 from model.logitspec.config import max_positions
 from model.logitspec.cpu.choice import choose_kernels
@@ -33,7 +33,16 @@ from model.logitspec.loading import load_config
 from model.logitspec.sizing.measuring import filled_cache, interleaved, wide_tree
 from model.logitspec.verification import Verifier, find_verifier
 
-from .measure import INTERRUPTED, Results, Row, Table, quartiles, spread
+from .measure import (
+    INTERRUPTED,
+    Figures,
+    PrintedTable,
+    Results,
+    add_model_flags,
+    add_output_flags,
+    quartiles,
+    spread,
+)
 
 # Shapes for --random-weights: right for step times, never for acceptance.
 SHAPES = {
@@ -174,7 +183,7 @@ def step_seconds(
 
 def measure(
     model: LlamaKVForCausalLM, context: int, nodes: Sequence[int], rounds: int
-) -> tuple[Machine, list[Row]]:
+) -> tuple[Machine, list[Figures]]:
     """The machine, at its best before and after, and a row for each number of nodes.
 
     A row holds the milliseconds of a step, and of the machine's limits.
@@ -182,9 +191,9 @@ def measure(
     machine = Machine.measure(model.device, model.dtype)
     times = step_times(model, context, nodes, rounds)
     machine = machine.better(Machine.measure(model.device, model.dtype))  # it drifts, too
-    rows: list[Row] = []
+    rows: list[Figures] = []
     for n, (seconds, on_device) in times.items():
-        row: Row = {"context": context, "nodes": n, **quartiles(seconds, 1e3)}
+        row: Figures = {"context": context, "nodes": n, **quartiles(seconds, 1e3)}
         row["over_one"] = row["median"] / (rows[0]["median"] if rows else row["median"])
         row |= machine.limits(Work.of(model, context, n))
         row["over_limit"] = row["median"] / max(row["reading_ms"], row["arithmetic_ms"])
@@ -212,7 +221,7 @@ def random_model(
     return finish(model, kernels, cpu_kernels, cuda_graphs, keep_weights=False)
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(rows: Sequence[Figures], path: Path) -> None:
     """Step time over nodes, a line per context, beside the limits; a panel per dtype."""
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     figure = new_figure(5.4 * len(dtypes), 4.0)
@@ -265,7 +274,7 @@ def report(args: argparse.Namespace) -> None:
         made = f"{model.kernels.name} kernels{', CUDA graphs' if model.graphs else ''}"
         columns = {"context": 7, "nodes": 5, "ms": 24, "x one node": 10, "reading": 7,
                    "arithmetic": 10, "x limit": 7, "outside": 7}  # fmt: skip
-        table = Table(
+        table = PrintedTable(
             f"{args.random_weights or args.model_path}, {name}, {device}, {made}: a step, median "
             f"[quartiles] of {args.rounds} rounds, beside the machine's limits in ms (outside: of "
             "a GPU's step, not in its forward)",
@@ -299,17 +308,13 @@ def report(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("python -m benchmarks.step_cost", "Step time by the number of tree nodes.")
     add = parser.add_argument
-    add("--model-path", default="checkpoints/smollm2-135m-instruct", help="checkpoint or hub id")
+    add_model_flags(parser)
     add("--random-weights", metavar="SHAPE", help=f"instead of a checkpoint: {', '.join(SHAPES)}")
     add("--dtype", nargs="+", default=["auto"], help="one or more, as in the inference scripts")
-    add("--device", default="auto", help="as in the inference scripts")
-    add("--cpu-kernels", default="auto", help="as in the inference scripts")
-    add("--cuda-graphs", default="auto", help="as in the inference scripts")
     add("--context", type=at_least(1), nargs="+", default=[100, 700], help="committed tokens")
     add("--nodes", type=at_least(1), nargs="+", default=[8, 16, 32, 64], help="tree sizes, and 1")
     add("--rounds", type=at_least(1), default=15, help="measurements of each size")
-    add("--json", type=Path, metavar="FILE", help="write everything there, too")
-    add("--plot", type=picture, metavar="FILE.png", help="draw the curves; needs the extra `plots`")
+    add_output_flags(parser, plot=True)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: report(args), INTERRUPTED)
 

@@ -29,7 +29,7 @@ from model.logitspec.errors import InputError
 from model.logitspec.sizing.acceptance_table import AcceptanceTable
 
 from .fit_prior import answer, flat_prior
-from .measure import INTERRUPTED, Results, Table, add_question_flags
+from .measure import INTERRUPTED, PrintedTable, Results, add_output_flags, add_question_flags
 
 TopIds = Sequence[Sequence[int]]
 
@@ -323,7 +323,7 @@ def run(args: argparse.Namespace) -> None:
     measure, title, device = replayed(args) if args.recording else live(args)
     results = Results(args.json, vars(args), device)
     columns = {f"MAT at {capacity}": 9 for capacity in args.capacities}
-    table = Table(
+    table = PrintedTable(
         title,
         {"variant": 30, **{k: v for c in columns for k, v in ((c, 9), (f"÷ {c[4:]}", 7))}},
     )
@@ -356,7 +356,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--capacities", type=at_least(2), nargs="+", default=[64, 16], metavar="C",
         help="nodes of a tree",
     )  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="all figures, kept up after every row")
+    add_output_flags(parser)
     add_machine_flags(parser)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: run(args), INTERRUPTED)

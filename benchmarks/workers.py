@@ -21,7 +21,7 @@ from evaluation.command.parser import Parser, at_least
 from evaluation.traces.reading import Record, read_trace
 from model.logitspec.errors import InputError
 
-from .measure import INTERRUPTED, Results, Table, add_question_flags
+from .measure import INTERRUPTED, PrintedTable, Results, add_output_flags, add_question_flags
 
 COLUMNS = {"round": 5, "one process": 12, "workers": 12, "ratio": 6}
 
@@ -61,7 +61,7 @@ def run_once(args: argparse.Namespace, trace: Path, workers: int) -> float:
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
     results = Results(args.json, vars(args), "cpu")
-    table = Table(
+    table = PrintedTable(
         f"{args.method} on {args.bench_name}: tokens/s of one process and of {args.workers} "
         "workers, on the same cores",
         COLUMNS,
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dtype", default="auto", help="as in the inference scripts")
     add("--workers", type=at_least(2), default=2, help="that share the cores")
     add("--rounds", type=at_least(1), default=3, help="of both, in turn")
-    add("--json", type=Path, metavar="FILE", help="all figures, kept up after every round")
+    add_output_flags(parser)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: report(args), INTERRUPTED)
 

@@ -23,7 +23,7 @@ from model.logitspec.errors import InputError
 from .command.exits import run_command
 from .command.files import make_folder, write_text
 from .command.parser import Parser
-from .plots import line_style, new_figure, require_matplotlib, save_figure
+from .pictures.style import line_style, new_figure, require_matplotlib, save_figure
 from .recordings.format import Recording, load_recording
 from .recordings.replaying import VANILLA, Configuration, Summary, replay, replay_drafter
 from .recordings.sweeping import configurations

@@ -1,362 +1,28 @@
 """Pictures of several methods, from their traces: python -m evaluation.plots --help.
 
-Needs matplotlib (extra `plots`). Every picture is written as PNG and SVG and can be read in black
-and white: bars differ in brightness and hatching, lines in dashes and markers.
+Needs matplotlib (extra `plots`).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-
-from model.logitspec.errors import InputError
 
 from .command.exits import run_command
 from .command.parser import Parser
+from .pictures.from_traces import draw_all
+from .pictures.style import FORMATS
 from .tables import add_trace_flags
-from .traces.comparing import Comparison, Trace, read_comparison, shown
-from .traces.reading import PHASES
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-HATCHES = ("", "//", "..", "\\\\", "xx", "oo", "--", "++")
-DASHES = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LONGEST = 12  # accept lengths from here on share a bar
-FEWEST = 20  # steps a rate must rest on to be drawn
-
-Draw = Callable[["Figure", Comparison, argparse.Namespace], None]
-
-
-class NothingToDraw(Exception):
-    """The traces do not hold what a picture shows; the message says what is missing."""
-
-
-def require_matplotlib() -> Any:
-    """The module matplotlib.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        import matplotlib
-        import matplotlib.figure
-    except ImportError as error:
-        raise InputError(
-            "plots need matplotlib; `pip install -e '.[plots]'` installs it"
-        ) from error
-    return matplotlib
-
-
-def new_figure(width: float = 6.4, height: float = 4.8) -> Figure:
-    """An empty figure of so many inches that is only ever written to files."""
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
-
-
-def shade(index: int, count: int) -> Any:
-    """Colour of one among several, light to dark, but neither too light for a line nor too dark to
-    show a hatching."""
-    import matplotlib
-
-    return matplotlib.colormaps["viridis"](0.9 - 0.7 * index / max(1, count - 1))
-
-
-def style(index: int, count: int) -> dict[str, Any]:
-    """Colour and hatching of the bars of one method among several."""
-    hatch = HATCHES[index % len(HATCHES)]
-    return {"color": shade(index, count), "hatch": hatch, "edgecolor": "black", "linewidth": 0.6}
-
-
-def line_style(index: int, count: int) -> dict[str, Any]:
-    """The same for lines."""
-    return {"color": shade(index, count), "linestyle": DASHES[index % len(DASHES)],
-            "marker": MARKERS[index % len(MARKERS)], "markersize": 4, "linewidth": 1.4}  # fmt: skip
-
-
-def place(comparison: Comparison, label: str) -> tuple[int, int]:
-    """Of a trace among all: it looks alike in every picture."""
-    labels = [trace.label for trace in comparison.traces]
-    return labels.index(label), len(labels)
-
-
-def drafting(comparison: Comparison) -> list[Trace]:
-    """The traces of methods that draft."""
-    found = [trace for trace in comparison.traces if max(trace.accept_lengths) > 1]
-    if not found:
-        raise NothingToDraw("no trace holds a step that accepted a draft")
-    return found
-
-
-def speedup_per_task(figure: Figure, comparison: Comparison, _: argparse.Namespace) -> None:
-    """Grouped bars: a group per task, a bar per method."""
-    name, base = next(iter(comparison.baselines.items()))
-    traces = [trace for trace in comparison.traces if trace is not base]
-    if not traces:
-        raise NothingToDraw("the baseline is the only trace")
-    figure.set_size_inches(10, 4)
-    axes = figure.add_subplot()
-    tasks: list[str | None] = [*comparison.tasks, None]
-    width = 0.86 / len(traces)
-    for index, trace in enumerate(traces):
-        heights = [trace.speeds(task).mean() / base.speeds(task).mean() for task in tasks]
-        places = np.arange(len(tasks)) + (index - (len(traces) - 1) / 2) * width
-        axes.bar(
-            places, heights, width, label=trace.label, **style(*place(comparison, trace.label))
-        )
-    axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
-    axes.set_xticks(range(len(tasks)), [task or "overall" for task in tasks])
-    axes.set_ylabel(f"speedup over {name}")
-    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-
-
-def accept_lengths(figure: Figure, comparison: Comparison, _: argparse.Namespace) -> None:
-    """A histogram per method: how many tokens its steps committed."""
-    traces = drafting(comparison)
-    columns = min(3, len(traces))
-    rows = -(-len(traces) // columns)
-    figure.set_size_inches(3.4 * columns, 2.3 * rows + 0.4)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes in grid.flat[len(traces) :]:
-        axes.set_visible(False)
-    lengths = np.arange(1, LONGEST + 1)
-    for axes, trace in zip(grid.flat, traces, strict=False):
-        found = np.minimum(trace.accept_lengths, LONGEST)
-        shares = [float((found == n).mean()) for n in lengths]
-        axes.bar(lengths, shares, 0.85, color="0.6", edgecolor="black", linewidth=0.6)
-        axes.axvline(trace.mat, color="black", linestyle="--", linewidth=1)
-        axes.set_title(f"{trace.label}, MAT {trace.mat:.2f}", fontsize=10)
-    ticks = range(2, LONGEST + 1, 2)
-    grid[0, 0].set_xticks(ticks, [f"{n}+" if n == LONGEST else str(n) for n in ticks])
-    figure.supxlabel("accept length (dashed: mean)", fontsize=10)
-    figure.supylabel("share of steps", fontsize=10)
-
-
-def conditional_acceptance(trace: Trace) -> dict[int, tuple[int, int]]:
-    """By depth d: of the steps whose path reached d - 1 and had drafts at d, (right, all)."""
-    misses = trace.per_step("misses")
-    lengths = trace.accept_lengths
-    if len(misses) != len(lengths):
-        return {}
-    return {
-        depth: (
-            right := sum(n > depth for n in lengths),
-            right + sum(n == depth for n, missed in zip(lengths, misses, strict=True) if missed),
-        )
-        for depth in range(1, max(lengths) + 1)
-    }
-
-
-def acceptance_by_depth(figure: Figure, comparison: Comparison, _: argparse.Namespace) -> None:
-    """Lines: how often one of the drafts at a depth was right, given the path reached it."""
-    rates: dict[str, dict[int, float]] = {}
-    for trace in drafting(comparison):
-        counts = conditional_acceptance(trace)
-        known = {depth: right / of for depth, (right, of) in counts.items() if of >= FEWEST}
-        if known:
-            rates[trace.label] = known
-    if not rates:
-        raise NothingToDraw(f"no trace records the misses of {FEWEST} steps")
-    from matplotlib.ticker import MaxNLocator
-
-    figure.set_size_inches(7, 4)
-    axes = figure.add_subplot()
-    for label, known in rates.items():
-        kind = line_style(*place(comparison, label))
-        axes.plot([*known], [*known.values()], label=label, **kind)
-    axes.set_xlim(0.5, max(depth for known in rates.values() for depth in known) + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlabel(f"depth of the draft (root: 0; depths with {FEWEST} steps or more)")
-    axes.set_ylabel("right, given that its parent was")
-    axes.set_ylim(0, 1)
-    axes.legend(frameon=False)
-
-
-def acceptance_by_rank(figure: Figure, comparison: Comparison, _: argparse.Namespace) -> None:
-    """Which entry of the last logits the token after the next one is: the paper's motivation."""
-    found = {trace.label: trace.per_step("next_next_ranks") for trace in comparison.traces}
-    found = {label: ranks for label, ranks in found.items() if ranks}
-    if not found:
-        raise NothingToDraw("no trace records next-next-token ranks (logitspec's does)")
-    figure.set_size_inches(9, 3.6)
-    single, cumulative = figure.subplots(1, 2)
-    width = 0.8 / len(found)
-    for index, (label, ranks) in enumerate(found.items()):
-        counted = np.bincount([r for r in ranks if r >= 0], minlength=16) / len(ranks)
-        places = np.arange(16) + (index - (len(found) - 1) / 2) * width
-        among = place(comparison, label)
-        single.bar(places, counted[:16], width, label=label, **style(*among))
-        cumulative.plot(
-            np.arange(1, len(counted) + 1),
-            np.cumsum(counted),
-            label=label,
-            **line_style(*among),
-        )
-    single.set_xlabel("rank r in the last logits (0: the next token itself)")
-    single.set_ylabel("share of steps: token after next has rank r")
-    cumulative.set_xscale("log", base=2)
-    cumulative.xaxis.set_major_formatter("{x:.0f}")
-    cumulative.set_xlabel("number of guesses (best entries of the last logits)")
-    cumulative.set_ylabel("share of steps: among them")
-    cumulative.set_ylim(0, 1)
-    cumulative.legend(frameon=False)
-
-
-def tokens_against_time(figure: Figure, comparison: Comparison, args: argparse.Namespace) -> None:
-    """A line per method over the first turn of one question."""
-    wanted = chosen_question(comparison, args.question)
-    figure.set_size_inches(7, 4)
-    axes = figure.add_subplot()
-    for index, trace in enumerate(comparison.traces):
-        choice = next(c for r, c in zip(trace.records, trace.choices, strict=True)
-                      if r["question_id"] == wanted)  # fmt: skip
-        kind = line_style(index, len(comparison.traces))
-        steps = (choice.get("step_seconds") or [[]])[0]
-        if steps:  # all that is no step comes first: prefill, and reading the prompt
-            times = choice["wall_time"][0] - sum(steps) + np.cumsum([0.0, *steps])
-            tokens = np.cumsum([0, *choice["accept_lengths"][: len(steps)]])
-            every = max(1, len(steps) // 8)
-            axes.plot(
-                times, tokens, label=trace.label, markevery=every, drawstyle="steps-post", **kind
-            )
-        else:
-            end = choice["wall_time"][0], choice["new_tokens"][0]
-            axes.plot([0, end[0]], [0, end[1]], label=f"{trace.label} (mean)", **kind)
-    axes.set_xlabel("seconds, prefill included")
-    axes.set_ylabel("tokens")
-    axes.set_title(f"question {wanted}, first turn", fontsize=10)
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8)
-
-
-def time_per_step(figure: Figure, comparison: Comparison, _: argparse.Namespace) -> None:
-    """Stacked bars: the mean milliseconds of a step, by phase, prefill left out."""
-    names = [phase.removesuffix("_seconds") for phase in PHASES[1:]] + ["rest"]
-    shares: dict[str, list[float]] = {}
-    for trace in comparison.traces:
-        if trace.per_turn("verify_seconds"):
-            # Older traces count build and accept as verify.
-            spent = {phase: sum(trace.per_turn(phase)) for phase in PHASES}
-            rest = sum(trace.per_turn("wall_time")) - sum(spent.values())
-            parts = [spent[phase] for phase in PHASES[1:]] + [rest]
-            shares[trace.label] = [1e3 * part / len(trace.accept_lengths) for part in parts]
-    if not shares:
-        raise NothingToDraw("no trace splits its time into phases")
-    figure.set_size_inches(8.5, 0.5 + 0.5 * len(shares) + 0.7)
-    axes = figure.add_subplot()
-    left = np.zeros(len(shares))
-    for index, name in enumerate(names):
-        widths = [parts[index] for parts in shares.values()]
-        axes.barh([*shares], widths, 0.7, left=left, label=name, **style(index, len(names)))
-        left += widths
-    for row, parts in enumerate(shares.values()):
-        said = f"{sum(parts):.1f}, of it verify {parts[names.index('verify')]:.1f}"
-        axes.annotate(said, (sum(parts), row), (4, 0), textcoords="offset points", va="center")
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.45 * max(left))
-    axes.set_xlabel("milliseconds per step, mean, without prefill")
-    axes.legend(ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-
-
-PICTURES: dict[str, tuple[Draw, str]] = {
-    "speedup": (speedup_per_task, "Speedup per task."),
-    "accept-lengths": (accept_lengths, "How many tokens a step commits."),
-    "depth": (
-        acceptance_by_depth,
-        "How often one of the drafts at a depth is right, given that the path reached it.",
-    ),
-    "rank": (
-        acceptance_by_rank,
-        "Which entry of the last logits the token after the next one is.",
-    ),
-    "time": (tokens_against_time, "Tokens against time for one question."),
-    "phases": (time_per_step, "Where a step's time goes."),
-}
-
-
-def chosen_question(comparison: Comparison, text: str | None) -> int | str:
-    """The id of the question that --question names, as text or as JSON; None: of the first one.
-
-    Raises:
-        InputError: it is in none of the traces.
-    """
-    asked = [record["question_id"] for record in comparison.traces[0].records]
-    named = {str(known): known for known in asked} | {json.dumps(known): known for known in asked}
-    if text is None:
-        return asked[0]  # type: ignore[no-any-return]
-    if text not in named:
-        raise InputError(
-            f"--question {text} is in none of the traces; "
-            f"they hold {', '.join(map(shown, asked[:9]))}{' and more' if len(asked) > 9 else ''}"
-        )
-    return named[text]  # type: ignore[no-any-return]
-
-
-def draw_all(comparison: Comparison, folder: Path, args: argparse.Namespace) -> list[str]:
-    """Write every picture the traces allow, as NAME.png and NAME.svg; the names written.
-
-    Raises:
-        InputError: matplotlib is not installed, no such question, or a file cannot be written.
-    """
-    matplotlib = require_matplotlib()
-    chosen_question(comparison, args.question)
-    written = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write the pictures into {folder}: {error.strerror}; choose another"
-        ) from error
-    with matplotlib.rc_context({"svg.hashsalt": "logitspec", "svg.fonttype": "none"}):
-        for name, (draw, _) in PICTURES.items():
-            figure = new_figure()
-            try:
-                draw(figure, comparison, args)
-            except NothingToDraw as missing:
-                print(f"no picture `{name}`: {missing}")
-                for old in (f"{name}.png", f"{name}.svg"):  # of other traces
-                    (folder / old).unlink(missing_ok=True)
-                continue
-            try:
-                figure.savefig(folder / f"{name}.png", dpi=120)
-                figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-            except OSError as error:
-                raise InputError(
-                    f"cannot write the pictures into {folder}: {error.strerror}; choose another"
-                ) from error
-            written.append(name)
-    return written
+from .traces.comparing import read_comparison
 
 
 def add_picture_flags(parser: Parser) -> None:
     parser.add_argument(
         "--question", metavar="ID", help="whose tokens against time (default: the first answered)"
     )
+    parser.add_argument("--format", choices=FORMATS, default="png", help="of the pictures")
 
 
 def report(args: argparse.Namespace) -> None:
@@ -366,8 +32,8 @@ def report(args: argparse.Namespace) -> None:
     )
     for caution in comparison.cautions():
         print(caution, file=sys.stderr)
-    names = draw_all(comparison, args.output_dir, args)
-    print(f"{', '.join(names)}: PNG and SVG in {args.output_dir}")
+    names = draw_all(comparison, args.output_dir, kind=args.format, question=args.question)
+    print(f"{', '.join(names)}: {args.format.upper()} in {args.output_dir}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

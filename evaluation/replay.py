@@ -19,7 +19,7 @@ from .command.files import check_writable, writing
 from .command.flags import read
 from .command.parser import Parser, at_least, picture
 from .command.terminal import drawn
-from .plots import require_matplotlib
+from .pictures.style import require_matplotlib
 from .recordings.format import Recording
 from .recordings.live import compare_live, pair_with_live
 from .recordings.replaying import VANILLA, Summary, check_drafter, replay
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
             if args.csv is not None:
                 write_csv(args.csv, rows)
             if args.plot is not None:
-                from .replay_plots import draw
+                from .pictures.sweeps import draw
 
                 titles = [{"title": summary.configuration.title} for summary in done]
                 titled = [row | title for row, title in zip(rows, titles, strict=True)]

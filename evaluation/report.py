@@ -1,4 +1,4 @@
-"""A report of several methods, from their traces: what was run on what, the table, the pictures.
+"""A report of several methods, from their traces: what was run on what, the tables, the pictures.
 
     python -m evaluation.report TRACE... --output FILE.md
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import datetime, timezone
+from collections.abc import Sequence
 from pathlib import Path
 
 from model.logitspec.errors import InputError
@@ -17,49 +17,89 @@ from model.logitspec.errors import InputError
 from .command.exits import run_command
 from .command.files import check_writable, write_text
 from .command.parser import Parser
-from .plots import PICTURES, add_picture_flags, draw_all
-from .tables import add_trace_flags, compare, to_csv, to_latex, to_markdown
-from .traces.comparing import Comparison, read_comparison
-from .traces.sidecars import COMMON
+from .pictures.from_traces import PICTURES, draw_all
+from .plots import add_picture_flags
+from .tables import add_trace_flags
+from .tabulating.columns import BENCHES, TEMPERATURES, compare, compare_groups, read_groups
+from .tabulating.origin import describe, method_settings
+from .tabulating.phases import phases
+from .tabulating.table import Table, to_csv, to_latex, to_markdown
+from .traces.comparing import Comparison, Trace, read_comparison
 
-SHOWN = ("model", "dtype", "template", "max_new_tokens", "temperature")
+
+def read_notes(args: argparse.Namespace) -> str:
+    """The text of --notes; empty without the flag.
+
+    Raises:
+        InputError: it cannot be read, or is the output.
+    """
+    if args.notes is None:
+        return ""
+    if args.notes.resolve() == args.output.resolve():
+        raise InputError(f"--notes {args.notes} is the --output; choose another")
+    try:
+        return str(args.notes.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the notes {args.notes}: {error}") from error
 
 
-def describe(comparison: Comparison) -> list[str]:
-    """What was run, on what, when: lines of a Markdown list."""
-    first = comparison.traces[0]
-    stamps = [r["tstamp"] for t in comparison.traces for r in t.records if "tstamp" in r]
-    lines = [f"{len(first.records)} questions of {comparison.bench_name or 'a benchmark'}"]
-    known = comparison.settings
-    lines += [f"{key.replace('_', ' ')}: {known[key]}" for key in SHOWN if known]
-    if stamps:
-        days = sorted({datetime.fromtimestamp(s, timezone.utc).date() for s in stamps})
-        lines.append(f"date: {' to '.join(str(day) for day in dict.fromkeys((days[0], days[-1])))}")
-    seen: list[str] = []
-    for trace in comparison.traces:
-        for environment in trace.sidecar.environments:
-            versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
-            said = (
-                f"machine: {', '.join(environment['device_names'])}, "
-                + (f"{environment['instruction_set']}, " if environment["instruction_set"] else "")
-                + f"{environment['threads']} threads, {environment['platform']}; {versions}"
+def read_benches(args: argparse.Namespace) -> list[Comparison]:
+    """The comparisons of the benchmarks that the traces are of; the first is the page's own.
+
+    Raises:
+        InputError: the traces of a benchmark cannot be compared.
+    """
+    benches = {Trace.read(path).settings.get("bench_name") for path in args.traces}
+    if len(benches - {None}) < 2:
+        return [
+            read_comparison(
+                args.traces, args.base_path, first_turns=args.first_turns, strict=args.strict
             )
-            if environment["commit"] is not None:  # no git, no commit
-                changed = " with uncommitted changes" if environment["uncommitted_changes"] else ""
-                said += f"; commit {environment['commit'][:12]}{changed}"
-            if said not in seen:
-                seen.append(said)
-    return [*lines, *seen]
+        ]
+    if args.base_path is not None:
+        raise InputError(
+            f"--base-path {args.base_path} is one benchmark's; leave it out of a report of "
+            "several, which takes each one's own baseline"
+        )
+    return read_groups(args.traces, BENCHES, first_turns=args.first_turns, strict=args.strict)
 
 
-def method_settings(comparison: Comparison) -> list[str]:
-    """The methods' own options: lines of a Markdown list."""
-    lines = []
-    for trace in comparison.traces:
-        skipped = {*COMMON, "method", "model_id", "num_choices", "seed"}
-        own = {key: value for key, value in trace.settings.items() if key not in skipped}
-        if own:
-            lines.append(f"{trace.label}: " + ", ".join(f"{k} {v}" for k, v in own.items()))
+def section(heading: str, name: str, table: Table, folder: Path) -> list[str]:
+    """A table of the page with its heading; its numbers go into the folder as NAME.csv."""
+    write_text(folder / f"{name}.csv", to_csv(table))
+    return [f"## {heading}", "", to_markdown(table), f"[CSV]({folder.name}/{name}.csv)", ""]
+
+
+def page(args: argparse.Namespace, notes: str, folder: Path) -> list[str]:
+    """The lines of the report; its tables and pictures are written into the folder.
+
+    Raises:
+        InputError: traces cannot be compared, or a file cannot be written.
+    """
+    comparison, *others = benches = read_benches(args)
+    warm = read_groups(args.temperatures or (), TEMPERATURES, strict=args.strict)
+    table = compare(comparison, published=args.published)
+    lines = [f"# {table.title}", ""]
+    lines += ["Written by `python -m evaluation.report` from the traces of these runs.", ""]
+    lines += [f"- {line}" for line in describe(comparison)]
+    lines += ["", to_markdown(table)]
+    write_text(folder / "table.tex", to_latex(table))
+    write_text(folder / "table.csv", to_csv(table))
+    lines += [f"[LaTeX]({folder.name}/table.tex), [CSV]({folder.name}/table.csv)", ""]
+    if options := method_settings(comparison):
+        lines += ["Options:", "", *(f"- {line}" for line in options), ""]
+    lines += section("Time per step", "phases", phases(comparison), folder)
+    if others:
+        side_by_side = compare_groups(benches, BENCHES)
+        lines += section("Other benchmarks", "benches", side_by_side, folder)
+    if warm:
+        by_temperature = compare_groups(warm, TEMPERATURES)
+        lines += section("At a temperature", "temperatures", by_temperature, folder)
+    if notes:
+        lines += [notes]
+    for name in draw_all(comparison, folder, kind=args.format, question=args.question):
+        heading = PICTURES[name][1].rstrip(".")
+        lines += [f"## {heading}", "", f"![{name}]({folder.name}/{name}.{args.format})", ""]
     return lines
 
 
@@ -67,14 +107,7 @@ def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
     if args.output.suffix != ".md":
         raise InputError(f"--output {args.output} is no .md file; give FILE.md")
-    notes = ""
-    if args.notes is not None:
-        if args.notes.resolve() == args.output.resolve():
-            raise InputError(f"--notes {args.notes} is the --output; choose another")
-        try:
-            notes = args.notes.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the notes {args.notes}: {error}") from error
+    notes = read_notes(args)
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -82,44 +115,27 @@ def report(args: argparse.Namespace) -> None:
             f"cannot write {args.output}: {error.strerror}; choose another file"
         ) from error
     check_writable(args.output)
-    comparison = read_comparison(
-        args.traces, args.base_path, first_turns=args.first_turns, strict=args.strict
-    )
-    table = compare(comparison, published=args.published)
     folder = args.output.with_suffix("")
-    write_text(folder / "table.tex", to_latex(table))
-    write_text(folder / "table.csv", to_csv(table))
-    names = draw_all(comparison, folder, args)
-    lines = [f"# {table.title}", ""]
-    lines += ["Written by `python -m evaluation.report` from the traces of these runs.", ""]
-    lines += [f"- {line}" for line in describe(comparison)]
-    lines += ["", to_markdown(table)]
-    lines += [f"[LaTeX]({folder.name}/table.tex), [CSV]({folder.name}/table.csv)", ""]
-    options = method_settings(comparison)
-    if options:
-        lines += ["Options:", "", *(f"- {line}" for line in options), ""]
-    if notes:
-        lines += [notes]
-    for name in names:
-        lines += [
-            f"## {PICTURES[name][1].rstrip('.')}",
-            "",
-            f"![{name}]({folder.name}/{name}.png)",
-            "",
-        ]
-    write_text(args.output, "\n".join(lines).rstrip() + "\n")
+    write_text(args.output, "\n".join(page(args, notes, folder)).rstrip() + "\n")
     print(f"report: {args.output}; tables and pictures: {folder}")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
-        "python -m evaluation.report", "A report of several methods: table, pictures, settings."
+        "python -m evaluation.report", "A report of several methods: tables, pictures, settings."
     )
     add_trace_flags(parser)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="FILE.md", help="where the report goes")
-    add("--notes", type=Path, metavar="FILE.md", help="Markdown to put below the table")
+    add("--notes", type=Path, metavar="FILE.md", help="Markdown to put below the tables")
     add("--published", action="store_true", help="append published figures for the bench")
+    add(
+        "--temperatures",
+        type=Path,
+        nargs="+",
+        metavar="TRACE",
+        help="traces of several temperatures, each with a baseline, for a table of their own",
+    )
     add_picture_flags(parser)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: report(args))

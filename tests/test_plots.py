@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -10,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from evaluation import plots, report
-from evaluation.plots import PICTURES, chosen_question, conditional_acceptance, main
+from evaluation import report
+from evaluation.pictures import from_traces
+from evaluation.pictures.from_traces import PICTURES, chosen_question, conditional_acceptance
+from evaluation.pictures.style import FORMATS
+from evaluation.plots import main
 from evaluation.traces.comparing import Trace, read_comparison
 from model.logitspec import InputError
 
@@ -51,26 +53,30 @@ def traces(tmp_path: Path) -> list[Path]:
 
 def drawn(name: str, paths: list[Path], question: str | None = None) -> Figure:
     figure = Figure()
-    PICTURES[name][0](figure, read_comparison(paths), argparse.Namespace(question=question))
+    comparison = read_comparison(paths)
+    PICTURES[name][0](figure, comparison, chosen_question(comparison, question))
     return figure
 
 
-def test_every_picture_is_written_twice(
+def test_every_picture_is_written_in_the_format_asked_for(
     traces: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "pictures"
-    assert main([*map(str, traces), "--output-dir", str(out)]) == 0
-    assert {path.name for path in out.iterdir()} == {
-        f"{name}.{kind}" for name in PICTURES for kind in ("png", "svg")
-    }
+    argv = [*map(str, traces), "--output-dir"]
+    for kind in FORMATS:
+        out = tmp_path / kind
+        assert main([*argv, str(out), "--format", kind]) == 0
+        assert {path.name for path in out.iterdir()} == {f"{name}.{kind}" for name in PICTURES}
+        assert f": {kind.upper()} in {out}" in capsys.readouterr().out
+        before = {path: path.read_bytes() for path in out.iterdir()}
+        assert main([*argv, str(out), "--format", kind]) == 0
+        assert before == {path: path.read_bytes() for path in out.iterdir()}
     for name in PICTURES:
-        pixels = imread(out / f"{name}.png")
+        pixels = imread(tmp_path / "png" / f"{name}.png")
         assert pixels[..., :3].std() > 0.02, name  # not a blank page
-        assert "<svg" in (out / f"{name}.svg").read_text()
-    before = {path: path.read_bytes() for path in out.glob("*.svg")}
-    assert main([*map(str, traces), "--output-dir", str(out)]) == 0
-    assert before == {path: path.read_bytes() for path in out.glob("*.svg")}
-    assert "PNG and SVG in" in capsys.readouterr().out
+        assert "<svg" in (tmp_path / "svg" / f"{name}.svg").read_text()
+        assert (tmp_path / "pdf" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert main([*argv, str(tmp_path / "out")]) == 0
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".png"}
 
 
 def test_the_bars_are_the_speedups(traces: list[Path]) -> None:
@@ -102,7 +108,7 @@ def test_rates_that_rest_on_few_steps_are_not_drawn(
     # 64 steps of 3 tokens, 32 of them with a miss at depth 3
     assert [*line.get_xdata()] == [1, 2, 3]
     assert [*line.get_ydata()] == [1.0, 1.0, 0.0]
-    monkeypatch.setattr(plots, "FEWEST", 33)
+    monkeypatch.setattr(from_traces, "FEWEST", 33)
     assert [*drawn("depth", traces).axes[0].lines[0].get_xdata()] == [1, 2]
 
 
@@ -164,7 +170,7 @@ def test_what_traces_do_not_hold_is_said(
     for name in ("depth", "rank", "phases"):
         assert f"no picture `{name}`: no trace" in said
         assert not (out / f"{name}.png").exists()
-    assert "speedup, accept-lengths, time: PNG and SVG" in said
+    assert "speedup, accept-lengths, time: PNG in" in said
 
 
 def test_without_matplotlib_the_extra_is_named(
@@ -226,6 +232,41 @@ def test_the_report(traces: list[Path], tmp_path: Path, capsys: pytest.CaptureFi
     assert "--output x.txt is no .md file" in capsys.readouterr().err
     assert report.main([*argv, "--notes", "/nowhere.md"]) == 2
     assert "cannot read the notes /nowhere.md" in capsys.readouterr().err
+
+
+def test_a_report_of_several_benchmarks_and_temperatures(
+    traces: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pair(name: str, **changed: Any) -> list[Path]:
+        folder = tmp_path / name
+        folder.mkdir()
+        return [
+            write(folder, "b", "baseline", seconds=3.0, step=1, **changed),
+            write(folder, "l", "logitspec", seconds=1.0, step=6, **changed),
+        ]
+
+    other = pair("gsm8k", bench_name="gsm8k", questions="z")
+    warm, cold = pair("warm", temperature=0.7), pair("cold")
+    out = tmp_path / "results.md"
+    argv = [*map(str, traces), *map(str, other), "--output", str(out), "--format", "svg"]
+    assert report.main([*argv, "--temperatures", *map(str, [*warm, *cold])]) == 0
+    text = out.read_text()
+    for part in (
+        "# spec_bench: speedup over transformers' generate()",
+        "## Time per step",
+        "| logitspec | – | 3.66 | 50.00 | – | 2.50 | 2.50 | 50.00 | 7.50 | 5.00 | 25.93 |",
+        "## Other benchmarks",
+        "| logitspec | **3.00** | **4.00** | **6.00** | **3.00** |",
+        "## At a temperature",
+        "| method | T=0.0 MAT | T=0.0 speedup | T=0.7 MAT | T=0.7 speedup |",
+        "![depth](results/depth.svg)",
+    ):
+        assert part in text
+    for name in ("table", "phases", "benches", "temperatures"):
+        assert f"(results/{name}.csv)" in text
+        assert (tmp_path / "results" / f"{name}.csv").is_file()
+    assert report.main([*argv, "--base-path", str(traces[0])]) == 2
+    assert "leave it out of a report of several" in capsys.readouterr().err
 
 
 def test_records_of_the_tables_tests_are_traces() -> None:

@@ -131,7 +131,6 @@ def test_eval_sh_from_another_directory(one_per_task: str, tmp_path: Path) -> No
         pictures = report.with_suffix("")
         for name in ("speedup", "accept-lengths", "rank", "time", "phases"):
             assert (pictures / f"{name}.png").stat().st_size > 5000
-            assert (pictures / f"{name}.svg").stat().st_size > 5000
         rows = {row["method"]: row for row in csv.DictReader((pictures / "table.csv").open())}
         assert list(rows) == ["baseline", "vanilla", "logitspec"]
         assert float(rows["vanilla"]["mat"]) == 1.0

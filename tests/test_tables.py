@@ -13,7 +13,9 @@ import pytest
 from rich.table import Table as RichTable
 
 from evaluation.command.terminal import drawn
-from evaluation.tables import Row, Table, bootstrap_interval, compare, main, to_latex, to_markdown
+from evaluation.tables import main
+from evaluation.tabulating.columns import bootstrap_interval, compare
+from evaluation.tabulating.table import Row, Table, to_latex, to_markdown
 from evaluation.traces.comparing import read_comparison
 from evaluation.traces.published import PUBLISHED
 from evaluation.traces.speeds import compare_speeds, recorded_tokens

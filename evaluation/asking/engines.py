@@ -142,7 +142,7 @@ class HFEngine:
             pad_token_id=self._eos[0] if self._eos else 0,
         )
         ids = torch.tensor([prompt_ids], device=self.model.device)
-        steps = StepStreamer() if self._lookup else None
+        steps = StepStreamer()
         output = self.model.generate(
             ids,
             generation_config=config,
@@ -150,12 +150,13 @@ class HFEngine:
             streamer=steps,
         )
         tokens = output[0, len(prompt_ids) :].tolist()
-        if steps is not None:
-            return DecodingResult(
-                len(prompt_ids), tokens, accept_lengths=steps.lengths, step_seconds=steps.seconds
-            )
-        ones = [1] * len(tokens)
-        return DecodingResult(len(prompt_ids), tokens, accept_lengths=ones, tree_sizes=ones)
+        return DecodingResult(
+            len(prompt_ids),
+            tokens,
+            accept_lengths=steps.lengths,
+            tree_sizes=[] if self._lookup else steps.lengths,
+            step_seconds=steps.seconds,
+        )
 
     def forget(self) -> None:
         """Nothing is learnt."""

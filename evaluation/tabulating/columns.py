@@ -1,0 +1,201 @@
+"""What the columns of the tables hold, from traces made to be compared.
+
+Speeds and MAT are those of speed.py. The interval is of the overall speedup: the bootstrap over
+questions, method and baseline resampled together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model.logitspec.errors import InputError
+
+from ..traces.comparing import Comparison, Trace, check_comparable, failures, read_comparison
+from ..traces.published import PUBLISHED
+from .table import Row, Table
+
+RESAMPLES = 10_000
+PUBLISHED_NOTE = "Published figures are their sources' own, on other machines and models."
+
+
+def compare(comparison: Comparison, *, published: bool = False, task_mat: bool = False) -> Table:
+    """The table of traces over one benchmark.
+
+    Args:
+        comparison: the traces.
+        published: append the published figures there are for the benchmark.
+        task_mat: the tasks' columns hold MAT instead of the speedup.
+
+    Raises:
+        InputError: published figures are wanted and there are none for this benchmark.
+    """
+    (main, baseline), *others = comparison.baselines.items()
+    base = baseline.speeds()
+    tasks = comparison.tasks if len(comparison.tasks) > 1 else []
+    columns = {f"task:{task}": task for task in tasks}
+    columns |= {"mat": "MAT", "tokens_per_second": "tokens/s", "speedup": "speedup [95 %]"}
+    columns |= {f"over:{name}": f"over {name}" for name, _ in others}
+    rows = []
+    for trace in comparison.traces:
+        speeds = trace.speeds()
+        values = {
+            f"task:{task}": trace.task_mat(task)
+            if task_mat
+            else float(trace.speeds(task).mean() / baseline.speeds(task).mean())
+            for task in tasks
+        }
+        values["mat"] = trace.mat
+        values["tokens_per_second"] = float(speeds.mean())
+        values["speedup"] = float(speeds.mean() / base.mean())
+        for name, other in others:
+            values[f"over:{name}"] = float(speeds.mean() / other.speeds().mean())
+        interval = None if trace is baseline else bootstrap_interval(speeds, base)
+        rows.append(Row(trace.label, values, interval))
+    title = f"{comparison.bench_name or 'Traces'}: speedup over {main}"
+    notes = [
+        f"{len(baseline.records)} questions"
+        + (", their first turns only" if comparison.first_turns else "")
+        + "; 95 % bootstrap interval over questions"
+    ]
+    if task_mat:
+        notes.append("The tasks' columns are MAT.")
+    notes += comparison.cautions()
+    if published:
+        rows += published_rows(comparison.bench_name, "speedup", "mat")
+        notes.append(PUBLISHED_NOTE)
+    return Table(title, columns, rows, notes)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What tells the groups of one table apart.
+
+    Attributes:
+        setting: in which groups differ.
+        name: of it, in the title.
+        heading: before a group's columns; {} is the setting's value.
+        but: settings that may differ between groups.
+    """
+
+    setting: str
+    name: str
+    heading: str
+    but: tuple[str, ...]
+
+
+BENCHES = Grouping("bench_name", "benchmark", "{}", ("bench_name", "questions", "max_new_tokens"))
+TEMPERATURES = Grouping("temperature", "temperature", "T={}", ("temperature",))
+
+
+def compare_groups(
+    comparisons: Sequence[Comparison], grouping: Grouping = BENCHES, *, published: bool = False
+) -> Table:
+    """The table of several groups of traces: a MAT and a speedup column each, a row per method.
+
+    Args:
+        comparisons: one per group.
+        grouping: what they differ in.
+        published: append the published figures there are for a group that is a benchmark.
+
+    Raises:
+        InputError: two groups are alike, or of different models, other settings or kinds of
+            baseline.
+    """
+    values = [c.settings.get(grouping.setting) for c in comparisons]
+    names = [grouping.heading.format(value) for value in values]
+    if None in values or len(set(names)) < len(names):
+        shown = ", ".join("''" if value is None else repr(value) for value in values)
+        raise InputError(f"the {grouping.name}s {shown} are not one of each")
+    first = comparisons[0].traces[0]
+    main = next(iter(comparisons[0].baselines))
+    for name, other in zip(names, comparisons, strict=True):
+        check_comparable(first, other.traces[0], but=grouping.but)
+        if next(iter(other.baselines)) != main:
+            raise InputError(
+                f"the baseline of {names[0]} is {main}, that of {name} is "
+                f"{next(iter(other.baselines))}; give both one of a kind"
+            )
+    columns: dict[str, str] = {}
+    rows: dict[str, Row] = {}
+    others: dict[str, Row] = {}
+    for name, comparison in zip(names, comparisons, strict=True):
+        columns |= {f"mat:{name}": f"{name} MAT", f"speedup:{name}": f"{name} speedup"}
+        base = comparison.main_baseline.speeds().mean()
+        for trace in comparison.traces:
+            row = rows.setdefault(trace.label, Row(trace.label, {}))
+            row.values[f"mat:{name}"] = trace.mat
+            row.values[f"speedup:{name}"] = float(trace.speeds().mean() / base)
+        if published:
+            for row in published_rows(name, f"speedup:{name}", f"mat:{name}"):
+                known = others.setdefault(f"{row.name} {row.source}", row)
+                known.values |= row.values
+    notes = [caution for comparison in comparisons for caution in comparison.cautions()]
+    if published:
+        notes.append(PUBLISHED_NOTE)
+    title = f"Speedup over {main}, by {grouping.name}"
+    return Table(title, columns, [*rows.values(), *others.values()], notes)
+
+
+def bootstrap_interval(
+    speeds: npt.NDArray[np.float64], base: npt.NDArray[np.float64]
+) -> tuple[float, float]:
+    """95 % percentile interval of mean(speeds) / mean(base), both [questions], paired."""
+    chosen = np.random.default_rng(0).integers(len(speeds), size=(RESAMPLES, len(speeds)))
+    ratios = speeds[chosen].mean(axis=1) / base[chosen].mean(axis=1)
+    low, high = np.percentile(ratios, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def published_rows(bench_name: str | None, speedup: str, mat: str) -> list[Row]:
+    """The published figures of a benchmark, under the given columns."""
+    found = [p for p in PUBLISHED if p.bench_name == bench_name]
+    if not found:
+        known = ", ".join(sorted({p.bench_name for p in PUBLISHED}))
+        raise InputError(
+            f"no published figures for the bench {bench_name!r}; there are some for {known}"
+        )
+    return [
+        Row(
+            p.method,
+            {key: v for key, v in ((speedup, p.speedup), (mat, p.mat)) if v is not None},
+            source=f"published: {p.model}; {p.source}",
+        )
+        for p in found
+    ]
+
+
+def read_groups(
+    paths: Sequence[Path],
+    grouping: Grouping,
+    *,
+    first_turns: bool = False,
+    strict: bool = False,
+) -> list[Comparison]:
+    """Read traces of several groups, each with a baseline, in the order given; numbers rising.
+
+    Groups that differ in their temperature answer the same questions: one that a trace of any of
+    them did not answer is left out of all.
+
+    Raises:
+        InputError: as read_comparison(), for any group.
+    """
+    found: dict[Any, list[Path]] = {}
+    failed = {}
+    for path in paths:
+        trace = Trace.read(path)
+        failed[path] = trace.failed
+        found.setdefault(trace.settings.get(grouping.setting), []).append(path)
+    order = list(found)
+    if all(isinstance(value, int | float) for value in order):
+        order.sort()
+    reasons = failures(failed) if grouping is TEMPERATURES else {}
+    return [
+        read_comparison(found[value], first_turns=first_turns, strict=strict, without=reasons)
+        for value in order
+    ]
