@@ -11,7 +11,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig
 
-from evaluation.asking.prompts import PromptFormat, answer_text, fastchat_template
+from evaluation.asking.prompts import PromptFormat, answer_text, fastchat_template, fastchat_text
 from evaluation.asking.target import fingerprint, model_name
 from model.logitspec import InputError
 from model.logitspec.devices import resolve_device, resolve_dtype
@@ -122,7 +122,8 @@ def test_one_bos_where_the_template_and_the_tokenizer_write_it(
     conversation.answer("Me.")
     ids = conversation.ask("Why?")
     assert ids[0] == tokenizer.bos_token_id != ids[1]
-    text = conversation._conv.get_prompt()  # type: ignore[attr-defined]
+    said = (("user", "Who?"), ("assistant", "Me."), ("user", "Why?"))
+    text = fastchat_text(template, [{"role": role, "content": text} for role, text in said])
     written = text if text.startswith(bos) else bos + text
     assert ids == tokenizer(written, add_special_tokens=False).input_ids
 

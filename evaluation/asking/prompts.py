@@ -64,7 +64,7 @@ def fastchat_text(template: str, messages: Sequence[Message]) -> str:
         InputError: an unknown role, or a system message after others.
     """
     conv = get_conv_template(template)
-    roles = dict(zip(("user", "assistant"), conv.roles, strict=True))
+    roles = dict(zip(("user", "assistant"), conv.roles, strict=False))  # some have more
     examples = len(conv.messages)  # that come with some templates
     system: list[str] = []
     for number, message in enumerate(messages, start=1):
