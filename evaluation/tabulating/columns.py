@@ -135,7 +135,7 @@ def compare_groups(
             for row in published_rows(name, f"speedup:{name}", f"mat:{name}"):
                 known = others.setdefault(f"{row.name} {row.source}", row)
                 known.values |= row.values
-    notes = [caution for comparison in comparisons for caution in comparison.cautions()]
+    notes = [*dict.fromkeys(caution for c in comparisons for caution in c.cautions())]
     if published:
         notes.append(PUBLISHED_NOTE)
     title = f"Speedup over {main}, by {grouping.name}"
