@@ -18,11 +18,11 @@ FROM_THE_MACHINE = {"--processes": "the processors this process may use"}
 
 HEAD = """# Flags
 
-Every command of this repository with its flags. `--help` prints the same. Written by `python -m docs.make_flags`.
+Every command of this repository with its flags; `--help` prints the same.
+Written by `python -m docs.make_flags`. [commands.md](commands.md) says more about some flags.
 
-`--flag-name` and `--flag_name` are the same. Where the default is empty, the flag is off or not set, or its meaning
-names the default.
-[commands.md](commands.md) says more about some of them.
+`--flag-name` and `--flag_name` are the same. An empty default means off or not set, unless the
+meaning names the default.
 """
 
 
