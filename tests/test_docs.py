@@ -95,6 +95,11 @@ def test_the_folders_of_the_map_exist() -> None:
     assert len(folders) >= 9
     made_later = {"checkpoints/"}
     assert not [f for f in folders if f not in made_later and not (ROOT / f).is_dir()]
+    packages = {
+        path.parent for top in ("model", "evaluation") for path in (ROOT / top).rglob("*.py")
+    }
+    there = {f"{package.relative_to(ROOT)}/" for package in packages} - {"model/"}
+    assert not there - set(folders), "CONTRIBUTING.md's map lacks folders"
 
 
 def test_tests_that_a_page_names_exist() -> None:
