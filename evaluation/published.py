@@ -18,8 +18,8 @@ class Published:
 
 
 # The LogitSpec paper's abstract (arXiv 2507.01449) gives a speedup of up to 2.61 and 3.28 mean
-# accepted tokens, and names neither benchmark nor model. A leaderboard lists the figures below under
-# the paper's name, again without a model, and does not say where they come from.
+# accepted tokens, and names neither benchmark nor model. A leaderboard lists the figures
+# below under the paper's name. It states neither the model nor where they come from.
 WIZWAND = "wizwand leaderboard, origin not stated"
 ABSTRACT = f"{WIZWAND}; the abstract of arXiv 2507.01449 has 3.28 without a benchmark"
 RACER = "RACER paper, arXiv 2604.14885"
