@@ -288,7 +288,7 @@ def test_the_page_of_analyses_has_the_text_of_its_command() -> None:
 
 
 def test_the_page_of_the_api_names_every_origin() -> None:
-    from model.logitspec.drafters.base import ORIGINS
+    from model.logitspec.origins import ORIGINS
 
     page = (ROOT / "docs" / "api.md").read_text()
     assert not [origin for origin in ORIGINS if f'"{origin}"' not in page]
