@@ -1,9 +1,9 @@
-# Sourced by eval.sh and test.sh, which have gone to the repository root: gives a .venv that holds
-# what the named requirement sources ask for. Installs once; a stamp remembers what was installed.
+# Sourced by eval.sh and test.sh in the repository root. Creates .venv and installs the packages that
+# pip's arguments name. Installs once: a stamp file remembers what was installed.
 #
 #   use_environment NAME PIP-ARGUMENT...     e.g. use_environment run -r requirements.txt
 
-sources() { # changes when what they ask for does
+sources() { # a checksum of the files that say what to install
     cat requirements.txt constraints.txt setup.py | cksum
 }
 
@@ -18,7 +18,7 @@ use_environment() {
         }
         echo "creating .venv with ${PYTHON:-python3}" >&2
         mkdir -p .venv
-        : >.venv/.unfinished # a killed run leaves it, and the next one starts over
+        : >.venv/.unfinished # a killed run leaves this file, and the next run starts over
         "${PYTHON:-python3}" -m venv .venv
         rm .venv/.unfinished
     fi
@@ -36,7 +36,7 @@ use_environment() {
     export PATH
 }
 
-# The same for what may be missing: after a failure it fails again at once, until the sources change.
+# The same for an optional package. After a failure it fails at once until the sources change.
 #
 #   try_environment NAME PIP-ARGUMENT...
 try_environment() {

@@ -12,17 +12,17 @@
 #   BENCHES           data/BENCH/question.jsonl, one or several                 (default: quick)
 #   DTYPE             auto, float16, bfloat16, float32, float64                 (default: auto)
 #   TEMP              temperature                                               (default: 0.0)
-#   MAX_NEW_TOKENS    per turn, less where the model has no room
+#   MAX_NEW_TOKENS    per turn; fewer where prompt and answer exceed the model's positions
 #                                                 (default: 128 for quick, 1024 otherwise)
 #   QUESTION_STRIDE   only every K-th question                      (default: 3 for quick, else 1)
 #   WARMUP            unmeasured runs of each method first (default: 1 for quick, 3 otherwise)
 #   MAX_NGRAM_SIZE, NUM_PRED_TOKENS, DRAFT_TREE_CAPACITY
 #                     of every method that knows them      (default: each paper's own)
-#   OVERWRITE         1: measure again what the answer files already hold
+#   OVERWRITE         1: measure again the questions that the answer files already hold
 #   STRICT            1: stop at a question that cannot be answered, instead of leaving it out
 #   GPU_DEVICES       GPUs to use, as in CUDA_VISIBLE_DEVICES; the model is spread over them
 #                                                                               (default: the first)
-#   ALLOW_PICKLE      1: read weights that are there as pickles only (*.bin), which can run code
+#   ALLOW_PICKLE      1: read weights that exist as pickles only (*.bin); these can run code
 #   PYTHON            interpreter that creates .venv                            (default: python3)
 set -eu
 
@@ -64,7 +64,7 @@ if [ -z "${METHODS-}" ]; then
     if try_environment suffix -e ".[suffix]"; then
         wanted="$wanted suffix"
     else
-        echo "eval.sh: going on without the method suffix, whose package could not be built;" \
+        echo "eval.sh: continuing without the method suffix, whose package could not be built;" \
             "METHODS=suffix tries again" >&2
     fi
 else
@@ -85,7 +85,7 @@ traces=""
 reports=""
 status=0
 for bench in $BENCHES; do
-    case "$bench" in # any other is the user's own, which must be there
+    case "$bench" in # any other is the user's own and must exist
         spec_bench | mt_bench | humaneval | gsm8k | cnndm)
             python -m data.prepare "$bench" >/dev/null
             ;;
@@ -116,7 +116,7 @@ for bench in $BENCHES; do
     if [ "${ALLOW_PICKLE-}" = 1 ]; then set -- "$@" --allow-pickle; fi
     python -m evaluation.run --methods "$methods" --model-id "$name" "$@" || {
         status=$?
-        if [ "$status" -ne 3 ]; then exit "$status"; fi # 3: done but for questions that failed
+        if [ "$status" -ne 3 ]; then exit "$status"; fi # 3: done, but some questions failed
     }
 
     answers="data/$bench/model_answer"
@@ -126,7 +126,7 @@ for bench in $BENCHES; do
     done
 done
 
-# MODEL_NAME, METHODS and BENCHES are words without blanks, so these lists can be split at blanks
+# MODEL_NAME, METHODS and BENCHES contain no blanks, so these lists can be split at blanks.
 for report in $reports; do
     set --
     for method in baseline $wanted; do

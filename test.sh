@@ -2,12 +2,12 @@
 # Lint, types and tests, in .venv: sh test.sh [fast|default|full] [pytest's arguments]
 #
 #   sh test.sh fast       without the real model and without Ray; no coverage
-#   sh test.sh            all but the slow tests, and coverage by line: under ten minutes on two cores
-#   sh test.sh full       all, every reference trace and quick question to its end: half an hour
-#   sh test.sh -k pool    those of the tests that pytest chooses so
+#   sh test.sh            all but the slow tests, with line coverage: under ten minutes on two cores
+#   sh test.sh full       all tests, every reference trace and quick question to its end: half an hour
+#   sh test.sh -k pool    the tests that pytest selects with these arguments
 #
-# BENCH_FROM=DIR takes the published question sets from DIR/NAME/question.jsonl, so that the tests
-# that need them run; without it they run when `python -m data.prepare spec_bench` has been run.
+# BENCH_FROM=DIR takes the published question sets from DIR/NAME/question.jsonl. The tests that need
+# these sets run with it, or after `python -m data.prepare spec_bench`; otherwise they are skipped.
 set -eu
 if [ -n "${BENCH_FROM-}" ]; then
     BENCH_FROM=$(cd "$BENCH_FROM" && pwd)
@@ -34,7 +34,7 @@ ruff format --check .
 ruff check .
 mypy
 
-# Two processes of one thread each are faster than one of two: most of a test is Python.
+# Two processes of one thread are faster than one of two threads, because most of a test is Python.
 parallel="-n 2 --dist loadgroup"
 coverage="--cov --cov-report=term"
 if [ "$#" -eq 0 ]; then coverage="$coverage --cov-fail-under=90"; fi

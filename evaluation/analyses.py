@@ -112,7 +112,7 @@ def analyse(args: argparse.Namespace) -> None:
     pages = [
         "# What the last logits know, and what LogitSpec makes of it",
         f"Written by `python -m evaluation.analyses` from a recording: {recording.description}. "
-        "No model ran for it ([replay.md](replay.md)).",
+        "No model was run ([replay.md](replay.md)).",
         *rank_section(recording, tasks, folder),
         *knob_section(recording, folder),
         *part_section(recording, tasks),
@@ -138,10 +138,10 @@ def rank_section(recording: Recording, tasks: Sequence[str], folder: Path) -> li
     figure.axes[0].legend(frameon=False, fontsize=8)
     save_figure(figure, folder / "ranks.png")
     return [
-        "## Does the logit that chose a token rank those after it?",
-        "Share of the tokens that stand at a rank or above in the logits that chose the next token "
-        "(rank 0 is the chosen token's own). If these logits said nothing of the one after the "
-        "next but which tokens are frequent, the two blocks would be alike.",
+        "## Do the logits that choose a token rank the tokens after it?",
+        "Share of the tokens at a rank or above in the logits that chose the next token. Rank 0 is "
+        "the chosen token itself. The two blocks would be alike if these logits only said which "
+        "tokens are frequent.",
         markdown(["", "task", *(f"≤ {r}" for r in LISTED)], rows),
         f"![ranks]({folder.name}/ranks.png)",
     ]
@@ -166,9 +166,9 @@ def knob_section(recording: Recording, folder: Path) -> list[str]:
     figure.axes[0].legend(frameon=False)
     save_figure(figure, folder / "knobs.png")
     return [
-        "## The three numbers, one at a time",
-        "The others at their defaults (3, 20, 64). The speedup over the one-node loop is predicted "
-        "from the step costs of the machine that the recording was made on.",
+        "## The three options, one at a time",
+        "The other two options are at their defaults (3, 20, 64). The speedup over the one-node "
+        "loop is predicted from the step costs of the machine that made the recording.",
         markdown(["option", "value", "MAT", "speedup"], rows),
         f"![knobs]({folder.name}/knobs.png)",
     ]

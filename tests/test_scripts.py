@@ -1,4 +1,4 @@
-"""The README's commands, end to end, on the real default model."""
+"""The commands of README and docs, end to end, on the real default model."""
 
 from __future__ import annotations
 
@@ -77,12 +77,18 @@ def test_logitspec_gives_the_baselines_output_in_float32(
         assert row in speed.stdout
 
 
+def shown(page: str, start: str, end: str, language: str = "bash") -> str:
+    """The code blocks of a page between two texts; to the page's end where `end` is empty."""
+    text = (ROOT / page).read_text(encoding="utf-8").partition(start)[2]
+    assert text, f"{page} has no {start!r}"
+    text = text.partition(end)[0] if end else text
+    return "".join(re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL))
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_readmes_manual_control_runs_as_it_stands(
-    default_model_path: str, tmp_path: Path
-) -> None:
-    """Sections 1 to 5 in a copy of the repository, but for the number of tokens."""
+@pytest.mark.timeout(3600)
+def test_the_pages_commands_run_as_they_stand(default_model_path: str, tmp_path: Path) -> None:
+    """In a copy of the repository, but for the number of tokens."""
     copy = tmp_path / "logitspec"
     for package in ("model", "evaluation"):
         shutil.copytree(
@@ -91,18 +97,28 @@ def test_the_readmes_manual_control_runs_as_it_stands(
     (copy / "data" / "quick").mkdir(parents=True)
     shutil.copy(QUICK, copy / "data" / "quick")
     (copy / "checkpoints").symlink_to(Path(default_model_path).parent)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.partition("## Manual control")[2].partition("**6. See it**")[0]
-    commands = "".join(re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL))
-    assert commands.count("python ") == 9
+    example = shown("docs/write-a-drafter.md", "## 2.", "## 3.", "python")
+    (copy / "my_drafter.py").write_text(example, encoding="utf-8")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        ["bash", "-euc", commands.replace("--max-new-tokens 128", "--max-new-tokens 8")],
-        cwd=copy, env=os.environ | {"PATH": path}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "28 of 28 turns equal" in done.stdout
-    assert (copy / "pictures" / "speedup.png").stat().st_size > 5000
+    printed = ""
+    for count, page, start, end in (
+        (11, "docs/commands.md", "## 1. Several methods", "## 6. See it"),
+        (4, "docs/write-a-drafter.md", "## 1. Record once", ""),
+        (1, "docs/calibrated.md", "# Our own method", "## 1."),
+        (3, "README.md", "## Methods", "## From Python"),
+    ):
+        commands = shown(page, start, end).replace("--max-new-tokens 128", "--max-new-tokens 8")
+        commands = commands.replace(". .venv/bin/activate", "")  # this test's own is on the path
+        assert commands.count("python ") == count, page
+        done = subprocess.run(
+            ["bash", "-euc", commands], cwd=copy, env=os.environ | {"PATH": path},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{page}: {done.stderr}"
+        printed += done.stdout
+    assert "28 of 28 turns equal" in printed
+    for file in ("pictures/speedup.png", "report/speedup.png", "analyses/ranks.png"):
+        assert (copy / file).stat().st_size > 5000
 
 
 @pytest.mark.slow
