@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -135,3 +136,11 @@ def test_a_warning_of_ours_is_a_sentence() -> None:
     )
     assert done.stderr.splitlines()[0] == "it is slow"
     assert "/usr/lib/site-packages/y.py:4: UserWarning: old" in done.stderr
+
+
+def test_work_that_takes_long_is_said_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("model.logitspec.sizing.measuring")
+    assert run_command("x", lambda: log.info("measuring %d sizes", 3)) == 0
+    assert capsys.readouterr() == ("", "measuring 3 sizes\n")
+    log.info("nobody asked for it")  # the package alone is silent
+    assert capsys.readouterr() == ("", "")

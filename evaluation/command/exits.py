@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -41,7 +42,7 @@ def run_command(prog: str, command: Callable[[], None], interrupted: str = INTER
         sys.stdout.reconfigure(errors="backslashreplace")
     status, said = 0, ""
     try:
-        with terminable(), plain_warnings():
+        with terminable(), plain_warnings(), progress_shown():
             command()
     except InputError as error:
         status, said = 2, str(error)
@@ -72,6 +73,20 @@ def plain_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = usual
+
+
+@contextmanager
+def progress_shown() -> Iterator[None]:
+    """Print on stderr what the package logs of work that takes long."""
+    log, handler = logging.getLogger("model.logitspec"), logging.StreamHandler()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 def ended(prog: str, status: int, said: str) -> int:
