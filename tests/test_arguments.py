@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from evaluation.command.exits import run_command
+
 ROOT = Path(__file__).parent.parent
 
 COMMAND = """

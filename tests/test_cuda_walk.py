@@ -25,8 +25,8 @@ from model.logitspec import (
     wrap,
 )
 from model.logitspec.cuda_graphs import GraphVerifier
-from model.logitspec.measured import MeasuredModel
 from model.logitspec.sampling import Sampling
+from model.logitspec.sizing.measuring import MeasuredModel
 from model.logitspec.verification import EagerVerifier
 
 from .fake_cuda import FakeGPU, HiddenWait, NotCaptured, fake_cuda, register_guard

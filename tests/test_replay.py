@@ -40,7 +40,7 @@ from model.logitspec import (
     decode,
     load,
 )
-from model.logitspec.measured import MeasuredModel
+from model.logitspec.sizing.measuring import MeasuredModel
 from model.logitspec.sizing.step_cost import StepCost
 
 from .conftest import question

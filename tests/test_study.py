@@ -12,7 +12,7 @@ import pytest
 from benchmarks import calibration, fit_prior, study
 from model.logitspec import LlamaKVForCausalLM, VanillaDrafter, decode
 from model.logitspec.drafters.calibrated.drafter import PRIOR
-from model.logitspec.measured import MeasuredModel
+from model.logitspec.sizing.measuring import MeasuredModel
 
 from .conftest import question
 

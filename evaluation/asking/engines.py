@@ -13,8 +13,8 @@ from transformers.utils import logging
 
 from model.logitspec import DecodingResult, Drafter, LlamaKVForCausalLM, decode, load
 from model.logitspec.loading import load_weights
-from model.logitspec.measured import MeasuredModel
 from model.logitspec.sampling import Sampling
+from model.logitspec.sizing.measuring import MeasuredModel
 
 from .settings import GREEDY
 from .target import Target

@@ -14,7 +14,7 @@ from typing import Any
 from model.logitspec import DecodingResult, Drafter, Sampling, decode
 from model.logitspec.decoding import Step, check_lengths
 from model.logitspec.errors import InputError, brief
-from model.logitspec.measured import MeasuredModel
+from model.logitspec.sizing.measuring import MeasuredModel
 
 from ..asking.engines import Models
 from ..asking.methods import find_drafter

@@ -14,10 +14,10 @@ from .draft_tree import DraftTree
 from .drafters.base import Drafter
 from .errors import InputError, is_whole
 from .ledger import DecodingResult, Ledger
-from .measured import MeasuredModel
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .prefill import prefill
 from .sampling import Chooser, greedy
+from .sizing.measuring import MeasuredModel
 from .verification import find_verifier
 
 

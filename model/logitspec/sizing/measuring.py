@@ -1,6 +1,6 @@
 """Measures what a step of a loaded model costs by its nodes, for trees that size themselves.
 
-measured.py offers it to drafters; benchmarks/step_cost.py prints and draws the same.
+decoding.py offers it to drafters; benchmarks/step_cost.py prints and draws the same.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from ..kv_cache import KVCache
 from ..modeling_llama_kv import LlamaKVForCausalLM
 from ..prefill import prefill
 from ..storage import remembered
+from ..successors import successors
 from ..verification import verify
 from .step_cost import SIZES, StepCost, rising
 
@@ -193,3 +194,22 @@ def interleaved(
             variant()
             seconds[key].append(time.perf_counter() - start)
     return seconds
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A model as drafters see it (sizing.step_cost.Measurable); equal for one model.
+
+    Args:
+        model: the target, loaded.
+    """
+
+    model: LlamaKVForCausalLM
+
+    def step_cost(self, top_k: int, node_top_k: int = 0) -> StepCost:
+        """What a step costs by its nodes, measured in a few seconds or remembered."""
+        return step_cost(self.model, top_k, node_top_k)
+
+    def successors(self, count: int, width: int) -> list[list[int]]:
+        """The best tokens after each of the first token ids alone, found or remembered."""
+        return successors(self.model, count, width)
