@@ -36,8 +36,8 @@ setup(
     ],
     package_data={
         "logitspec": ["py.typed"],
-        "logitspec.cpu": ["layers.cpp"],
-        "logitspec.drafters.calibrated": ["drafting.cpp", "prior.json"],
+        "logitspec.cpu": ["layers.cpp", "vectors.h"],
+        "logitspec.drafters.calibrated": ["drafting.cpp", "evidence.h", "prior.json"],
     },
     install_requires=requirements(),
     extras_require={

@@ -147,6 +147,15 @@ def refuse_to_compile(run: Any) -> Any:
     return fake
 
 
+def test_a_changed_header_is_compiled_anew(rebuilt: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = tmp_path / "answer.cpp"
+    source.write_text('#include "answer.h"\nextern "C" int answer() { return ANSWER; }')
+    for answer in (1, 2):
+        (tmp_path / "answer.h").write_text(f"#define ANSWER {answer}")
+        compiler.build.cache_clear()
+        assert compiler.library(source, ()).answer() == answer
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lower", instruction_set.X86)
 def test_lower_instruction_sets_compute_the_same(

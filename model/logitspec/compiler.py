@@ -34,7 +34,7 @@ def library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     """A C++ file as a shared library, compiled here.
 
     Args:
-        source: the file.
+        source: the file; it may include headers (*.h) of its folder.
         flags: of the compiler, beside FLAGS; {target} stands for the instruction set that is used.
 
     Raises:
@@ -80,5 +80,7 @@ def fingerprint(compiler: list[str], command: list[str], source: Path) -> str:
     version = subprocess.run(
         [*compiler, "-march=native", "-Q", "--help=target"], capture_output=True, check=False
     ).stdout
-    content = source.read_bytes() + " ".join(command[:-1]).encode() + version
+    files = [source, *sorted(source.parent.glob("*.h"))]
+    content = b"".join(file.read_bytes() for file in files)
+    content += " ".join(command[:-1]).encode() + version
     return hashlib.sha256(content).hexdigest()[:16]

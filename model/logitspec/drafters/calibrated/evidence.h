@@ -1,0 +1,127 @@
+// What followed n-grams, and the best tokens after tokens: the stores of evidence.py in C++.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using Token = int32_t;
+constexpr int64_t MOST_TOKENS = 1 << 24;  // of a vocabulary: rows are found by token
+
+// The grades of a token's share among what followed an n-gram; 0 to 3 are nothing to most.
+constexpr int64_t SHARES = 6, ONCE = 4, ALWAYS = 5;
+
+// Whether all are tokens; `least` -1 lets one stand for a row that is not known.
+bool valid(const int64_t* tokens, int64_t count, int64_t least = 0) {
+    return std::all_of(tokens, tokens + count,
+                       [=](int64_t token) { return token >= least && token < MOST_TOKENS; });
+}
+
+using Key = uint64_t;  // two numbers of 32 bits
+
+Key key(uint32_t first, uint32_t second) { return Key(first) << 32 | second; }
+
+struct Candidate {
+    Token token;
+    int64_t cell;
+};
+
+struct Follower {
+    Token token;
+    int64_t times;
+};
+
+// n-grams of a text, each with what followed it, the latest last. An n-gram is found from the
+// n-gram of its last n - 1 tokens and the token before them.
+class Ngrams {
+  public:
+    Ngrams() { clear(); }
+
+    void clear() {
+        longer_.clear();
+        followers_.assign(1, {});
+    }
+
+    int64_t count() const { return int64_t(followers_.size()) - 1; }
+
+    // before(n) is the n-th last token of the context, n from 1 to `length`.
+    template <class Before> void add(Before before, int64_t length, Token token) {
+        uint32_t gram = 0;
+        for (int64_t n = 1; n <= length; n++) {
+            auto [at, is_new] = longer_.try_emplace(key(gram, before(n)), followers_.size());
+            if (is_new) followers_.emplace_back();
+            gram = at->second;
+            auto& known = followers_[gram];
+            int64_t times = 1;
+            for (auto it = known.begin(); it != known.end(); ++it)
+                if (it->token == token) {
+                    times += it->times;
+                    known.erase(it);
+                    break;
+                }
+            known.push_back({token, times});
+        }
+    }
+
+    // The length of the longest n-gram that ends the context, and what followed it.
+    template <class Before>
+    std::pair<int64_t, const std::vector<Follower>*> match(Before before, int64_t length) const {
+        uint32_t gram = 0;
+        for (int64_t n = 1; n <= length; n++) {
+            auto at = longer_.find(key(gram, before(n)));
+            if (at == longer_.end()) return {n - 1, &followers_[gram]};
+            gram = at->second;
+        }
+        return {length, &followers_[gram]};
+    }
+
+  private:
+    std::unordered_map<Key, uint32_t> longer_;  // (n-gram, token before it) -> n-gram
+    std::vector<std::vector<Follower>> followers_;
+};
+
+// Rows by token, those of one prompt told apart from older ones by a stamp.
+class TokenRows {
+  public:
+    explicit TokenRows(int64_t width) : width_(width) {}
+
+    void set(Token token, const int64_t* row, int64_t count) {
+        if (size_t(token) >= stamps_.size()) {
+            stamps_.resize(token + 1, 0);
+            counts_.resize(token + 1, 0);
+            rows_.resize((token + 1) * width_);
+        }
+        stamps_[token] = now_;
+        counts_[token] = std::min(count, width_);
+        std::copy_n(row, counts_[token], rows_.begin() + token * width_);
+    }
+
+    // The row of a token and its length; null if there is none.
+    std::pair<const Token*, int64_t> get(Token token) const {
+        if (size_t(token) >= stamps_.size() || stamps_[token] != now_) return {nullptr, 0};
+        return {rows_.data() + token * width_, counts_[token]};
+    }
+
+    void clear() { now_++; }
+
+    void add_to(TokenRows& other) const {
+        std::vector<int64_t> row(width_);
+        for (size_t token = 0; token < stamps_.size(); token++)
+            if (stamps_[token] == now_) {
+                std::copy_n(rows_.begin() + token * width_, counts_[token], row.begin());
+                other.set(Token(token), row.data(), counts_[token]);
+            }
+    }
+
+  private:
+    int64_t width_, now_ = 1;
+    std::vector<int64_t> stamps_, counts_;
+    std::vector<Token> rows_;
+};
+
+}  // namespace
