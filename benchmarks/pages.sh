@@ -69,14 +69,14 @@ performance() {
 
 results() {
     all=$seven,logitspec@auto,racer,racer@16,calibrated,calibrated@16,calibrated@auto
-    ask results spec_bench 12 $all --dtype bfloat16
-    ask results humaneval 8 $all --dtype bfloat16 --question-end 160
-    ask results gsm8k 15 $all --dtype bfloat16
-    ask results cnndm 50 $all --dtype bfloat16
+    ask results spec_bench 24 $all --dtype bfloat16
+    ask results humaneval 16 $all --dtype bfloat16 --question-end 160
+    ask results gsm8k 30 $all --dtype bfloat16
+    ask results cnndm 100 $all --dtype bfloat16
     set --
     for temperature in 0.0 0.3 0.7 1.0; do
         methods=$seven,racer,calibrated,calibrated@auto
-        ask temperature-$temperature spec_bench 40 $methods --dtype bfloat16 --temperature $temperature
+        ask temperature-$temperature spec_bench 60 $methods --dtype bfloat16 --temperature $temperature
         # shellcheck disable=SC2046
         set -- "$@" $(traces temperature-$temperature spec_bench $methods)
     done
