@@ -61,6 +61,8 @@ def cells(action: argparse.Action) -> tuple[str, str, str]:
     names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
     shown = action.metavar if action.option_strings and isinstance(action.metavar, str) else ""
     meaning = (action.help or "") % {"default": action.default}
+    if action.choices:
+        meaning += f" ({', '.join(map(str, action.choices))})"
     return f"`{names}{' ' if shown else ''}{shown}`", meaning, default_of(action)
 
 
