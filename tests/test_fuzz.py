@@ -120,7 +120,7 @@ def test_traces_and_their_sidecars(content: bytes, meta: Any, tmp_path: Path) ->
     assert tables.main([str(path), str(base), "--first-turns"]) in (0, 2)
     assert equal.main([str(path), str(base)]) in (0, 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluation.report.draw_all", lambda *_: [])
+        patch.setattr("evaluation.report.draw_all", lambda *_, **__: [])
         assert report.main([str(path), str(base), "--output", str(tmp_path / "r.md")]) in (0, 2)
     try:
         TraceWriter(path, META["settings"], {}).close()  # type: ignore[arg-type]

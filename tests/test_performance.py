@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -106,7 +105,7 @@ def test_every_command_of_the_script_parses(
     assert len(lines) == 2 * 2 + 3 + 4 + 4 + 1
     for line in lines:
         _, module, *argv = line.split("\0")[:-1]
-        parses(importlib.import_module(module), argv, monkeypatch)
+        parses(module, argv, monkeypatch)
     refused = subprocess.run([*script, "all"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.startswith("pages.sh: unknown page all; give performance, results")
