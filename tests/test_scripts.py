@@ -20,7 +20,7 @@ QUICK = ROOT / "data" / "quick" / "question.jsonl"
 @pytest.fixture
 def one_per_task() -> Iterator[str]:
     """A benchmark of the last quick question of every task; gone after the test."""
-    folder = ROOT / "data" / "one-per-task"
+    folder = ROOT / "data" / f"one-per-task-{os.getpid()}"  # of this process alone
     folder.mkdir(exist_ok=True)  # a killed test run leaves it
     lines = QUICK.read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "question.jsonl").write_text("".join(lines[3::4]), encoding="utf-8")
@@ -123,7 +123,7 @@ def test_the_pages_commands_run_as_they_stand(default_model_path: str, tmp_path:
 
 @pytest.mark.slow
 def test_eval_sh_from_another_directory(one_per_task: str, tmp_path: Path) -> None:
-    second = ROOT / "data" / "one-per-task-again"
+    second = ROOT / "data" / f"{one_per_task}-again"
     second.mkdir(exist_ok=True)
     lines = (ROOT / "data" / one_per_task / "question.jsonl").read_text().splitlines(keepends=True)
     (second / "question.jsonl").write_text("".join(lines[-2:]))
