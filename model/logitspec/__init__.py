@@ -9,29 +9,28 @@ from typing import TYPE_CHECKING, Any
 from .instruction_set import lower_libraries
 
 if TYPE_CHECKING:
-    from .api import custom_generate, generate
-    from .decoding import decode
-    from .draft_tree import DraftTree
-    from .drafters import (
-        DRAFTERS,
-        CalibratedDrafter,
-        Drafter,
-        LogitSpecDrafter,
-        PromptLookupDrafter,
-        RacerDrafter,
-        SuffixDrafter,
-        TokenRecyclingDrafter,
-        VanillaDrafter,
-        register,
-    )
-    from .errors import InputError
-    from .kv_cache import KVCache
-    from .ledger import DecodingResult
-    from .loading import load
-    from .modeling_llama_kv import LlamaKVForCausalLM
-    from .ngram_pool import NgramPool
-    from .sampling import Sampling
-    from .wrapping import wrap
+    from .api import custom_generate as custom_generate
+    from .api import generate as generate
+    from .decoding import decode as decode
+    from .draft_tree import DraftTree as DraftTree
+    from .drafters import DRAFTERS as DRAFTERS
+    from .drafters import CalibratedDrafter as CalibratedDrafter
+    from .drafters import Drafter as Drafter
+    from .drafters import LogitSpecDrafter as LogitSpecDrafter
+    from .drafters import PromptLookupDrafter as PromptLookupDrafter
+    from .drafters import RacerDrafter as RacerDrafter
+    from .drafters import SuffixDrafter as SuffixDrafter
+    from .drafters import TokenRecyclingDrafter as TokenRecyclingDrafter
+    from .drafters import VanillaDrafter as VanillaDrafter
+    from .drafters import register as register
+    from .errors import InputError as InputError
+    from .kv_cache import KVCache as KVCache
+    from .ledger import DecodingResult as DecodingResult
+    from .loading import load as load
+    from .modeling_llama_kv import LlamaKVForCausalLM as LlamaKVForCausalLM
+    from .ngram_pool import NgramPool as NgramPool
+    from .sampling import Sampling as Sampling
+    from .wrapping import wrap as wrap
 
 lower_libraries()
 
@@ -54,30 +53,7 @@ _MODULES = {
     "wrapping": ("wrap",),
 }
 
-__all__ = [
-    "DRAFTERS",
-    "CalibratedDrafter",
-    "DecodingResult",
-    "DraftTree",
-    "Drafter",
-    "InputError",
-    "KVCache",
-    "LlamaKVForCausalLM",
-    "LogitSpecDrafter",
-    "NgramPool",
-    "PromptLookupDrafter",
-    "RacerDrafter",
-    "Sampling",
-    "SuffixDrafter",
-    "TokenRecyclingDrafter",
-    "VanillaDrafter",
-    "custom_generate",
-    "decode",
-    "generate",
-    "load",
-    "register",
-    "wrap",
-]
+__all__ = [name for names in _MODULES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:

@@ -345,17 +345,7 @@ def refuse_options(
 
 # Options of transformers' GenerationConfig that are other ways to decode, or want more than tokens.
 REFUSED = (
-    "assistant_early_exit",
-    "cache_implementation",
-    "constraints",
-    "dola_layers",
-    "force_words_ids",
-    "output_attentions",
-    "output_hidden_states",
-    "output_logits",
-    "output_scores",
-    "penalty_alpha",
-    "prompt_lookup_num_tokens",
-    "speculation_type",
-    "use_mtp",
+    *("assistant_early_exit", "cache_implementation", "constraints", "dola_layers"),
+    *("force_words_ids", "output_attentions", "output_hidden_states", "output_logits"),
+    *("output_scores", "penalty_alpha", "prompt_lookup_num_tokens", "speculation_type", "use_mtp"),
 )

@@ -21,17 +21,23 @@ class FixedSize:
     """Trees as large as they are drafted."""
 
     def prepare(self, target: Measurable, top_k: int) -> None:
-        """Nothing is to be known about the target."""
+        """Find out about the target what has to be known, for a drafter that reads `top_k` ids."""
 
     def begin(self) -> None:
         """Begin a generation."""
 
     def cut(self, tree: DraftTree, ranks: Sequence[int | None], committed: int) -> DraftTree:
-        """The tree that is to be verified."""
+        """The tree that is to be verified.
+
+        Args:
+            tree: in the paper's order.
+            ranks: of the guess to whose branch each node belongs; None: to the root's.
+            committed: tokens so far.
+        """
         return tree
 
     def learn(self, tree: DraftTree, path: Sequence[int]) -> None:
-        """Take in what was accepted."""
+        """Take in the accepted nodes of the last tree that was cut."""
 
     def forget(self) -> None:
         """Drop what was learnt."""
@@ -63,26 +69,12 @@ class SizeByRank(FixedSize):
         self._awaited: tuple[DraftTree, int] | None = None  # the last tree, its last accepted node
 
     def prepare(self, target: Measurable, top_k: int) -> None:
-        """Find what a step of the target costs.
-
-        Args:
-            target: loaded, or recorded.
-            top_k: best token ids that the drafter reads of the last logits.
-        """
         self.budget.prepare(target, top_k, 0)
 
     def begin(self) -> None:
-        """Begin a generation."""
         self._awaited = None
 
     def cut(self, tree: DraftTree, ranks: Sequence[int | None], committed: int) -> DraftTree:
-        """The tree without the last nodes that are not worth their time.
-
-        Args:
-            tree: in the paper's order.
-            ranks: of the guess to whose branch each node belongs; None: to the root's.
-            committed: tokens so far.
-        """
         if self._awaited is not None:  # the root came after the last path
             self._learn_below(*self._awaited, tree.tokens[0])
         self._cells = [self._cell(*node) for node in zip(tree.depths, ranks, strict=True)]
@@ -100,12 +92,6 @@ class SizeByRank(FixedSize):
         return rank if depth == 1 else self._guesses + depth - 2
 
     def learn(self, tree: DraftTree, path: Sequence[int]) -> None:
-        """Take in which drafts below the path's nodes were right; the last node's are awaited.
-
-        Args:
-            tree: the last that was cut.
-            path: its accepted nodes.
-        """
         for node, child in pairwise(path):
             self._learn_below(tree, node, tree.tokens[child])
         self._awaited = tree, path[-1]
@@ -116,5 +102,4 @@ class SizeByRank(FixedSize):
                 self.table.learn(self._cells[node], tree.tokens[node] == true)
 
     def forget(self) -> None:
-        """Drop what was learnt."""
         self.table.reset()
