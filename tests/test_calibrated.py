@@ -2,144 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.calibration import reliability
-from benchmarks.fit_prior import fit
 from model.logitspec import (
     CalibratedDrafter,
     DraftTree,
     InputError,
-    LlamaKVForCausalLM,
-    LogitSpecDrafter,
-    VanillaDrafter,
     compiler,
-    decode,
-    storage,
-    successors,
-)
-from model.logitspec.drafters.calibrated.drafter import PRIOR
-from model.logitspec.drafters.calibrated.evidence import (
-    AnswerEvidence,
-    LastEvidence,
-    NgramEvidence,
-    RowEvidence,
-    Source,
-    additive_prior,
 )
 from model.logitspec.drafters.calibrated.growth import ReadableCore
-from model.logitspec.sizing.acceptance_table import AcceptanceTable
 from model.logitspec.sizing.budget import Budget
-from model.logitspec.sizing.measuring import step_cost
-from model.logitspec.sizing.ranks import SizeByRank
-from model.logitspec.sizing.step_cost import StepCost, rising
+from model.logitspec.sizing.step_cost import StepCost
 
 FLAT = StepCost((128, 1024), (1, 128), ((0.01, 0.0101), (0.01, 0.0101)))
 MIDDLE = StepCost((128, 1024), (1, 8, 128), ((0.01, 0.012, 0.06),) * 2)
 STEEP = StepCost((128, 1024), (1, 128), ((0.01, 1.0), (0.01, 1.0)))
-
-
-def graded(source: Source, look: tuple[int, dict[int, int]]) -> dict[int | None, str]:
-    """The grades by token; None: those of the tokens that the source does not name."""
-    base, named = look
-    return {None: source.grade(base), **{t: source.grade(base + more) for t, more in named.items()}}
-
-
-def test_ngrams_tell_the_longest_match_and_the_share() -> None:
-    ngrams = NgramEvidence(3, stride=1)
-    ngrams.extend([1, 2, 3, 4, 2, 3, 5, 2, 3, 4, 9, 2, 7])
-    assert graded(ngrams, ngrams.look((2, 3))) == {
-        None: "nothing of what followed 2",
-        4: "up to 2/3 of what followed 2",
-        5: "up to 1/3 of what followed 2",
-    }
-    assert graded(ngrams, ngrams.look((8, 8, 3)))[4] == "up to 2/3 of what followed 1"
-    assert graded(ngrams, ngrams.look((4, 2, 3))) == {
-        None: "nothing of what followed 3",
-        5: "all, seen once of what followed 3",
-    }
-    assert graded(ngrams, ngrams.look((5, 2)))[3] == "all, seen once of what followed 2"
-    assert graded(ngrams, ngrams.look((2,)))[3] == "most of what followed 1"
-    assert graded(ngrams, ngrams.look((77,))) == {None: "no ngram".replace("ng", "n-g")}
-
-
-def test_ngrams_seen_twice_alike_are_told_from_those_seen_once() -> None:
-    ngrams = NgramEvidence(2, stride=1)
-    ngrams.extend([1, 2, 9, 1, 2])
-    assert graded(ngrams, ngrams.look((1,)))[2] == "all of what followed 1"
-
-
-def test_rows_prefer_two_tokens_to_one_to_earlier_prompts_to_the_vocabulary() -> None:
-    rows = RowEvidence(2, stride=5, keep=True)
-    rows.vocabulary = [[10, 11], [20, 21], [30, 31], [40, 41]]
-    rows.learn(7, 3, [50, 51])
-    rows.begin(())
-    rows.learn(0, 1, [60, 61])
-    rows.learn(9, 1, [70, 71])
-    assert graded(rows, rows.look((0, 1)))[60] == "rank 0 in the row of two tokens"
-    assert graded(rows, rows.look((5, 1)))[71] == "rank 1 in the row of one token"
-    assert graded(rows, rows.look((7, 3)))[50] == "rank 0 in the row of an earlier prompt"
-    assert graded(rows, rows.look((7, 2))) == {
-        None: "not in the row of the vocabulary",
-        30: "rank 0 in the row of the vocabulary",
-        31: "rank 1 in the row of the vocabulary",
-    }
-    assert rows.look((4,)) == (0, {})
-    rows.forget()
-    assert graded(rows, rows.look((7, 3)))[40] == "rank 0 in the row of the vocabulary"
-
-
-def test_rows_of_a_prompt_end_with_it_unless_kept() -> None:
-    rows = RowEvidence(2, stride=1, keep=False)
-    rows.learn(7, 3, [50, 51])
-    rows.begin(())
-    assert rows.look((7, 3)) == (0, {})
-
-
-def test_the_last_logits_leave_the_root_out_and_keep_its_rank() -> None:
-    last = LastEvidence(6, stride=3)
-    found = graded(last, last.below_root(8, [8, 4, 5, 6, 7, 9]))
-    assert found == {
-        None: "none of the ranks",
-        4: "rank 1 or more", 5: "rank 2 or more", 6: "rank 3 or more", 7: "rank 3 or more",
-        9: "rank 5 or more",
-    }  # fmt: skip
-
-
-def test_wider_sources_take_the_nearest_fitted_grade() -> None:
-    assert NgramEvidence(7, 1).fitted[-1] == NgramEvidence(5, 1).grades[-1]
-    assert len(NgramEvidence(400, 1).grades) == len(NgramEvidence(8, 1).grades)
-    assert len(RowEvidence(400, 1, keep=True).grades) == len(RowEvidence(16, 1, keep=True).grades)
-    wide = RowEvidence(12, 1, keep=True)
-    assert wide.grades[12] == "rank 11 in the row of two tokens"
-    assert wide.fitted[12] == "rank 7 in the row of two tokens"
-    fitted = json.loads(PRIOR.read_text())
-    for source in CalibratedDrafter(max_ngram_size=9, row_width=20, last_width=60).sources:
-        assert set(source.fitted) <= fitted[source.name].keys()
-
-
-def test_the_prior_adds_log_odds_and_the_table_learns_shares() -> None:
-    prior = additive_prior(0.0, [[0.0, 1.0], [0.0, -2.0]])
-    assert prior == pytest.approx([0.5, 1 / (1 + np.exp(-1)), 1 / (1 + np.e**2), 1 / (1 + np.e)])
-    table = AcceptanceTable(prior, strength=2)
-    table.learn(0, True)
-    table.learn(0, True)
-    table.learn(0, False)
-    assert table.probability[0] == pytest.approx((2 + 2 * 0.5) / (3 + 2))
-    assert table.probability[1:] == table.prior[1:]
-    table.reset()
-    assert table.probability == table.prior
 
 
 def fresh(**options: Any) -> CalibratedDrafter:
@@ -308,22 +191,6 @@ def test_without_a_compiler_drafting_is_in_python(
         fresh(drafting_core="fast")
 
 
-def test_answers_are_looked_into_from_the_next_prompt_on() -> None:
-    for keep in (True, False):
-        earlier = AnswerEvidence(3, stride=1, keep=keep)
-        earlier.begin([1, 2, 3])
-        earlier.extend([7, 8])
-        earlier.extend([9])
-        assert earlier.look((7, 8)) == (0, {})
-        earlier.begin([5, 8, 4])
-        found = graded(earlier, earlier.look((7, 8)))
-        wanted = {None: "nothing of what followed 2", 9: "all, seen once of what followed 2"}
-        assert found == (wanted if keep else {None: "no n-gram"})
-        assert earlier.look((1, 2)) == (0, {})  # prompts are not kept
-        earlier.forget()
-        assert earlier.look((7,)) == (0, {})
-
-
 def test_every_candidate_below_an_accepted_node_is_learnt_once() -> None:
     drafter = fresh(draft_tree_capacity=8, last_width=3)
     drafter.reset([1, 2, 3, 1, 2])
@@ -358,181 +225,3 @@ def test_an_explanation_names_every_source() -> None:
     assert "all, seen once of what followed 3" in line and "none of the ranks" in line
     child = next(n for n in range(len(tree)) if tree.parents[n] == node and n)
     assert len(drafter.explain(child).splitlines()) == 2
-
-
-def test_a_flat_curve_takes_more_nodes_than_a_steep_one() -> None:
-    sizes = {}
-    for name, cost in (("flat", FLAT), ("steep", STEEP)):
-        drafter = fresh(draft_tree_capacity="auto")
-        drafter.budget = Budget(cost)
-        tree, _ = grown(drafter)
-        sizes[name] = len(tree)
-        assert len(drafter.path_probabilities) == len(drafter.cells) == len(tree)
-    assert sizes["steep"] < 8 < sizes["flat"] <= 128
-
-
-def test_a_tree_ends_where_its_tokens_per_second_are_most() -> None:
-    budget = Budget(StepCost((128, 1024), (1, 2, 4, 8, 128), ((1, 1, 1.2, 2, 60),) * 2))
-    paths = [1.0, 0.5, 0.3, 0.2, 0.15, 0.1]
-    budget.begin(200)
-    rates = [e / budget.curve[n] for n, e in enumerate(accumulate(paths), 1)]
-    for path in paths:
-        budget.add(path)
-    assert budget.best_nodes == 1 + int(np.argmax(rates)) == 4
-
-
-@given(
-    paths=st.lists(st.floats(0.001, 1.0), min_size=1, max_size=40),
-    steps=st.lists(st.floats(0.0, 1.0), min_size=4, max_size=4),
-)
-def test_what_follows_a_complete_tree_would_not_have_paid(
-    paths: list[float], steps: list[float]
-) -> None:
-    cost = [1.0 + rise for rise in accumulate(steps)]
-    whole = Budget(StepCost((128, 1024), (1, 3, 9, 64), (cost, cost)))
-    early = Budget(StepCost((128, 1024), (1, 3, 9, 64), (cost, cost)))
-    whole.begin(200)
-    early.begin(200)
-    open_ = True
-    for path in [1.0, *sorted(paths, reverse=True)]:
-        whole.add(path)
-        open_ = open_ and (path == 1.0 or not early.enough(path))
-        if open_:
-            early.add(path)
-    assert early.best_nodes == whole.best_nodes
-
-
-def test_the_curve_is_linear_between_and_beyond_and_never_falls() -> None:
-    cost = StepCost((100, 200), (1, 2, 4), ((1.0, 3.0, 2.0), (2.0, 4.0, 4.0)))
-    assert cost.curve(100) == [1.0, 1.0, 2.5, 2.5, 2.5]
-    assert cost.curve(150) == [1.5, 1.5, 3.25, 3.25, 3.25]
-    assert cost.curve(300)[1] == 3.0
-    assert cost.curve(0)[1] == 1.0  # no faster than the shorter context
-    assert rising([3.0, 1.0, 2.0, 5.0, 4.0]) == [2.0, 2.0, 2.0, 4.5, 4.5]
-
-
-def test_auto_without_a_curve_is_refused() -> None:
-    for drafter in (
-        fresh(draft_tree_capacity="auto"),
-        LogitSpecDrafter(draft_tree_capacity="auto"),
-    ):
-        drafter.reset([1, 2])
-        with pytest.raises(InputError, match=r"prepare\(model\)"):
-            drafter.draft(1, [1, 2])
-
-
-@pytest.mark.parametrize("capacity", [0, -3, "many", 2.5])
-def test_other_capacities_are_refused(capacity: Any) -> None:
-    for drafter in (CalibratedDrafter, LogitSpecDrafter):
-        with pytest.raises(InputError, match=r"draft_tree_capacity"):
-            drafter(draft_tree_capacity=capacity)
-
-
-@pytest.mark.parametrize(
-    "drafter",
-    [
-        CalibratedDrafter(draft_tree_capacity=20),
-        CalibratedDrafter(draft_tree_capacity="auto"),
-        LogitSpecDrafter(draft_tree_capacity="auto"),
-    ],
-    ids=["calibrated", "calibrated auto", "logitspec auto"],
-)
-def test_the_tokens_are_the_targets_own(
-    tiny: LlamaKVForCausalLM, drafter: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("model.logitspec.sizing.measuring.step_cost", lambda *_: FLAT)
-    prompt = [1, 5, 9, 5, 9, 7]
-    wanted = decode(tiny, prompt, VanillaDrafter(), max_new_tokens=90).tokens
-    for _ in range(2):  # cold and warm
-        found = decode(tiny, prompt, drafter, max_new_tokens=90)
-        assert found.tokens == wanted
-    assert max(found.accept_lengths) > 1
-
-
-def test_logitspecs_ranks_learn_what_was_right() -> None:
-    drafter = LogitSpecDrafter(draft_tree_capacity="auto", num_pred_tokens=4)
-    assert isinstance(drafter.size, SizeByRank)
-    drafter.size.budget = Budget(FLAT)
-    drafter.reset([1, 2, 3])
-    tree = drafter.draft(9, [9, 7, 8])
-    assert tree.tokens == [9, 7, 8]
-    drafter.observe(tree, [0])
-    drafter.draft(8, [8, 1, 2])  # the guess at rank 2 was right, that at rank 1 wrong
-    table = drafter.size.table
-    assert (table.seen[1], table.right[1]) == (1, 0)
-    assert (table.seen[2], table.right[2]) == (1, 1)
-
-
-def test_successors_are_the_targets_best_tokens_out_of_context(tiny: LlamaKVForCausalLM) -> None:
-    rows = successors.successors(tiny, 500, 3)
-    assert len(rows) == tiny.config.vocab_size
-    for token in (0, 40, 96):
-        result = decode(tiny, [tiny.config.bos_token_id, token], VanillaDrafter(), max_new_tokens=1)
-        assert rows[token][0] == result.tokens[0]
-
-
-def test_what_was_found_is_remembered_and_a_torn_file_is_not(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storage, "cache_folder", lambda: tmp_path)
-    found: list[int] = []
-
-    def find() -> list[int]:
-        found.append(1)
-        return [3, 4]
-
-    for _ in range(2):
-        assert storage.remembered("kind", {"a": 1}, find) == [3, 4]
-    assert len(found) == 1
-    (file,) = tmp_path.glob("kind-*.json")
-    file.write_text(file.read_text()[:-5])
-    assert storage.remembered("kind", {"a": 1}, find) == [3, 4]
-    assert len(found) == 2
-    assert storage.remembered("kind", {"a": 2}, find) == [3, 4]
-    assert len(found) == 3
-
-
-def test_what_cannot_be_stored_is_found_all_the_same(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(storage, "cache_folder", lambda: tmp_path / "file" / "folder")
-    with pytest.warns(UserWarning, match="cannot be stored"):
-        assert storage.remembered("kind", 1, lambda: 7) == 7
-
-
-def test_the_step_cost_is_measured_once(
-    tiny: LlamaKVForCausalLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cost = step_cost(tiny, 4, 2)
-    assert cost.nodes[0] == 1 and len(cost.seconds[0]) == len(cost.nodes)
-    assert all(seconds > 0 for row in cost.seconds for seconds in row)
-    monkeypatch.setattr("model.logitspec.sizing.measuring.measure", None)
-    assert step_cost(tiny, 4, 2).seconds == [list(row) for row in cost.seconds]
-
-
-def test_the_fit_finds_the_weights_that_made_the_counts() -> None:
-    chance = np.random.default_rng(0)
-    sources: Sequence[Source] = (NgramEvidence(1, 1), LastEvidence(3, 7))
-    weights = [chance.normal(size=len(source.grades)) for source in sources]
-    prior = np.array(additive_prior(-1.0, weights))
-    seen = np.full(len(prior), 4000.0)
-    fitted = fit(sources, seen, seen * prior)
-    again = additive_prior(fitted["bias"], [list(fitted[s.name].values()) for s in sources])
-    assert again == pytest.approx(prior.tolist(), abs=0.01)
-
-
-def test_reliability_by_hand() -> None:
-    predicted = np.array([0.05, 0.05, 0.95, 0.95])
-    rows, error = reliability(predicted, np.array([0.0, 1.0, 1.0, 1.0]))
-    assert [(row["drafts"], row["accepted"]) for row in rows] == [(2, 0.5), (2, 1.0)]
-    assert error == pytest.approx((2 * 0.45 + 2 * 0.05) / 4)
-
-
-def test_the_first_nodes_of_a_tree() -> None:
-    tree = DraftTree(1, 5)
-    tree.add_branch([2, 3])
-    tree.add_branch([4])
-    assert tree.first(5) is tree
-    assert (tree.first(3).tokens, tree.first(3).parents) == ([1, 2, 3], [0, 0, 1])
-    assert torch.tensor(tree.first(1).tokens).tolist() == [1]

@@ -1,0 +1,130 @@
+"""The evidence of the method calibrated, graded, and what the table makes of it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from model.logitspec import (
+    CalibratedDrafter,
+)
+from model.logitspec.drafters.calibrated.drafter import PRIOR
+from model.logitspec.drafters.calibrated.evidence import (
+    AnswerEvidence,
+    LastEvidence,
+    NgramEvidence,
+    RowEvidence,
+    Source,
+    additive_prior,
+)
+from model.logitspec.sizing.acceptance_table import AcceptanceTable
+
+
+def graded(source: Source, look: tuple[int, dict[int, int]]) -> dict[int | None, str]:
+    """The grades by token; None: those of the tokens that the source does not name."""
+    base, named = look
+    return {None: source.grade(base), **{t: source.grade(base + more) for t, more in named.items()}}
+
+
+def test_ngrams_tell_the_longest_match_and_the_share() -> None:
+    ngrams = NgramEvidence(3, stride=1)
+    ngrams.extend([1, 2, 3, 4, 2, 3, 5, 2, 3, 4, 9, 2, 7])
+    assert graded(ngrams, ngrams.look((2, 3))) == {
+        None: "nothing of what followed 2",
+        4: "up to 2/3 of what followed 2",
+        5: "up to 1/3 of what followed 2",
+    }
+    assert graded(ngrams, ngrams.look((8, 8, 3)))[4] == "up to 2/3 of what followed 1"
+    assert graded(ngrams, ngrams.look((4, 2, 3))) == {
+        None: "nothing of what followed 3",
+        5: "all, seen once of what followed 3",
+    }
+    assert graded(ngrams, ngrams.look((5, 2)))[3] == "all, seen once of what followed 2"
+    assert graded(ngrams, ngrams.look((2,)))[3] == "most of what followed 1"
+    assert graded(ngrams, ngrams.look((77,))) == {None: "no ngram".replace("ng", "n-g")}
+
+
+def test_ngrams_seen_twice_alike_are_told_from_those_seen_once() -> None:
+    ngrams = NgramEvidence(2, stride=1)
+    ngrams.extend([1, 2, 9, 1, 2])
+    assert graded(ngrams, ngrams.look((1,)))[2] == "all of what followed 1"
+
+
+def test_rows_prefer_two_tokens_to_one_to_earlier_prompts_to_the_vocabulary() -> None:
+    rows = RowEvidence(2, stride=5, keep=True)
+    rows.vocabulary = [[10, 11], [20, 21], [30, 31], [40, 41]]
+    rows.learn(7, 3, [50, 51])
+    rows.begin(())
+    rows.learn(0, 1, [60, 61])
+    rows.learn(9, 1, [70, 71])
+    assert graded(rows, rows.look((0, 1)))[60] == "rank 0 in the row of two tokens"
+    assert graded(rows, rows.look((5, 1)))[71] == "rank 1 in the row of one token"
+    assert graded(rows, rows.look((7, 3)))[50] == "rank 0 in the row of an earlier prompt"
+    assert graded(rows, rows.look((7, 2))) == {
+        None: "not in the row of the vocabulary",
+        30: "rank 0 in the row of the vocabulary",
+        31: "rank 1 in the row of the vocabulary",
+    }
+    assert rows.look((4,)) == (0, {})
+    rows.forget()
+    assert graded(rows, rows.look((7, 3)))[40] == "rank 0 in the row of the vocabulary"
+
+
+def test_rows_of_a_prompt_end_with_it_unless_kept() -> None:
+    rows = RowEvidence(2, stride=1, keep=False)
+    rows.learn(7, 3, [50, 51])
+    rows.begin(())
+    assert rows.look((7, 3)) == (0, {})
+
+
+def test_the_last_logits_leave_the_root_out_and_keep_its_rank() -> None:
+    last = LastEvidence(6, stride=3)
+    found = graded(last, last.below_root(8, [8, 4, 5, 6, 7, 9]))
+    assert found == {
+        None: "none of the ranks",
+        4: "rank 1 or more", 5: "rank 2 or more", 6: "rank 3 or more", 7: "rank 3 or more",
+        9: "rank 5 or more",
+    }  # fmt: skip
+
+
+def test_wider_sources_take_the_nearest_fitted_grade() -> None:
+    assert NgramEvidence(7, 1).fitted[-1] == NgramEvidence(5, 1).grades[-1]
+    assert len(NgramEvidence(400, 1).grades) == len(NgramEvidence(8, 1).grades)
+    assert len(RowEvidence(400, 1, keep=True).grades) == len(RowEvidence(16, 1, keep=True).grades)
+    wide = RowEvidence(12, 1, keep=True)
+    assert wide.grades[12] == "rank 11 in the row of two tokens"
+    assert wide.fitted[12] == "rank 7 in the row of two tokens"
+    fitted = json.loads(PRIOR.read_text())
+    for source in CalibratedDrafter(max_ngram_size=9, row_width=20, last_width=60).sources:
+        assert set(source.fitted) <= fitted[source.name].keys()
+
+
+def test_the_prior_adds_log_odds_and_the_table_learns_shares() -> None:
+    prior = additive_prior(0.0, [[0.0, 1.0], [0.0, -2.0]])
+    assert prior == pytest.approx([0.5, 1 / (1 + np.exp(-1)), 1 / (1 + np.e**2), 1 / (1 + np.e)])
+    table = AcceptanceTable(prior, strength=2)
+    table.learn(0, True)
+    table.learn(0, True)
+    table.learn(0, False)
+    assert table.probability[0] == pytest.approx((2 + 2 * 0.5) / (3 + 2))
+    assert table.probability[1:] == table.prior[1:]
+    table.reset()
+    assert table.probability == table.prior
+
+
+def test_answers_are_looked_into_from_the_next_prompt_on() -> None:
+    for keep in (True, False):
+        earlier = AnswerEvidence(3, stride=1, keep=keep)
+        earlier.begin([1, 2, 3])
+        earlier.extend([7, 8])
+        earlier.extend([9])
+        assert earlier.look((7, 8)) == (0, {})
+        earlier.begin([5, 8, 4])
+        found = graded(earlier, earlier.look((7, 8)))
+        wanted = {None: "nothing of what followed 2", 9: "all, seen once of what followed 2"}
+        assert found == (wanted if keep else {None: "no n-gram"})
+        assert earlier.look((1, 2)) == (0, {})  # prompts are not kept
+        earlier.forget()
+        assert earlier.look((7,)) == (0, {})

@@ -1,0 +1,217 @@
+"""Where trees that size themselves end, and what is measured and remembered for that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.calibration import reliability
+from benchmarks.fit_prior import fit
+from model.logitspec import (
+    CalibratedDrafter,
+    DraftTree,
+    InputError,
+    LlamaKVForCausalLM,
+    LogitSpecDrafter,
+    VanillaDrafter,
+    decode,
+    storage,
+    successors,
+)
+from model.logitspec.drafters.calibrated.evidence import (
+    LastEvidence,
+    NgramEvidence,
+    Source,
+    additive_prior,
+)
+from model.logitspec.sizing.budget import Budget
+from model.logitspec.sizing.measuring import step_cost
+from model.logitspec.sizing.ranks import SizeByRank
+from model.logitspec.sizing.step_cost import StepCost, rising
+
+from .test_calibrated import FLAT, STEEP, fresh, grown
+
+
+def test_a_flat_curve_takes_more_nodes_than_a_steep_one() -> None:
+    sizes = {}
+    for name, cost in (("flat", FLAT), ("steep", STEEP)):
+        drafter = fresh(draft_tree_capacity="auto")
+        drafter.budget = Budget(cost)
+        tree, _ = grown(drafter)
+        sizes[name] = len(tree)
+        assert len(drafter.path_probabilities) == len(drafter.cells) == len(tree)
+    assert sizes["steep"] < 8 < sizes["flat"] <= 128
+
+
+def test_a_tree_ends_where_its_tokens_per_second_are_most() -> None:
+    budget = Budget(StepCost((128, 1024), (1, 2, 4, 8, 128), ((1, 1, 1.2, 2, 60),) * 2))
+    paths = [1.0, 0.5, 0.3, 0.2, 0.15, 0.1]
+    budget.begin(200)
+    rates = [e / budget.curve[n] for n, e in enumerate(accumulate(paths), 1)]
+    for path in paths:
+        budget.add(path)
+    assert budget.best_nodes == 1 + int(np.argmax(rates)) == 4
+
+
+@given(
+    paths=st.lists(st.floats(0.001, 1.0), min_size=1, max_size=40),
+    steps=st.lists(st.floats(0.0, 1.0), min_size=4, max_size=4),
+)
+def test_what_follows_a_complete_tree_would_not_have_paid(
+    paths: list[float], steps: list[float]
+) -> None:
+    cost = [1.0 + rise for rise in accumulate(steps)]
+    whole = Budget(StepCost((128, 1024), (1, 3, 9, 64), (cost, cost)))
+    early = Budget(StepCost((128, 1024), (1, 3, 9, 64), (cost, cost)))
+    whole.begin(200)
+    early.begin(200)
+    open_ = True
+    for path in [1.0, *sorted(paths, reverse=True)]:
+        whole.add(path)
+        open_ = open_ and (path == 1.0 or not early.enough(path))
+        if open_:
+            early.add(path)
+    assert early.best_nodes == whole.best_nodes
+
+
+def test_the_curve_is_linear_between_and_beyond_and_never_falls() -> None:
+    cost = StepCost((100, 200), (1, 2, 4), ((1.0, 3.0, 2.0), (2.0, 4.0, 4.0)))
+    assert cost.curve(100) == [1.0, 1.0, 2.5, 2.5, 2.5]
+    assert cost.curve(150) == [1.5, 1.5, 3.25, 3.25, 3.25]
+    assert cost.curve(300)[1] == 3.0
+    assert cost.curve(0)[1] == 1.0  # no faster than the shorter context
+    assert rising([3.0, 1.0, 2.0, 5.0, 4.0]) == [2.0, 2.0, 2.0, 4.5, 4.5]
+
+
+def test_auto_without_a_curve_is_refused() -> None:
+    for drafter in (
+        fresh(draft_tree_capacity="auto"),
+        LogitSpecDrafter(draft_tree_capacity="auto"),
+    ):
+        drafter.reset([1, 2])
+        with pytest.raises(InputError, match=r"prepare\(model\)"):
+            drafter.draft(1, [1, 2])
+
+
+@pytest.mark.parametrize("capacity", [0, -3, "many", 2.5])
+def test_other_capacities_are_refused(capacity: Any) -> None:
+    for drafter in (CalibratedDrafter, LogitSpecDrafter):
+        with pytest.raises(InputError, match=r"draft_tree_capacity"):
+            drafter(draft_tree_capacity=capacity)
+
+
+@pytest.mark.parametrize(
+    "drafter",
+    [
+        CalibratedDrafter(draft_tree_capacity=20),
+        CalibratedDrafter(draft_tree_capacity="auto"),
+        LogitSpecDrafter(draft_tree_capacity="auto"),
+    ],
+    ids=["calibrated", "calibrated auto", "logitspec auto"],
+)
+def test_the_tokens_are_the_targets_own(
+    tiny: LlamaKVForCausalLM, drafter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.logitspec.sizing.measuring.step_cost", lambda *_: FLAT)
+    prompt = [1, 5, 9, 5, 9, 7]
+    wanted = decode(tiny, prompt, VanillaDrafter(), max_new_tokens=90).tokens
+    for _ in range(2):  # cold and warm
+        found = decode(tiny, prompt, drafter, max_new_tokens=90)
+        assert found.tokens == wanted
+    assert max(found.accept_lengths) > 1
+
+
+def test_logitspecs_ranks_learn_what_was_right() -> None:
+    drafter = LogitSpecDrafter(draft_tree_capacity="auto", num_pred_tokens=4)
+    assert isinstance(drafter.size, SizeByRank)
+    drafter.size.budget = Budget(FLAT)
+    drafter.reset([1, 2, 3])
+    tree = drafter.draft(9, [9, 7, 8])
+    assert tree.tokens == [9, 7, 8]
+    drafter.observe(tree, [0])
+    drafter.draft(8, [8, 1, 2])  # the guess at rank 2 was right, that at rank 1 wrong
+    table = drafter.size.table
+    assert (table.seen[1], table.right[1]) == (1, 0)
+    assert (table.seen[2], table.right[2]) == (1, 1)
+
+
+def test_successors_are_the_targets_best_tokens_out_of_context(tiny: LlamaKVForCausalLM) -> None:
+    rows = successors.successors(tiny, 500, 3)
+    assert len(rows) == tiny.config.vocab_size
+    for token in (0, 40, 96):
+        result = decode(tiny, [tiny.config.bos_token_id, token], VanillaDrafter(), max_new_tokens=1)
+        assert rows[token][0] == result.tokens[0]
+
+
+def test_what_was_found_is_remembered_and_a_torn_file_is_not(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "cache_folder", lambda: tmp_path)
+    found: list[int] = []
+
+    def find() -> list[int]:
+        found.append(1)
+        return [3, 4]
+
+    for _ in range(2):
+        assert storage.remembered("kind", {"a": 1}, find) == [3, 4]
+    assert len(found) == 1
+    (file,) = tmp_path.glob("kind-*.json")
+    file.write_text(file.read_text()[:-5])
+    assert storage.remembered("kind", {"a": 1}, find) == [3, 4]
+    assert len(found) == 2
+    assert storage.remembered("kind", {"a": 2}, find) == [3, 4]
+    assert len(found) == 3
+
+
+def test_what_cannot_be_stored_is_found_all_the_same(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(storage, "cache_folder", lambda: tmp_path / "file" / "folder")
+    with pytest.warns(UserWarning, match="cannot be stored"):
+        assert storage.remembered("kind", 1, lambda: 7) == 7
+
+
+def test_the_step_cost_is_measured_once(
+    tiny: LlamaKVForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost = step_cost(tiny, 4, 2)
+    assert cost.nodes[0] == 1 and len(cost.seconds[0]) == len(cost.nodes)
+    assert all(seconds > 0 for row in cost.seconds for seconds in row)
+    monkeypatch.setattr("model.logitspec.sizing.measuring.measure", None)
+    assert step_cost(tiny, 4, 2).seconds == [list(row) for row in cost.seconds]
+
+
+def test_the_fit_finds_the_weights_that_made_the_counts() -> None:
+    chance = np.random.default_rng(0)
+    sources: Sequence[Source] = (NgramEvidence(1, 1), LastEvidence(3, 7))
+    weights = [chance.normal(size=len(source.grades)) for source in sources]
+    prior = np.array(additive_prior(-1.0, weights))
+    seen = np.full(len(prior), 4000.0)
+    fitted = fit(sources, seen, seen * prior)
+    again = additive_prior(fitted["bias"], [list(fitted[s.name].values()) for s in sources])
+    assert again == pytest.approx(prior.tolist(), abs=0.01)
+
+
+def test_reliability_by_hand() -> None:
+    predicted = np.array([0.05, 0.05, 0.95, 0.95])
+    rows, error = reliability(predicted, np.array([0.0, 1.0, 1.0, 1.0]))
+    assert [(row["drafts"], row["accepted"]) for row in rows] == [(2, 0.5), (2, 1.0)]
+    assert error == pytest.approx((2 * 0.45 + 2 * 0.05) / 4)
+
+
+def test_the_first_nodes_of_a_tree() -> None:
+    tree = DraftTree(1, 5)
+    tree.add_branch([2, 3])
+    tree.add_branch([4])
+    assert tree.first(5) is tree
+    assert (tree.first(3).tokens, tree.first(3).parents) == ([1, 2, 3], [0, 0, 1])
+    assert torch.tensor(tree.first(1).tokens).tolist() == [1]
