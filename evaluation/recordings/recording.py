@@ -52,19 +52,12 @@ from .format import (
 
 @dataclass(frozen=True)
 class RecordingOptions:
-    """What is kept of a recorded run.
+    """What is kept of a recorded run."""
 
-    Attributes:
-        output: the recording's folder.
-        top_k: best tokens kept after every token.
-        tree_rows: nodes of the trees that rows off the answer are recorded from; 0: none.
-        vocabulary_rows: token ids whose best successors are recorded.
-    """
-
-    output: Path
-    top_k: int
-    tree_rows: int
-    vocabulary_rows: int
+    output: Path  # the recording's folder
+    top_k: int  # best tokens kept after every token
+    tree_rows: int  # nodes of the trees that rows off the answer are recorded from; 0: none
+    vocabulary_rows: int  # token ids whose best successors are recorded
 
 
 class NodeRows(CalibratedDrafter):
@@ -96,14 +89,7 @@ class NodeRows(CalibratedDrafter):
 
 
 class Recorder:
-    """Answers questions and keeps what a replay needs.
-
-    Args:
-        target: the checkpoint.
-        model: the checkpoint, loaded.
-        settings: of the answers.
-        options: of the recording.
-    """
+    """Answers questions and keeps what a replay needs."""
 
     def __init__(
         self,
@@ -128,10 +114,8 @@ class Recorder:
             most = allowed_tokens(question, prompt_ids, self._target, self._settings)
             turn = self._turn(prompt_ids, most)
             turns.append(turn)
-            text = answer_text(
-                self._target.tokenizer, turn.output.tolist(), conversation.stop_strings
-            )
-            conversation.answer(text)
+            ids = turn.output.tolist()
+            conversation.answer(answer_text(self._target.tokenizer, ids, conversation.stop_strings))
         return RecordedQuestion(question.question_id, question.category, turns)
 
     @torch.inference_mode()
@@ -187,20 +171,21 @@ class Recorder:
 def record(run: RunSettings, options: RecordingOptions) -> None:
     """Record a benchmark's answers into a folder, or go on with a recording there.
 
-    Args:
-        run: the target, the questions, and how they are answered.
-        options: of the recording.
-
-    Raises:
-        InputError: something asked for is not there, or the folder holds something else.
+    InputError if something asked for is not there, or the folder holds something else.
     """
     folder = options.output
     path, questions = chosen_questions(run.questions)
     target = Target.resolve(run.target)
-    settings = recording_settings(run, options, target, path, questions)
+    settings = shared_settings(run, target, path) | {
+        "format": FORMAT,
+        "top_k": options.top_k,
+        "tree_rows": options.tree_rows,
+        "vocabulary_rows": options.vocabulary_rows,
+        "vocab_size": len(target.tokenizer),
+        "question_ids": [question.question_id for question in questions],
+    }
     environment = target.environment()
-    environments = check_folder(folder, settings)
-    check_machine(folder, environment, environments)
+    environments = earlier_environments(folder, settings, environment)
     identity = model_and_machine(settings, environment)
     measured_rounds(folder / STEP_COST, identity)
     check_prompts(questions, target, run.answers)
@@ -234,24 +219,6 @@ def record(run: RunSettings, options: RecordingOptions) -> None:
     )
 
 
-def recording_settings(
-    run: RunSettings,
-    options: RecordingOptions,
-    target: Target,
-    path: Path,
-    questions: Sequence[Question],
-) -> dict[str, Any]:
-    """All that a recording depends on, as its meta file holds it."""
-    return shared_settings(run, target, path) | {
-        "format": FORMAT,
-        "top_k": options.top_k,
-        "tree_rows": options.tree_rows,
-        "vocabulary_rows": options.vocabulary_rows,
-        "vocab_size": len(target.tokenizer),
-        "question_ids": [question.question_id for question in questions],
-    }
-
-
 def save_successors(folder: Path, model: LlamaKVForCausalLM, count: int) -> None:
     """Write the best tokens after each of the first `count` token ids alone."""
     width = min(ROW_WIDTH, int(model.config.vocab_size))
@@ -262,11 +229,7 @@ def save_successors(folder: Path, model: LlamaKVForCausalLM, count: int) -> None
 def record_questions(
     folder: Path, questions: Sequence[Question], recorder: Recorder, costs: StepCostFile
 ) -> int:
-    """Record questions one by one, and now and then what a step costs; the tokens answered.
-
-    Raises:
-        InputError: out of GPU memory, or a file cannot be written.
-    """
+    """Record questions one by one, and now and then what a step costs; the tokens answered."""
     tokens = 0
     for at, question in enumerate(tqdm(questions, unit="question")):
         if at % METER_EVERY == 0:
@@ -283,24 +246,12 @@ def record_questions(
     return tokens
 
 
-def check_machine(
-    folder: Path, environment: Mapping[str, Any], before: Sequence[Mapping[str, Any]]
-) -> None:
-    """Raise InputError if a recording that is continued was begun on another machine."""
-    for other in before:
-        if other.get("device_names") != environment["device_names"]:
-            raise InputError(
-                f"{folder} was recorded on {other.get('device_names')}, this is "
-                f"{environment['device_names']}, and a recording holds what a step costs; "
-                "choose another --output"
-            )
-
-
-def check_folder(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def earlier_environments(
+    folder: Path, settings: Mapping[str, Any], environment: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """The environments so far of a recording that is continued.
 
-    Raises:
-        InputError: it was made with other settings, or the folder holds something else.
+    InputError if it was made with other settings or on another machine, or is no recording.
     """
     if not folder.exists():
         return []
@@ -315,6 +266,13 @@ def check_folder(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]
             f"{folder} was recorded with {key} {shortened(before.get(key))}, now it is "
             f"{shortened(now.get(key))}; choose another --output"
         )
+    for other in meta["environments"]:
+        if other.get("device_names") != environment["device_names"]:
+            raise InputError(
+                f"{folder} was recorded on {other.get('device_names')}, this is "
+                f"{environment['device_names']}, and a recording holds what a step costs; "
+                "choose another --output"
+            )
     return list(meta["environments"])
 
 

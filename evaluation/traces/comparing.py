@@ -46,11 +46,7 @@ class Trace:
 
     @classmethod
     def read(cls, path: Path) -> Trace:
-        """A trace with its sidecar.
-
-        Raises:
-            InputError: the trace cannot be read, or the sidecar is there and broken.
-        """
+        """A trace with its sidecar; InputError if one cannot be read."""
         lines = read_lines(path)
         check_answered(path, lines)
         sidecar = Sidecar.read(path)
@@ -140,16 +136,19 @@ class Comparison:
                     "At a temperature transformers' methods sample other texts than the others, of "
                     "the same distribution."
                 )
-        times = {trace.label: [r["tstamp"] for r in trace.records if "tstamp" in r]
-                 for trace in self.traces}  # fmt: skip
-        spans = [(min(stamps), max(stamps), label) for label, stamps in times.items() if stamps]
-        last_start = max(spans, default=None)
-        first_end = min(spans, key=lambda span: span[1], default=None)
-        if last_start and first_end and last_start[0] > first_end[1]:
-            said.append(
-                f"{first_end[2]} was finished before {last_start[2]} began: "
-                "their speeds are of different times."
-            )
+        spans = [
+            (min(stamps), max(stamps), trace.label)
+            for trace in self.traces
+            if (stamps := [r["tstamp"] for r in trace.records if "tstamp" in r])
+        ]
+        if spans:
+            last_start, _, late = max(spans)
+            _, first_end, early = min(spans, key=lambda span: span[1])
+            if last_start > first_end:
+                said.append(
+                    f"{early} was finished before {late} began: "
+                    "their speeds are of different times."
+                )
         for trace in self.traces:
             resumed = [start for start in trace.sidecar.starts if start > 0]
             if resumed:
@@ -162,11 +161,7 @@ class Comparison:
 
 
 def first_turn(record: Record, path: Path) -> Record:
-    """A trace line cut to the first turn of its choices.
-
-    Raises:
-        InputError: the line does not say where the first turn's steps end.
-    """
+    """A trace line cut to the first turn of its choices."""
     choices = []
     for choice in record["choices"]:
         steps = choice.get("decoding_steps")
@@ -188,18 +183,16 @@ def read_comparison(
     strict: bool = False,
     without: Mapping[int | str, str] | None = None,
 ) -> Comparison:
-    """Read traces and check that they can be compared.
+    """Read traces, baselines among them, and check that they can be compared.
 
     Args:
-        paths: of the traces, baselines among them.
         base_path: the main baseline, if `paths` lack it or its sidecar does not name its method.
         first_turns: leave out all turns but each question's first.
         strict: refuse traces with doubts.
         without: questions to leave out, and why.
 
     Raises:
-        InputError: a trace cannot be read; they differ in questions, model or settings; there is no
-            baseline.
+        InputError: a trace cannot be read, they cannot be compared, or there is no baseline.
     """
     places = [path.resolve() for path in paths]
     listed = [*paths]
@@ -237,12 +230,7 @@ def read_comparison(
 def leave_out(traces: Sequence[Trace], without: Mapping[int | str, str] | None = None) -> str:
     """Remove the questions that one trace did not answer from all; a sentence that names them.
 
-    Args:
-        traces: changed in place.
-        without: further questions to leave out, and why.
-
-    Raises:
-        InputError: no question is left in one of them.
+    `without` holds further questions to leave out, and why. InputError if a trace is left empty.
     """
     reasons = {**(without or {}), **failures({trace.path: trace.failed for trace in traces})}
     for trace in traces:
@@ -253,7 +241,10 @@ def leave_out(traces: Sequence[Trace], without: Mapping[int | str, str] | None =
             f"no question is answered in {'both' if len(traces) == 2 else 'all'} of {paths}; run "
             "those that failed again"
         )
-    return say_left_out(reasons)
+    if not reasons:
+        return ""
+    first, why = next(iter(reasons.items()))
+    return f"{len(reasons)} question(s) that could not be answered left out, as {first} ({why})."
 
 
 def tell_apart(traces: Sequence[Trace]) -> None:
@@ -266,11 +257,7 @@ def tell_apart(traces: Sequence[Trace]) -> None:
 
 
 def check_comparable(one: Trace, other: Trace, *, but: Sequence[str] = ()) -> None:
-    """Raise InputError unless two traces differ in their methods only.
-
-    Args:
-        but: settings that may differ, questions among them if "questions" is.
-    """
+    """Raise InputError unless two traces differ in their methods and the settings `but` only."""
     if one.settings and other.settings:
         keys = [key for key in COMMON if key not in but]
         for key in differing(one.settings, other.settings, keys):
@@ -290,14 +277,6 @@ def failures(failed: Mapping[Path, Sequence[Record]]) -> dict[int | str, str]:
         for record in records:
             reasons.setdefault(record["question_id"], f"{path.name}: {record['error']}")
     return reasons
-
-
-def say_left_out(reasons: Mapping[int | str, str]) -> str:
-    """A sentence on the questions that were left out; empty if there are none."""
-    if not reasons:
-        return ""
-    first, why = next(iter(reasons.items()))
-    return f"{len(reasons)} question(s) that could not be answered left out, as {first} ({why})."
 
 
 def check_same_questions(

@@ -20,15 +20,10 @@ from model.logitspec.errors import InputError
 
 Record = dict[str, Any]
 
-
 PHASES = tuple(
     f"{phase}_seconds" for phase in ("prefill", "draft", "build", "verify", "accept", "commit")
 )
-
-
 PER_TURN = ("decoding_steps", "prompt_tokens", *PHASES)  # a number or null per turn
-
-
 PER_STEP = ("output_ids", "tree_sizes", "step_seconds", "misses", "next_next_ranks")
 
 
@@ -86,11 +81,7 @@ class Lines(NamedTuple):
 
 
 def read_trace(path: Path) -> list[Record]:
-    """The answers in a trace.
-
-    Raises:
-        InputError: as read_lines(), or no question was answered.
-    """
+    """The answers in a trace; InputError as of read_lines(), or if no question was answered."""
     lines = read_lines(path)
     check_answered(path, lines)
     return lines.answered
@@ -142,11 +133,7 @@ def read_lines(path: Path) -> Lines:
 
 
 def output_ids(record: Record, choice: Record, path: Path) -> list[list[int]]:
-    """The generated token ids of every turn of a choice.
-
-    Raises:
-        InputError: the trace does not hold them.
-    """
+    """The generated token ids of every turn of a choice; InputError if the trace lacks them."""
     ids = choice.get("output_ids")
     if not isinstance(ids, list) or not all(isinstance(turn, list) for turn in ids):
         raise InputError(

@@ -42,47 +42,33 @@ def question_speed(record: Record, count: TokenCount = recorded_tokens) -> float
     return float(count(record) / sum(record["choices"][0]["wall_time"]))
 
 
-def tokens_per_second(records: Sequence[Record], count: TokenCount) -> float:
-    """Mean over questions of tokens over wall time."""
-    return float(np.mean([question_speed(record, count) for record in records]))
-
-
 def compare_speeds(
     trace: Sequence[Record], base: Sequence[Record], count_base: TokenCount
 ) -> dict[str, SpeedRow]:
     """One row per task present, Spec-Bench's first in its order, and `overall`.
 
-    Args:
-        trace: answers of the method.
-        base: the baseline's answers to the same questions.
-        count_base: how the baseline's tokens are counted.
-
-    Raises:
-        InputError: the baseline's answers count no tokens.
+    A task's tokens/s is the mean over its questions. `count_base` counts the baseline's tokens;
+    InputError if it finds none.
     """
-    return {
-        name: compare_task(
-            [r for r in trace if name in ("overall", task_of(r["category"]))],
-            [r for r in base if name in ("overall", task_of(r["category"]))],
-            count_base,
+    rows: dict[str, SpeedRow] = {}
+    for name in [*list_tasks(trace), "overall"]:
+        ours, theirs = (
+            [r for r in records if name in ("overall", task_of(r["category"]))]
+            for records in (trace, base)
         )
-        for name in [*list_tasks(trace), "overall"]
-    }
-
-
-def compare_task(
-    trace: Sequence[Record], base: Sequence[Record], count_base: TokenCount
-) -> SpeedRow:
-    speed = tokens_per_second(trace, recorded_tokens)
-    base_speed = tokens_per_second(base, count_base)
-    if base_speed == 0:
-        raise InputError("the baseline's answers count no tokens, so there is no speedup to give")
-    accept_lengths = [a for r in trace for a in r["choices"][0]["accept_lengths"]]
-    return {
-        "questions": len(trace),
-        "steps": len(accept_lengths),
-        "mat": float(np.mean(accept_lengths)),
-        "tokens_per_second": speed,
-        "baseline_tokens_per_second": base_speed,
-        "speedup": speed / base_speed,
-    }
+        speed = float(np.mean([question_speed(record) for record in ours]))
+        base_speed = float(np.mean([question_speed(record, count_base) for record in theirs]))
+        if base_speed == 0:
+            raise InputError(
+                "the baseline's answers count no tokens, so there is no speedup to give"
+            )
+        accept_lengths = [n for r in ours for n in r["choices"][0]["accept_lengths"]]
+        rows[name] = {
+            "questions": len(ours),
+            "steps": len(accept_lengths),
+            "mat": float(np.mean(accept_lengths)),
+            "tokens_per_second": speed,
+            "baseline_tokens_per_second": base_speed,
+            "speedup": speed / base_speed,
+        }
+    return rows
