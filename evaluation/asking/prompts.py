@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,27 +14,18 @@ from model.logitspec.errors import InputError, brief
 Message = Mapping[str, str]  # a role and a content
 
 
+@dataclass
 class Conversation:
-    """One multi-turn exchange: ask, generate, add the answer, ask again.
+    """One multi-turn exchange: ask, generate, add the answer, ask again."""
 
-    Args:
-        encoded: gives the prompt ids of messages, ready for the assistant's answer.
-        stop_strings: an answer's text ends before the first of these.
-    """
-
-    def __init__(
-        self,
-        encoded: Callable[[Sequence[Message]], list[int]],
-        stop_strings: tuple[str, ...] = (),
-    ) -> None:
-        self._encoded = encoded
-        self.stop_strings = stop_strings
-        self._messages: list[Message] = []
+    encoded: Callable[[Sequence[Message]], list[int]]  # prompt ids, ready for the answer
+    stop_strings: tuple[str, ...] = ()  # an answer's text ends before the first of these
+    _messages: list[Message] = field(default_factory=list)
 
     def ask(self, question: str) -> list[int]:
         """Add a user turn; the prompt ids of the whole conversation, ready for the answer."""
         self._messages.append({"role": "user", "content": question})
-        return self._encoded(self._messages)
+        return self.encoded(self._messages)
 
     def answer(self, text: str) -> None:
         """Add the assistant's answer to the last turn."""

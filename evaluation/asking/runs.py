@@ -46,13 +46,8 @@ def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
     The runs take turns question by question, and the first one rotates, so that drift of the
     machine affects all equally. Answers that a trace already holds are skipped.
 
-    Args:
-        settings: of all runs.
-        runs: the methods, with their options and answer files.
-
-    Raises:
-        InputError: something asked for is missing; raised before the model is loaded if possible.
-        Incomplete: some questions could not be answered.
+    InputError if something asked for is missing, before the model is loaded where possible.
+    Incomplete if some questions could not be answered.
     """
     workers = find_workers(settings.workers, settings.target)
     if workers:
@@ -72,12 +67,10 @@ def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
         measured_rounds(settings.step_cost, identity)
     build = partial(build_answerers, target, runs, settings, first)
     with ExitStack() as files:
-        writers = {
-            run.model_id: files.enter_context(
-                closing(open_trace(run, path, shared, environment, overwrite=settings.overwrite))
-            )
-            for run in runs
-        }
+        writers = {}
+        for run in runs:
+            writer = open_trace(run, path, shared, environment, overwrite=settings.overwrite)
+            writers[run.model_id] = files.enter_context(closing(writer))
         done = {name: set(writer.done) for name, writer in writers.items()}
         assignments = list_assignments(questions, done)
         todo = sum(len(names) for _, names in assignments)
@@ -131,11 +124,7 @@ def build_answerers(
 def open_trace(
     run: Run, questions: Path, shared: Record, environment: Record, *, overwrite: bool
 ) -> TraceWriter:
-    """The writer of a run's trace.
-
-    Raises:
-        InputError: the file cannot be written, or is the question file.
-    """
+    """The writer of a run's trace; InputError if it cannot be written."""
     if run.answer_file.resolve() == questions.resolve():
         raise InputError(f"the answer file {questions} is the question file; choose another")
     own = {"method": run.method.name, **run.options, "model_id": run.model_id}
@@ -170,12 +159,7 @@ def list_assignments(
 def shared_settings(settings: RunSettings, target: Target, questions: Path) -> Record:
     """Everything an answer depends on except the method's options, for a sidecar.
 
-    Filters of samples are included only if they are on.
-
-    Args:
-        settings: of the run.
-        target: as resolved from them.
-        questions: the question file.
+    Filters of samples are included only if they are on. `questions` is the question file.
     """
     sampling = settings.answers.sampling
     filters = {name: getattr(sampling, name) for name in FILTERS}
@@ -204,20 +188,16 @@ def answer_here(
     step_cost: Path | None,
     identity: Mapping[str, Any],
 ) -> Generator[TraceLine, None, None]:
-    """Answer questions with a model loaded in this process; a generator of trace lines.
+    """Answer questions with a model loaded in this process.
 
-    Args:
-        answerers: by model_id.
-        assignments: to be answered.
-        environment: of this process.
-        step_cost: a file for what a step costs, measured between questions; None: it is not.
-        identity: model_and_machine(), for that file.
+    Between questions, what a step costs is measured into the file `step_cost`, unless it is None;
+    `identity` is model_and_machine(), for that file.
     """
     costs = None
-    engines = [answerer.engine for answerer in answerers.values()]
-    ours = next((engine for engine in engines if isinstance(engine, KVEngine)), None)
-    if step_cost is not None and ours is not None:
-        costs = StepCostFile(ours.model, step_cost, 64, identity)
+    for answerer in answerers.values():
+        if step_cost is not None and isinstance(answerer.engine, KVEngine):
+            costs = StepCostFile(answerer.engine.model, step_cost, 64, identity)
+            break
     for at, (question, names) in enumerate(assignments):
         if costs is not None and at % METER_EVERY == 0:
             costs.measure()
@@ -258,13 +238,12 @@ def write_with_progress(
 
 def say_what_failed(writers: Mapping[str, TraceWriter], questions: Sequence[Question]) -> None:
     """Raise Incomplete if some of these questions were not answered."""
-    asked = [question.question_id for question in questions]
-    failed = {name: [at for at in asked if at in writer.failed] for name, writer in writers.items()}
-    said = [
-        f"{name}: {len(ids)} (the first is {ids[0]}: {writers[name].failed[ids[0]]})"
-        for name, ids in failed.items()
-        if ids
-    ]
+    said = []
+    for name, writer in writers.items():
+        failed = [q.question_id for q in questions if q.question_id in writer.failed]
+        if failed:
+            first = failed[0]
+            said.append(f"{name}: {len(failed)} (the first is {first}: {writer.failed[first]})")
     if said:
         raise Incomplete(
             f"questions that could not be answered, of {', '.join(said)}; they are left out of "

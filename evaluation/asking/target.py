@@ -45,11 +45,7 @@ class Target:
 
     @classmethod
     def resolve(cls, settings: TargetSettings) -> Target:
-        """The target that the settings describe.
-
-        Raises:
-            InputError: something they name does not exist.
-        """
+        """The target that the settings describe; InputError if something is not there."""
         path, trust = settings.model_path, settings.trust_remote_code
         device = resolve_device(settings.device, settings.num_gpus_per_model)
         dtype = resolve_dtype(settings.dtype, device)
@@ -97,11 +93,7 @@ class Target:
 
 
 def resolve_graphs(wanted: str, device: str) -> str:
-    """--cuda-graphs, checked against the device.
-
-    Raises:
-        InputError: another word, or `on` for what is not one GPU.
-    """
+    """--cuda-graphs; InputError for another word, or `on` for what is not one GPU."""
     if wanted not in ("auto", "on", "off"):
         raise InputError(f"--cuda-graphs {wanted!r} is not known; give auto, on or off")
     if wanted == "on" and not device.startswith("cuda"):
@@ -139,9 +131,8 @@ def fingerprint(path: str, config: Any) -> str:
     A weight file counts with its size and 64 evenly spread pieces of 4 KiB (fine-tunes differ
     everywhere), a hub id with its commit.
     """
-    known = config.to_dict()
-    for key in ("_name_or_path", "transformers_version"):
-        known.pop(key, None)
+    unlike = ("_name_or_path", "transformers_version")
+    known = {key: value for key, value in config.to_dict().items() if key not in unlike}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     digest.update(str(getattr(config, "_commit_hash", None)).encode())
     files = [*Path(path).glob("*.safetensors"), *Path(path).glob("*.bin")]

@@ -6,6 +6,7 @@ A flag's destination is the name of a field in asking.settings, which has most f
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,23 +28,13 @@ Settings = TypeVar("Settings")
 
 
 def read(kind: type[Settings], args: argparse.Namespace, **more: Any) -> Settings:
-    """Settings of a kind: the flags with its fields' names; other fields keep their default.
-
-    Args:
-        kind: a class of asking.settings.
-        args: the parsed flags.
-        more: fields that are no flags.
-    """
+    """Settings of a kind: the flags with its fields' names, and `more`; or the defaults."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in vars(args).items() if name in names} | more)
 
 
 def read_run(args: argparse.Namespace) -> RunSettings:
-    """The settings of add_run_flags, add_machine_flags and add_warmup_flag.
-
-    Raises:
-        InputError: the sampling flags make no sense.
-    """
+    """The settings of add_run_flags, add_machine_flags and add_warmup_flag."""
     return read(
         RunSettings,
         args,
@@ -57,17 +48,9 @@ def read_run(args: argparse.Namespace) -> RunSettings:
 def read_sampling(args: argparse.Namespace, num_choices: int = 1) -> Sampling:
     """The settings of add_sampling_flags, for the first of some choices.
 
-    Raises:
-        InputError: they make no sense, or the last choice's seed is too large.
+    InputError if they make no sense, or the last choice's seed is too large.
     """
-    sampling = Sampling(
-        temperature=args.temperature,
-        top_k=args.sampling_top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        repetition_penalty=args.repetition_penalty,
-        seed=args.seed,
-    )
+    sampling = read(Sampling, args, top_k=args.sampling_top_k)
     replace(sampling, seed=sampling.seed + num_choices - 1)
     return sampling
 
@@ -100,12 +83,8 @@ def inference_parser(prog: str, description: str) -> Parser:
     """A parser with the flags that all inference scripts share."""
     parser = Parser(f"python -m evaluation.{prog}", description)
     add_run_flags(parser)
-    parser.add_argument(
-        "--answer-file",
-        type=Path,
-        metavar="FILE",
-        help="instead of data/NAME/model_answer/ID.jsonl",
-    )
+    text = "instead of data/NAME/model_answer/ID.jsonl"
+    parser.add_argument("--answer-file", type=Path, metavar="FILE", help=text)
     add_machine_flags(parser)
     add_warmup_flag(parser)
     return parser
@@ -126,34 +105,28 @@ def add_run_flags(parser: Parser) -> None:
     add_settings(parser, RunSettings, "overwrite")
 
 
-def add_sampling_flags(parser: Parser, *, choices: bool = True) -> None:
-    """How the target chooses its tokens; Sampling refuses what makes no sense.
+SAMPLING: tuple[tuple[str, Callable[[str], Any], str | None, str], ...] = (
+    # field, type, metavar, help
+    ("temperature", float, None, "of sampling; 0: the best token (greedy)"),
+    ("top_k", at_least(0), "K", "sample from the K best tokens only; 0: from all"),
+    ("top_p", float, None, "only from the best that make up this probability"),
+    ("min_p", float, None, "only from those of this share of the best one's"),
+    ("repetition_penalty", float, "R", "divide positive logits of tokens in the context by this, "
+     "multiply negative ones"),
+    ("seed", at_least(0, 2**63 - 1), None, "of sampling"),
+)  # fmt: skip
 
-    Args:
-        parser: to add to.
-        choices: it has --num-choices.
-    """
-    add = parser.add_argument
-    add("--temperature", type=float, default=0.0, help="of sampling; 0: the best token (greedy)")
-    add(
-        "--top-k",
-        dest="sampling_top_k",
-        type=at_least(0),
-        default=0,
-        metavar="K",
-        help="sample from the K best tokens only; 0: from all",
-    )
-    add("--top-p", type=float, default=1.0, help="only from the best that make up this probability")
-    add("--min-p", type=float, default=0.0, help="only from those of this share of the best one's")
-    add(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="R",
-        help="divide positive logits of tokens in the context by this, multiply negative ones",
-    )
-    next_one = "; with --num-choices each further choice takes the next one" if choices else ""
-    add("--seed", type=at_least(0, 2**63 - 1), default=0, help="of sampling" + next_one)
+
+def add_sampling_flags(parser: Parser, *, choices: bool = True) -> None:
+    """How the target chooses its tokens; `choices`: the parser has --num-choices."""
+    for name, kind, metavar, text in SAMPLING:
+        dest = "sampling_top_k" if name == "top_k" else name  # some methods have a top_k
+        if name == "seed" and choices:
+            text += "; with --num-choices each further choice takes the next one"
+        parser.add_argument(
+            "--" + name.replace("_", "-"), dest=dest, type=kind, metavar=metavar, help=text,
+            default=getattr(Sampling, name),
+        )  # fmt: skip
 
 
 def add_listening_flags(parser: Parser) -> None:
