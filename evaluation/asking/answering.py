@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import shortuuid
@@ -39,16 +39,14 @@ class Broken(InputError):
     """Nothing can be answered in this process any more."""
 
 
+@dataclass
 class Answerer:
     """Asks an engine a question's turns and gives a trace line per question."""
 
-    def __init__(
-        self, target: Target, engine: Engine, model_id: str, settings: AnswerSettings
-    ) -> None:
-        self.target = target
-        self.engine = engine
-        self.model_id = model_id
-        self.settings = settings
+    target: Target
+    engine: Engine
+    model_id: str
+    settings: AnswerSettings
 
     def answer(self, question: Question) -> Record:
         """Generate all choices of all turns of one question; a line with the error if that fails.

@@ -88,39 +88,31 @@ class NodeRows(CalibratedDrafter):
         self._ids += [tree.tokens[node] for node in path]
 
 
+@dataclass
 class Recorder:
     """Answers questions and keeps what a replay needs."""
 
-    def __init__(
-        self,
-        target: Target,
-        model: LlamaKVForCausalLM,
-        settings: AnswerSettings,
-        options: RecordingOptions,
-    ) -> None:
-        self._target = target
-        self._model = model
-        self._settings = settings
-        self._top_k = options.top_k
-        self._drafter = (
-            NodeRows(options.tree_rows, options.vocabulary_rows) if options.tree_rows > 1 else None
-        )
+    target: Target
+    model: LlamaKVForCausalLM
+    settings: AnswerSettings
+    top_k: int
+    drafter: NodeRows | None
 
     def record(self, question: Question) -> RecordedQuestion:
-        conversation = self._target.prompts.start()
+        conversation = self.target.prompts.start()
         turns = []
         for asked in question.turns:
             prompt_ids = conversation.ask(asked)
-            most = allowed_tokens(question, prompt_ids, self._target, self._settings)
+            most = allowed_tokens(question, prompt_ids, self.target, self.settings)
             turn = self._turn(prompt_ids, most)
             turns.append(turn)
             ids = turn.output.tolist()
-            conversation.answer(answer_text(self._target.tokenizer, ids, conversation.stop_strings))
+            conversation.answer(answer_text(self.target.tokenizer, ids, conversation.stop_strings))
         return RecordedQuestion(question.question_id, question.category, turns)
 
     @torch.inference_mode()
     def _turn(self, prompt_ids: list[int], most: int) -> RecordedTurn:
-        model = self._model
+        model = self.model
         cache = model.new_cache(len(prompt_ids) + most)
         start = time.perf_counter()
         x = read_in(model, prompt_ids, cache)
@@ -139,18 +131,16 @@ class Recorder:
             logits = model(token, position, cache, last_position=cache.length, tree_mask=itself)
             cache.keep([0])
             best.append(self._best(logits))
-            if len(output) == most or root in self._target.eos_token_ids:
+            if len(output) == most or root in self.target.eos_token_ids:
                 break
             root = int(best[-1][0][0, 0])
         ids, logprobs = (np.concatenate(parts) for parts in zip(*best, strict=True))
         nodes: dict[str, Ints] = {}
-        if self._drafter is not None:
-            decode(
-                model, prompt_ids, self._drafter, max_new_tokens=most,
-                eos_token_ids=self._target.eos_token_ids,
-            )  # fmt: skip
-            nodes["node_at"] = np.array(self._drafter.at, dtype=np.int32)
-            nodes["node_ids"] = np.array(self._drafter.rows, dtype=np.int32)
+        if self.drafter is not None:
+            eos = self.target.eos_token_ids
+            decode(model, prompt_ids, self.drafter, max_new_tokens=most, eos_token_ids=eos)
+            nodes["node_at"] = np.array(self.drafter.at, dtype=np.int32)
+            nodes["node_ids"] = np.array(self.drafter.rows, dtype=np.int32)
         return RecordedTurn(
             np.array(prompt_ids, dtype=np.int32), np.array(output, dtype=np.int32), ids, logprobs,
             seconds, most, **nodes,
@@ -158,7 +148,7 @@ class Recorder:
 
     def _best(self, logits: torch.Tensor) -> tuple[Ints, Any]:
         """Best ids and their log-probabilities after each row of logits [n, vocab]."""
-        best = logits.float().topk(self._top_k)
+        best = logits.float().topk(self.top_k)
         values, ids = best.values.cpu().numpy(), best.indices.cpu().numpy()
         order = np.lexsort((ids, -values))  # equal logits: by token id
         total = logits.float().logsumexp(dim=-1, keepdim=True).cpu().numpy()
@@ -205,7 +195,10 @@ def record(run: RunSettings, options: RecordingOptions) -> None:
     with writing(folder, "choose another"):
         write_atomically(folder / META, {"settings": settings, "environments": environments})
     save_successors(folder, model, options.vocabulary_rows)
-    recorder = Recorder(target, model, run.answers, options)
+    drafter = None
+    if options.tree_rows > 1:
+        drafter = NodeRows(options.tree_rows, options.vocabulary_rows)
+    recorder = Recorder(target, model, run.answers, options.top_k, drafter)
     costs = StepCostFile(model, folder / STEP_COST, options.top_k, identity)
     start = time.perf_counter()
     tokens = record_questions(folder, todo, recorder, costs)
@@ -253,11 +246,9 @@ def earlier_environments(
 
     InputError if it was made with other settings or on another machine, or is no recording.
     """
-    if not folder.exists():
-        return []
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / META).is_file()):
-        raise InputError(f"{folder} is there and is no recording; choose another --output")
     if not (folder / META).is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} is there and is no recording; choose another --output")
         return []
     meta = read_meta(folder)
     now, before = json.loads(json.dumps(settings)), meta["settings"]

@@ -121,20 +121,16 @@ class Configuration:
 class Summary:
     """The result of a configuration.
 
-    Attributes:
-        mats: by task, and `overall`.
-        speeds: predicted tokens/s of every question.
-        draft_ms: of drafting and observing, per step.
-        estimated: the method learns from nodes, which the recording holds in part, or sizes its
-            trees by step costs, which a live run measures itself.
+    It is `estimated` if the method learns from nodes, which the recording holds in part, or sizes
+    its trees by step costs, which a live run measures itself.
     """
 
     configuration: Configuration
-    mats: dict[str, float]
-    speeds: list[float]
+    mats: dict[str, float]  # by task, and `overall`
+    speeds: list[float]  # predicted tokens/s of every question
     steps: int
     mean_nodes: float
-    draft_ms: float
+    draft_ms: float  # of drafting and observing, per step
     estimated: bool
 
     def speedup_over(self, base: Summary) -> float:

@@ -16,14 +16,8 @@ from model.logitspec.instruction_set import cpu_info
 from ..command.files import ROOT
 
 VERSIONED = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "fschat",
-    "numpy",
-    "arctic-inference",
-)
+    "torch", "transformers", "tokenizers", "accelerate", "fschat", "numpy", "arctic-inference",
+)  # fmt: skip
 
 
 def describe_environment(device: str) -> dict[str, Any]:
@@ -43,11 +37,7 @@ def describe_environment(device: str) -> dict[str, Any]:
 
 
 def used_instruction_set() -> str:
-    """The instruction set that this project and torch use.
-
-    Raises:
-        InputError: torch uses another one than LOGITSPEC_ISA asks for.
-    """
+    """What this project and torch use; InputError if torch does not keep to LOGITSPEC_ISA."""
     capability = torch.backends.cpu.get_cpu_capability()
     if instruction_set.wanted() == "avx2" and capability != "AVX2":
         raise InputError(
@@ -68,10 +58,9 @@ def git(*command: str) -> str | None:
     """A git command's output in this repository, or None where there is none."""
     if not (ROOT / ".git").exists():
         return None
+    words = ["git", "-C", str(ROOT), *command]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
