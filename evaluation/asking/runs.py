@@ -27,7 +27,7 @@ from .methods import Method, Options
 from .questions import Question, chosen_questions, sha256
 from .settings import RunSettings
 from .target import Target, model_name
-from .workers import Workers, answer_in_workers, find_workers, require_ray
+from .workers import answer_in_workers, find_workers, require_ray
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,22 @@ def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
     workers = find_workers(settings.workers, settings.target)
     if workers:
         require_ray()
-    check_step_cost(settings, runs, workers)
+    own_loop = any(run.method.own_loop for run in runs)
+    if settings.step_cost is not None and (workers or not own_loop):
+        raise InputError(
+            f"--step-cost {settings.step_cost} measures this project's own loop in one process; "
+            "leave it out with transformers' methods alone, or several copies of the model"
+        )
     path, questions = chosen_questions(settings.questions)
     target = Target.resolve(settings.target)
     first = check_prompts(questions, target, settings.answers)[0]
     for run in runs:
         run.method.check(run.options)
     shared = shared_settings(settings, target, path)
-    describe = partial(environment_of, target, workers)
+
+    def describe() -> Record:
+        return target.environment() | {"workers": workers.count if workers else 1}
+
     environment = describe()
     identity = model_and_machine(shared, environment)
     if settings.step_cost is not None:
@@ -88,21 +96,6 @@ def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
         with closing(found) as lines:
             write_with_progress(lines, writers, todo)
         say_what_failed(writers, [question for question, _ in assignments])
-
-
-def check_step_cost(settings: RunSettings, runs: Sequence[Run], workers: Workers | None) -> None:
-    """Raise InputError if step costs are to be measured and cannot be."""
-    measurable = workers is None and any(run.method.own_loop for run in runs)
-    if settings.step_cost is not None and not measurable:
-        raise InputError(
-            f"--step-cost {settings.step_cost} measures this project's own loop in one process; "
-            "leave it out with transformers' methods alone, or several copies of the model"
-        )
-
-
-def environment_of(target: Target, workers: Workers | None) -> Record:
-    """The environment of this process, for a sidecar."""
-    return target.environment() | {"workers": workers.count if workers else 1}
 
 
 def build_answerers(

@@ -133,8 +133,8 @@ class Awaited:
 class Crew:
     """The workers of a run and their assignments.
 
-    `hire` starts a worker, and returns its actor and the awaited result of its start; there are
-    `count` at a time. `strict`: stop at an answer that TRIES workers died of.
+    `hire` starts one of `count` workers, and returns its actor and the awaited result of its start.
+    `strict`: stop at an answer that TRIES workers died of.
     """
 
     def __init__(
@@ -267,13 +267,8 @@ def answer_in_workers(
     it is free. A worker that dies is replaced, and its question is asked again; after TRIES deaths
     the question gets a line with an error, or with `strict` ends the run. A method learns
     separately in each worker.
-
-    Args:
-        build_answerers: loads the model in a worker; answerers by model_id.
-        describe: gives the environment of a worker.
-
-    Raises:
-        InputError: no Ray, no room for so many workers, no model, or a failure with `strict`.
+    `build_answerers` loads the model in a worker and gives answerers by model_id, `describe` the
+    worker's environment. InputError if there is no Ray, no model, or no room for all.
     """
     ray = require_ray()
     for name, module in sys.modules.items():

@@ -194,7 +194,9 @@ def record(run: RunSettings, options: RecordingOptions) -> None:
     make_folder(folder)
     with writing(folder, "choose another"):
         write_atomically(folder / META, {"settings": settings, "environments": environments})
-    save_successors(folder, model, options.vocabulary_rows)
+    width, count = min(ROW_WIDTH, vocab), options.vocabulary_rows
+    rows = np.array(successors(model, count, width) if count else [], dtype=np.int32)
+    save_arrays(folder / SUCCESSORS, {"rows": rows.reshape(-1, width)})
     drafter = None
     if options.tree_rows > 1:
         drafter = NodeRows(options.tree_rows, options.vocabulary_rows)
@@ -210,13 +212,6 @@ def record(run: RunSettings, options: RecordingOptions) -> None:
         f"{tokens} tokens in {time.perf_counter() - start:.0f} s; {folder} holds "
         f"{len(questions)} questions, {size / 2**20:.1f} MiB"
     )
-
-
-def save_successors(folder: Path, model: LlamaKVForCausalLM, count: int) -> None:
-    """Write the best tokens after each of the first `count` token ids alone."""
-    width = min(ROW_WIDTH, int(model.config.vocab_size))
-    rows = successors(model, count, width) if count else []
-    save_arrays(folder / SUCCESSORS, {"rows": np.array(rows, dtype=np.int32).reshape(-1, width)})
 
 
 def record_questions(

@@ -21,7 +21,7 @@ from model.logitspec.errors import InputError
 from model.logitspec.sizing.step_cost import StepCost
 
 from ..asking.methods import CAPACITY, drafter_method
-from ..traces.tasks import task_of
+from ..traces.reading import task_of
 from .costs import closest_curve
 from .format import RecordedTurn, Recording
 

@@ -1,11 +1,11 @@
-"""Traces to be compared: the same questions, model and settings, several methods.
+"""Traces to be compared: the same questions, model and settings, several methods; their speeds.
 
 evaluation.tables, plots, report, speed and equal read their traces through here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from model.logitspec.errors import InputError
 
-from .reading import Record, check_answered, read_lines
+from .reading import Record, check_answered, list_tasks, read_lines, task_of
 from .sidecars import COMMON, Sidecar, differing, doubts
-from .speeds import question_speed
-from .tasks import list_tasks, task_of
 
 BASELINES = {"baseline": "transformers' generate()", "vanilla": "one-node loop"}  # main one first
+TokenCount = Callable[[Record], int]  # of a question's first choice
+SpeedRow = dict[str, float]  # the numbers of one task
 
 
 def in_order(question_id: int | str) -> tuple[str, bool]:
@@ -32,6 +32,32 @@ def shown(question_id: int | str) -> str:
     """An id for a message: a text that looks like a number is quoted."""
     number = isinstance(question_id, str) and question_id.lstrip("-").isdigit()
     return f'"{question_id}"' if number else str(question_id)
+
+
+def recorded_tokens(record: Record) -> int:
+    return int(sum(record["choices"][0]["new_tokens"]))
+
+
+def retokenized(tokenizer: Any) -> TokenCount:
+    """Count a choice's tokens as the reference does: its texts encoded again, one token off each.
+
+    Every text is encoded once, whatever number of tasks asks for it.
+    """
+    lengths: dict[str, int] = {}
+
+    def count(record: Record) -> int:
+        texts = record["choices"][0]["turns"]
+        for text in texts:
+            if text not in lengths:
+                lengths[text] = len(tokenizer(text).input_ids) - 1
+        return sum(lengths[text] for text in texts)
+
+    return count
+
+
+def question_speed(record: Record, count: TokenCount = recorded_tokens) -> float:
+    """Tokens over wall time."""
+    return float(count(record) / sum(record["choices"][0]["wall_time"]))
 
 
 @dataclass
@@ -291,3 +317,35 @@ def check_same_questions(
             f"{path} and {other_path} answer different questions: {len(odd)} are in one only, "
             f"the first is {odd[0][0]} ({odd[0][1]}); run both over the same questions"
         )
+
+
+def compare_speeds(
+    trace: Sequence[Record], base: Sequence[Record], count_base: TokenCount
+) -> dict[str, SpeedRow]:
+    """One row per task present, Spec-Bench's first in its order, and `overall`.
+
+    A task's tokens/s is the mean over its questions. `count_base` counts the baseline's tokens;
+    InputError if it finds none.
+    """
+    rows: dict[str, SpeedRow] = {}
+    for name in [*list_tasks(trace), "overall"]:
+        ours, theirs = (
+            [r for r in records if name in ("overall", task_of(r["category"]))]
+            for records in (trace, base)
+        )
+        speed = float(np.mean([question_speed(record) for record in ours]))
+        base_speed = float(np.mean([question_speed(record, count_base) for record in theirs]))
+        if base_speed == 0:
+            raise InputError(
+                "the baseline's answers count no tokens, so there is no speedup to give"
+            )
+        accept_lengths = [n for r in ours for n in r["choices"][0]["accept_lengths"]]
+        rows[name] = {
+            "questions": len(ours),
+            "steps": len(accept_lengths),
+            "mat": float(np.mean(accept_lengths)),
+            "tokens_per_second": speed,
+            "baseline_tokens_per_second": base_speed,
+            "speedup": speed / base_speed,
+        }
+    return rows

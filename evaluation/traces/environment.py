@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
@@ -24,9 +25,12 @@ def describe_environment(device: str) -> dict[str, Any]:
     """Versions, hardware and commit, for the sidecar."""
     changes = git("status", "--porcelain")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    versions = {"python": platform.python_version()}
+    for name in VERSIONED:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: version for name in VERSIONED if (version := installed_version(name))},
+        "versions": versions,
         "platform": platform.platform(),
         "device_names": [cpu_info("model name") or platform.machine()] if device == "cpu" else gpus,
         "instruction_set": used_instruction_set() if device == "cpu" else None,
@@ -45,13 +49,6 @@ def used_instruction_set() -> str:
             "before Python starts, and ATEN_CPU_CAPABILITY=avx2 where that is set otherwise"
         )
     return instruction_set.describe()
-
-
-def installed_version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def git(*command: str) -> str | None:
