@@ -32,7 +32,6 @@ class TraceLine(NamedTuple):
     model_id: str
     record: Record  # with choices or an error
     environment: Record | None = None  # of the process that answered; None: of this one
-    facts: Record | None = None  # of the environment, those that differ between methods
 
 
 class Broken(InputError):

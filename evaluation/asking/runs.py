@@ -45,9 +45,7 @@ def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
 
     The runs take turns question by question, and the first one rotates, so that drift of the
     machine affects all equally. Answers that a trace already holds are skipped.
-
-    InputError if something asked for is missing, before the model is loaded where possible.
-    Incomplete if some questions could not be answered.
+    InputError if something asked for is missing, Incomplete if a question could not be answered.
     """
     workers = find_workers(settings.workers, settings.target)
     if workers:
@@ -82,7 +80,12 @@ def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
         done = {name: set(writer.done) for name, writer in writers.items()}
         assignments = list_assignments(questions, done)
         todo = sum(len(names) for _, names in assignments)
-        print(announcement(runs, settings.questions.bench_name, target, shared))
+        kernels = f", {target.kernels} kernels" if own_loop else ""  # transformers' loop has none
+        print(
+            f"{', '.join(run.method.name for run in runs)} on {settings.questions.bench_name}: "
+            f"{shared['model']}, {shared['dtype']}, {target.device}{kernels}; "
+            f"prompts in {target.prompts}"
+        )
         place = runs[0].answer_file if len(runs) == 1 else runs[0].answer_file.parent
         print(f"{todo} of {len(questions) * len(runs)} answers to give, into {place}")
         if not todo:
@@ -122,16 +125,6 @@ def open_trace(
         raise InputError(f"the answer file {questions} is the question file; choose another")
     own = {"method": run.method.name, **run.options, "model_id": run.model_id}
     return TraceWriter(run.answer_file, own | shared, environment, overwrite=overwrite)
-
-
-def announcement(runs: Sequence[Run], bench_name: str, target: Target, shared: Record) -> str:
-    """A line on what is about to run; transformers' own loop uses no kernels of this project."""
-    ours = any(run.method.own_loop for run in runs)
-    return (
-        f"{', '.join(run.method.name for run in runs)} on {bench_name}: {shared['model']}, "
-        f"{shared['dtype']}, {target.device}{f', {target.kernels} kernels' if ours else ''}; "
-        f"prompts in {target.prompts}"
-    )
 
 
 def list_assignments(
@@ -197,7 +190,7 @@ def answer_here(
         for name in names:
             answerer = answerers[name]
             record = answerer.answer(question)
-            yield TraceLine(name, record, environment, answerer.engine.facts)
+            yield TraceLine(name, record, environment | answerer.engine.facts)
 
 
 def write_with_progress(
@@ -213,9 +206,8 @@ def write_with_progress(
         return f"MAT {np.mean(accept_lengths[name]):.2f}, {np.mean(speeds[name]):.1f} tokens/s"
 
     with tqdm(lines, total=count, unit="answer") as bar:
-        for name, record, environment, facts in bar:
-            there = None if environment is None else environment | (facts or {})
-            writers[name].write(record, there)
+        for name, record, environment in bar:
+            writers[name].write(record, environment)
             if "error" in record:
                 asked = f"{short[name]}: question {record['question_id']}"
                 bar.write(f"{asked} failed: {record['error']}")

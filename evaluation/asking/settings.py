@@ -111,8 +111,7 @@ class RunSettings:
     answers: AnswerSettings = field(default_factory=AnswerSettings)
     workers: WorkerSettings = field(default_factory=WorkerSettings)
     overwrite: bool = flag(
-        "start the answer file anew instead of going on with it; the old one is kept as .bak",
-        False,
+        "start the answer file anew instead of going on with it; the old one is kept as .bak", False
     )
     warmup: int = flag("unmeasured runs of the first question", 3, at_least(0))
     step_cost: Path | None = None

@@ -113,7 +113,7 @@ class Worker:
             for name in names:
                 answerer = self._answerers[name]
                 record = answerer.answer(question)
-                answers.append(TraceLine(name, record, facts=answerer.engine.facts))
+                answers.append(TraceLine(name, record, answerer.engine.facts))
         except Broken:
             os._exit(1)  # a new process can answer again
         except InputError as error:
@@ -213,7 +213,7 @@ class Crew:
             return
         self._idle.append(Awaited(awaited.actor, environment))
         for answer in answers:
-            yield answer._replace(environment=environment)
+            yield answer._replace(environment=environment | (answer.environment or {}))
         if stopped is not None:
             raise InputError(stopped)
 

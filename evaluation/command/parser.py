@@ -27,10 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(
-            prog=prog,
-            description=description,
-            allow_abbrev=False,
-            formatter_class=Formatter,
+            prog=prog, description=description, allow_abbrev=False, formatter_class=Formatter
         )
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]

@@ -211,14 +211,9 @@ def read_comparison(
 ) -> Comparison:
     """Read traces, baselines among them, and check that they can be compared.
 
-    Args:
-        base_path: the main baseline, if `paths` lack it or its sidecar does not name its method.
-        first_turns: leave out all turns but each question's first.
-        strict: refuse traces with doubts.
-        without: questions to leave out, and why.
-
-    Raises:
-        InputError: a trace cannot be read, they cannot be compared, or there is no baseline.
+    `base_path` is the main baseline, if `paths` lack it or its sidecar does not name its method.
+    `first_turns` leaves out all turns but each question's first, `without` says which questions to
+    leave out and why, `strict` refuses traces with doubts. InputError if they cannot be compared.
     """
     places = [path.resolve() for path in paths]
     listed = [*paths]
