@@ -27,7 +27,7 @@ from evaluation.asking.questions import sha256
 from evaluation.command.exits import run_command
 from evaluation.command.files import ROOT
 from evaluation.command.parser import Parser
-from evaluation.traces.tasks import MT_BENCH_CATEGORIES
+from evaluation.traces.reading import MT_BENCH_CATEGORIES
 from model.logitspec.errors import InputError, brief
 
 DATA = ROOT / "data"

@@ -27,7 +27,7 @@ from .pictures.style import line_style, new_figure, require_matplotlib, save_fig
 from .recordings.format import Recording, load_recording
 from .recordings.replaying import VANILLA, Configuration, Summary, replay, replay_drafter
 from .recordings.sweeping import configurations
-from .traces.tasks import list_tasks, task_of
+from .traces.reading import list_tasks, task_of
 
 KNOBS = {
     "max_ngram_size": ("1", "2", "3", "4", "5"),

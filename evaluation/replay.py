@@ -24,7 +24,7 @@ from .recordings.format import Recording
 from .recordings.live import compare_live, pair_with_live
 from .recordings.replaying import VANILLA, Summary, check_drafter, replay
 from .recordings.sweeping import Source, configurations, parse_grid, replay_all, usable_processors
-from .traces.tasks import list_tasks
+from .traces.reading import list_tasks
 
 
 def run(args: argparse.Namespace) -> None:

@@ -26,15 +26,17 @@ from evaluation.command.exits import run_command
 from evaluation.command.files import writing
 from evaluation.command.parser import Parser
 from evaluation.command.terminal import drawn
-from evaluation.traces.comparing import Trace, check_same_questions, leave_out
-from evaluation.traces.sidecars import doubts
-from evaluation.traces.speeds import (
+from evaluation.traces.comparing import (
     SpeedRow,
     TokenCount,
+    Trace,
+    check_same_questions,
     compare_speeds,
+    leave_out,
     recorded_tokens,
     retokenized,
 )
+from evaluation.traces.sidecars import doubts
 from model.logitspec.errors import InputError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.asking.questions import load_questions, question_path
-from evaluation.traces.tasks import TASKS, task_of
+from evaluation.traces.reading import TASKS, task_of
 from model.logitspec import InputError
 
 QUICK = Path(__file__).resolve().parent.parent / "data" / "quick" / "question.jsonl"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from evaluation.speed import main
-from evaluation.traces.speeds import compare_speeds, recorded_tokens, retokenized
+from evaluation.traces.comparing import compare_speeds, recorded_tokens, retokenized
 from model.logitspec import InputError
 
 ROOT = Path(__file__).resolve().parent.parent

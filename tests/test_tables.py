@@ -16,9 +16,8 @@ from evaluation.command.terminal import drawn
 from evaluation.tables import main
 from evaluation.tabulating.columns import bootstrap_interval, compare
 from evaluation.tabulating.table import Row, Table, to_latex, to_markdown
-from evaluation.traces.comparing import read_comparison
+from evaluation.traces.comparing import compare_speeds, read_comparison, recorded_tokens
 from evaluation.traces.published import PUBLISHED
-from evaluation.traces.speeds import compare_speeds, recorded_tokens
 from model.logitspec import InputError
 
 SETTINGS = {

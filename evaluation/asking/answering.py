@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import shortuuid
 import torch
@@ -32,37 +32,26 @@ class TraceLine(NamedTuple):
     model_id: str
     record: Record  # with choices or an error
     environment: Record | None = None  # of the process that answered; None: of this one
-    facts: Record | None = None  # of the environment, those that differ between methods
 
 
 class Broken(InputError):
     """Nothing can be answered in this process any more."""
 
 
+@dataclass
 class Answerer:
-    """Asks an engine a question's turns and gives a trace line per question.
+    """Asks an engine a question's turns and gives a trace line per question."""
 
-    Args:
-        target: the checkpoint.
-        engine: decodes with it.
-        model_id: of the run.
-        settings: of the answers.
-    """
-
-    def __init__(
-        self, target: Target, engine: Engine, model_id: str, settings: AnswerSettings
-    ) -> None:
-        self.target = target
-        self.engine = engine
-        self.model_id = model_id
-        self.settings = settings
+    target: Target
+    engine: Engine
+    model_id: str
+    settings: AnswerSettings
 
     def answer(self, question: Question) -> Record:
         """Generate all choices of all turns of one question; a line with the error if that fails.
 
-        Raises:
-            InputError: it fails and the settings are strict (the question is named).
-            Broken: no further question can be answered in this process.
+        InputError, which names the question, if it fails and the settings are strict. Broken if
+        no further question can be answered in this process.
         """
         try:
             choices = [self._choice(question, index) for index in range(self.settings.num_choices)]
@@ -78,8 +67,8 @@ class Answerer:
             reason = why_it_failed(error).removeprefix(named)
             if self.settings.strict:
                 raise InputError(f"{named}{reason}") from error
-            return failure(question, self.model_id, reason)
-        return identity(question, self.model_id) | {"choices": choices, "tstamp": time.time()}
+            return trace_line(question, self.model_id, error=reason)
+        return trace_line(question, self.model_id, choices=choices)
 
     def warm_up(self, question: Question, times: int) -> None:
         """Answer a question briefly and unmeasured, so that kernels and memory are in place.
@@ -129,19 +118,16 @@ class Answerer:
         return choice
 
 
-def identity(question: Question, model_id: str) -> Record:
-    """The fields that every line of a trace has."""
+def trace_line(question: Question, model_id: str, **content: Any) -> Record:
+    """A line of a trace, with the choices, or with the error of a question that failed."""
     return {
         "question_id": question.question_id,
         "category": question.category,
         "answer_id": shortuuid.uuid(),
         "model_id": model_id,
+        **content,
+        "tstamp": time.time(),
     }
-
-
-def failure(question: Question, model_id: str, reason: str) -> Record:
-    """The trace line of a question that could not be answered."""
-    return identity(question, model_id) | {"error": reason, "tstamp": time.time()}
 
 
 def why_it_failed(error: Exception) -> str:
@@ -162,15 +148,13 @@ def check_prompts(
 ) -> list[Question]:
     """The questions whose first turn's prompt is not too long for the model, at least one.
 
-    Raises:
-        InputError: all are too long, or one is and the settings are strict.
+    InputError if all are too long, or one is and the settings are strict.
     """
     fitting, refused = [], []
     for question in questions:
+        prompt_ids = target.prompts.start().ask(question.turns[0])
         try:
-            allowed_tokens(
-                question, target.prompts.start().ask(question.turns[0]), target, settings
-            )
+            allowed_tokens(question, prompt_ids, target, settings)
             fitting.append(question)
         except InputError as error:
             refused.append(str(error))
@@ -189,8 +173,7 @@ def allowed_tokens(
 ) -> int:
     """How many tokens a turn may generate: --max-new-tokens, or what --cap-new-tokens leaves of it.
 
-    Raises:
-        InputError: the prompt and as many tokens exceed the model's positions.
+    InputError if the prompt and as many tokens exceed the model's positions.
     """
     wanted = settings.max_new_tokens
     if settings.cap_new_tokens:

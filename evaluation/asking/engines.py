@@ -23,10 +23,8 @@ from .target import Target
 class Models:
     """A target's weights, loaded when first used, once for all engines.
 
-    Args:
-        target: the checkpoint, and where and how it runs.
-        shared: our model and transformers' use the same tensors. Otherwise, and always if the model
-            spans several GPUs or is quantized, transformers' model loads its own.
+    If `shared`, our model and transformers' use the same tensors. Otherwise, and always if the
+    model spans several GPUs or is quantized, transformers' model loads its own.
     """
 
     def __init__(self, target: Target, *, shared: bool) -> None:
@@ -111,12 +109,9 @@ class KVEngine:
 class HFEngine:
     """transformers' generate() on transformers' own model: the paper's baseline.
 
-    Its samples have the same distribution as ours but differ: its random numbers are torch's.
-
-    Args:
-        models: of the target.
-        prompt_lookup_num_tokens: tokens that transformers' own prompt lookup drafts; None: no
-            drafts. A step is a forward of generate(), including the one over the prompt.
+    Its samples have the same distribution as ours but differ: its random numbers are torch's. Of
+    `prompt_lookup_num_tokens`, transformers' own prompt lookup drafts so many; None: no drafts. A
+    step is a forward of generate(), including the one over the prompt.
     """
 
     splits_time = False  # generate() does not measure its phases
@@ -144,15 +139,11 @@ class HFEngine:
         ids = torch.tensor([prompt_ids], device=self.model.device)
         steps = StepStreamer()
         output = self.model.generate(
-            ids,
-            generation_config=config,
-            attention_mask=torch.ones_like(ids),
-            streamer=steps,
+            ids, generation_config=config, attention_mask=torch.ones_like(ids), streamer=steps
         )
-        tokens = output[0, len(prompt_ids) :].tolist()
         return DecodingResult(
             len(prompt_ids),
-            tokens,
+            output[0, len(prompt_ids) :].tolist(),
             accept_lengths=steps.lengths,
             tree_sizes=[] if self._lookup else steps.lengths,
             step_seconds=steps.seconds,

@@ -51,15 +51,9 @@ class Option:
 
 def option_type(option: Option) -> Any:
     """The argparse type of an option."""
-    if option.name == "trie_nodes":
-        return at_least(1)
-    if option.name == "vocabulary_rows":
-        return at_least(0)
-    if option.name == CAPACITY:
-        return capacity
-    if isinstance(option.default, str):
-        return str
-    return at_least(1, LARGEST) if isinstance(option.default, int) else not_negative
+    by_name = {"trie_nodes": at_least(1), "vocabulary_rows": at_least(0), CAPACITY: capacity}
+    by_default = {str: str, int: at_least(1, LARGEST)}
+    return by_name.get(option.name, by_default.get(type(option.default), not_negative))
 
 
 def capacity(text: str) -> int | str:
@@ -89,14 +83,10 @@ class Method(ABC):
     def settings(self, given: Mapping[str, Any]) -> Options:
         """All options of the method: the given values that it takes, defaults for the others."""
         settings = {option.name: option.default for option in self.options}
-        return settings | {
-            o.name: given[o.name]
-            for o in self.options
-            if o.takes(given.get(o.name)) and o.name in given
-        }
+        taken = [o.name for o in self.options if o.name in given and o.takes(given[o.name])]
+        return settings | {name: given[name] for name in taken}
 
-    @abstractmethod
-    def check(self, options: Options) -> None:
+    def check(self, options: Options) -> None:  # noqa: B027  not every method has a check
         """Raise InputError if the method cannot run with these options; nothing is loaded."""
 
     @abstractmethod
@@ -105,12 +95,7 @@ class Method(ABC):
 
 
 class DrafterMethod(Method):
-    """A drafter in our loop.
-
-    Args:
-        drafter: its class.
-        capacity: of the draft tree, fixed; None: an option. One run can hold several sizes.
-    """
+    """A drafter in our loop; `capacity` is that of its draft tree, None leaves it an option."""
 
     def __init__(self, drafter: type[Drafter], capacity: int | str | None = None) -> None:
         self.drafter = drafter
@@ -143,9 +128,6 @@ class HFMethod(Method):
     options: tuple[Option, ...] = ()
     own_loop = False
 
-    def check(self, options: Options) -> None:
-        pass
-
     def engine(self, models: Models, options: Options) -> Engine:
         return HFEngine(models, options.get("num_pred_tokens"))
 
@@ -165,11 +147,7 @@ FROM_FILE = "drafter_in_"  # begins the names of modules loaded from users' file
 
 @cache
 def drafter_from_file(name: str) -> DrafterMethod:
-    """The drafter of FILE.py:CLASS; the file is executed.
-
-    Raises:
-        InputError: no such file or class, it does not run, or the class is no drafter.
-    """
+    """The drafter of FILE.py:CLASS; the file is executed. InputError if there is no drafter."""
     file, _, class_name = name.rpartition(":")
     path = Path(file)
     if not path.is_file():
@@ -211,10 +189,7 @@ def drafter_from_file(name: str) -> DrafterMethod:
 def find_method(name: str) -> Method:
     """A method by name; NAME@16 and NAME@auto are the method with that draft-tree capacity.
 
-    FILE.py:CLASS is a drafter in a file of the user's.
-
-    Raises:
-        InputError: there is none of this name, or it has no such capacity.
+    FILE.py:CLASS is a drafter in a file of the user's. InputError if there is none.
     """
     plain, sized, size = name.rpartition("@")
     if not sized or ":" in size:
@@ -245,20 +220,19 @@ def find_method(name: str) -> Method:
 def find_methods(text: str) -> dict[str, Method]:
     """The methods of a list like pld,logitspec@16,my.py:Mine, by these words.
 
-    Raises:
-        InputError: it is empty, names what is not there, or two methods of one name.
+    InputError if it is empty, names what is not there, or two methods of one name.
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
     methods = [find_method(word) for word in words]
     names = [method.name for method in methods]
-    if not methods or len(set(names)) < len(names):
-        twice = next((name for name in names if names.count(name) > 1), None)
-        raise InputError(
-            f"--methods {text!r} names none; give at least one of --list"
-            if twice is None
-            else f"--methods {text!r} names {twice} twice; give each method once, and classes of "
-            "your own different names"
-        )
+    if not methods:
+        raise InputError(f"--methods {text!r} names none; give at least one of --list")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"--methods {text!r} names {name} twice; give each method once, and classes of "
+                "your own different names"
+            )
     return dict(zip(words, methods, strict=True))
 
 
@@ -287,11 +261,7 @@ def add_options(parser: Parser, *methods: Method) -> None:
 
 
 def drafter_method(name: str) -> DrafterMethod:
-    """The drafter of this name.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The drafter of this name; InputError if there is none."""
     method = find_method(name)
     if not isinstance(method, DrafterMethod):
         raise InputError(f"{name!r} is transformers' own loop and has no drafter; give another")
@@ -299,10 +269,6 @@ def drafter_method(name: str) -> DrafterMethod:
 
 
 def find_drafter(name: str) -> Drafter:
-    """A drafter by its method's name, with the method's default options.
-
-    Raises:
-        InputError: there is none.
-    """
+    """A drafter by its method's name, with the method's default options; InputError if none."""
     method = drafter_method(name)
     return method.drafter(**method.settings({}))

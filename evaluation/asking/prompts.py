@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,57 +12,43 @@ from fastchat.conversation import conv_templates, get_conv_template
 from model.logitspec.errors import InputError, brief
 
 Message = Mapping[str, str]  # a role and a content
+Encoder = Callable[[Sequence[Message]], list[int]]  # prompt ids, ready for the answer
 
 
+@dataclass
 class Conversation:
-    """One multi-turn exchange: ask, generate, add the answer, ask again.
+    """One multi-turn exchange: ask, generate, add the answer, ask again."""
 
-    Args:
-        encoded: gives the prompt ids of messages, ready for the assistant's answer.
-        stop_strings: an answer's text ends before the first of these.
-    """
-
-    def __init__(
-        self,
-        encoded: Callable[[Sequence[Message]], list[int]],
-        stop_strings: tuple[str, ...] = (),
-    ) -> None:
-        self._encoded = encoded
-        self.stop_strings = stop_strings
-        self._messages: list[Message] = []
+    encode: Encoder
+    stop_strings: tuple[str, ...] = ()  # an answer's text ends before the first of these
+    _messages: list[Message] = field(default_factory=list)
 
     def ask(self, question: str) -> list[int]:
         """Add a user turn; the prompt ids of the whole conversation, ready for the answer."""
         self._messages.append({"role": "user", "content": question})
-        return self._encoded(self._messages)
+        return self.encode(self._messages)
 
     def answer(self, text: str) -> None:
         """Add the assistant's answer to the last turn."""
         self._messages.append({"role": "assistant", "content": text})
 
 
-def tokenizer_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Prompt ids of messages in the tokenizer's chat template."""
-    return list(
-        tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
-    )
-
-
-def fastchat_ids(tokenizer: Any, template: str, messages: Sequence[Message]) -> list[int]:
-    """Prompt ids of messages in a FastChat template, with one BOS even if both the template and the
-    tokenizer write one, as apply_chat_template() gives."""
+def encoded(tokenizer: Any, template: str, messages: Sequence[Message]) -> list[int]:
+    """Prompt ids of messages in a FastChat template, or in the tokenizer's own."""
+    if template == "tokenizer":
+        rendered = tokenizer.apply_chat_template
+        return list(rendered(list(messages), add_generation_prompt=True, return_dict=False))
     ids = list(tokenizer(fastchat_text(template, messages)).input_ids)
     bos = tokenizer.bos_token_id
+    # one BOS even if both the template and the tokenizer write one, as apply_chat_template() gives
     return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
 
 def fastchat_text(template: str, messages: Sequence[Message]) -> str:
     """The text of messages in a FastChat template.
 
-    System messages at the beginning are joined, and replace the template's own.
-
-    Raises:
-        InputError: an unknown role, or a system message after others.
+    System messages at the beginning are joined, and replace the template's own. InputError for an
+    unknown role, or a system message after others.
     """
     conv = get_conv_template(template)
     roles = dict(zip(("user", "assistant"), conv.roles, strict=False))  # some have more
@@ -88,15 +75,10 @@ def fastchat_text(template: str, messages: Sequence[Message]) -> str:
 class PromptFormat:
     """The template of a run.
 
-    Args:
-        name: the model's, by which FastChat knows it or not.
-        tokenizer: the model's.
-        template: a FastChat template's name, "tokenizer", or None to choose: FastChat's for the
-            paper's families, whose published runs use it. For others the tokenizer's, unless it has
-            none or both give the same prompts.
-
-    Raises:
-        InputError: no such template, or none to choose.
+    `name` is the model's, by which FastChat knows it or not. `template` is a FastChat template's
+    name, "tokenizer", or None to choose: FastChat's for the paper's families, whose published runs
+    use it; for others the tokenizer's, unless it has none or both give the same prompts.
+    InputError if there is no such template, or none to choose.
     """
 
     def __init__(self, name: str, tokenizer: Any, template: str | None = None) -> None:
@@ -120,6 +102,7 @@ class PromptFormat:
         self.name = name
         self.template = template
         self._tokenizer = tokenizer
+        self._ids = partial(encoded, tokenizer, template)
         try:
             self._ids([{"role": "user", "content": "Does this template work?"}])
         except Exception as error:  # a template may raise anything
@@ -143,14 +126,18 @@ class PromptFormat:
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Prompt ids of a conversation of roles and contents, ready for the assistant's answer.
 
-        Raises:
-            InputError: the template leaves a message out, or cannot have it where it stands.
-            Exception: the template refuses the messages (any type).
+        InputError if the template leaves a message out, or cannot have it where it stands; any
+        exception if the template refuses the messages.
         """
         # Marks instead of the texts show which messages the template keeps: it may change texts.
         marks = [f"message{number}end" for number in range(1, len(messages) + 1)]
         marked = [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)]
-        text = self._text(marked)
+        if self.template == "tokenizer":
+            text = self._tokenizer.apply_chat_template(
+                marked, add_generation_prompt=True, tokenize=False
+            )
+        else:
+            text = fastchat_text(self.template, marked)
         for message, mark in zip(messages, marks, strict=True):
             # Templates may leave out the reasoning of an assistant's answers, or older answers.
             if mark not in text and message["role"] != "assistant":
@@ -159,20 +146,6 @@ class PromptFormat:
                     f"{message['role']}; leave it out yourself, or put it into another one"
                 )
         return self._ids(messages)
-
-    def _ids(self, messages: Sequence[Message]) -> list[int]:
-        if self.template == "tokenizer":
-            return tokenizer_ids(self._tokenizer, messages)
-        return fastchat_ids(self._tokenizer, self.template, messages)
-
-    def _text(self, messages: Sequence[Message]) -> str:
-        if self.template != "tokenizer":
-            return fastchat_text(self.template, messages)
-        return str(
-            self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=False
-            )
-        )
 
     def start(self) -> Conversation:
         """A new conversation in this template."""
@@ -205,11 +178,11 @@ def chosen_template(name: str, tokenizer: Any) -> tuple[str, str]:
     if type(get_model_adapter(name)).__name__ in PAPERS_FAMILIES:
         return template, ""
     try:
-        own = two_turns(Conversation(partial(tokenizer_ids, tokenizer)))
+        own = two_turns(partial(encoded, tokenizer, "tokenizer"))
     except Exception as error:  # a Jinja template may raise anything
         return template, f"the tokenizer's chat template fails: {brief(error)}"
     try:
-        same = two_turns(Conversation(partial(fastchat_ids, tokenizer, template))) == own
+        same = two_turns(partial(encoded, tokenizer, template)) == own
     except Exception:  # FastChat lists styles that it cannot print
         same = False
     if same:
@@ -220,8 +193,9 @@ def chosen_template(name: str, tokenizer: Any) -> tuple[str, str]:
     )
 
 
-def two_turns(conversation: Conversation) -> list[list[int]]:
+def two_turns(encode: Encoder) -> list[list[int]]:
     """The prompts of two questions."""
+    conversation = Conversation(encode)
     prompts = [conversation.ask("How many?")]
     conversation.answer("Three.")
     return [*prompts, conversation.ask("Which ones?")]

@@ -23,11 +23,7 @@ class Question:
 
 
 def question_path(bench_name: str) -> Path:
-    """The question file of a benchmark.
-
-    Raises:
-        InputError: the file does not exist, or the name is not plain.
-    """
+    """The question file of a benchmark; InputError if it does not exist."""
     if not is_plain(bench_name):
         raise InputError(f"{bench_name!r} is no benchmark's name; give a plain word")
     path = ROOT / "data" / bench_name / "question.jsonl"
@@ -40,11 +36,7 @@ def question_path(bench_name: str) -> Path:
 
 
 def load_questions(path: Path) -> list[Question]:
-    """All questions of a file.
-
-    Raises:
-        InputError: the file is empty, or a line is no question (file and line are named).
-    """
+    """All questions of a file; InputError if there are none, or a line is no question."""
     questions: dict[int | str, Question] = {}
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -103,11 +95,7 @@ def answer_folder(bench_name: str) -> Path:
 
 
 def chosen_questions(settings: QuestionSettings) -> tuple[Path, list[Question]]:
-    """The benchmark's file, and the questions of it that are asked.
-
-    Raises:
-        InputError: there is no such file or slice.
-    """
+    """The benchmark's file, and the questions of it that are asked; InputError if none are."""
     path = question_path(settings.bench_name)
     questions = load_questions(path)
     first = 0 if settings.question_begin is None else settings.question_begin

@@ -27,7 +27,7 @@ from .methods import Method, Options
 from .questions import Question, chosen_questions, sha256
 from .settings import RunSettings
 from .target import Target, model_name
-from .workers import Workers, answer_in_workers, find_workers, require_ray
+from .workers import answer_in_workers, find_workers, require_ray
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,27 @@ def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
 
     The runs take turns question by question, and the first one rotates, so that drift of the
     machine affects all equally. Answers that a trace already holds are skipped.
-
-    Args:
-        settings: of all runs.
-        runs: the methods, with their options and answer files.
-
-    Raises:
-        InputError: something asked for is missing; raised before the model is loaded if possible.
-        Incomplete: some questions could not be answered.
+    InputError if something asked for is missing, Incomplete if a question could not be answered.
     """
     workers = find_workers(settings.workers, settings.target)
     if workers:
         require_ray()
-    check_step_cost(settings, runs, workers)
+    own_loop = any(run.method.own_loop for run in runs)
+    if settings.step_cost is not None and (workers or not own_loop):
+        raise InputError(
+            f"--step-cost {settings.step_cost} measures this project's own loop in one process; "
+            "leave it out with transformers' methods alone, or several copies of the model"
+        )
     path, questions = chosen_questions(settings.questions)
     target = Target.resolve(settings.target)
     first = check_prompts(questions, target, settings.answers)[0]
     for run in runs:
         run.method.check(run.options)
     shared = shared_settings(settings, target, path)
-    describe = partial(environment_of, target, workers)
+
+    def describe() -> Record:
+        return target.environment() | {"workers": workers.count if workers else 1}
+
     environment = describe()
     identity = model_and_machine(shared, environment)
     if settings.step_cost is not None:
@@ -72,16 +73,19 @@ def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
         measured_rounds(settings.step_cost, identity)
     build = partial(build_answerers, target, runs, settings, first)
     with ExitStack() as files:
-        writers = {
-            run.model_id: files.enter_context(
-                closing(open_trace(run, path, shared, environment, overwrite=settings.overwrite))
-            )
-            for run in runs
-        }
+        writers = {}
+        for run in runs:
+            writer = open_trace(run, path, shared, environment, overwrite=settings.overwrite)
+            writers[run.model_id] = files.enter_context(closing(writer))
         done = {name: set(writer.done) for name, writer in writers.items()}
         assignments = list_assignments(questions, done)
         todo = sum(len(names) for _, names in assignments)
-        print(announcement(runs, settings.questions.bench_name, target, shared))
+        kernels = f", {target.kernels} kernels" if own_loop else ""  # transformers' loop has none
+        print(
+            f"{', '.join(run.method.name for run in runs)} on {settings.questions.bench_name}: "
+            f"{shared['model']}, {shared['dtype']}, {target.device}{kernels}; "
+            f"prompts in {target.prompts}"
+        )
         place = runs[0].answer_file if len(runs) == 1 else runs[0].answer_file.parent
         print(f"{todo} of {len(questions) * len(runs)} answers to give, into {place}")
         if not todo:
@@ -95,21 +99,6 @@ def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
         with closing(found) as lines:
             write_with_progress(lines, writers, todo)
         say_what_failed(writers, [question for question, _ in assignments])
-
-
-def check_step_cost(settings: RunSettings, runs: Sequence[Run], workers: Workers | None) -> None:
-    """Raise InputError if step costs are to be measured and cannot be."""
-    measurable = workers is None and any(run.method.own_loop for run in runs)
-    if settings.step_cost is not None and not measurable:
-        raise InputError(
-            f"--step-cost {settings.step_cost} measures this project's own loop in one process; "
-            "leave it out with transformers' methods alone, or several copies of the model"
-        )
-
-
-def environment_of(target: Target, workers: Workers | None) -> Record:
-    """The environment of this process, for a sidecar."""
-    return target.environment() | {"workers": workers.count if workers else 1}
 
 
 def build_answerers(
@@ -131,25 +120,11 @@ def build_answerers(
 def open_trace(
     run: Run, questions: Path, shared: Record, environment: Record, *, overwrite: bool
 ) -> TraceWriter:
-    """The writer of a run's trace.
-
-    Raises:
-        InputError: the file cannot be written, or is the question file.
-    """
+    """The writer of a run's trace; InputError if it cannot be written."""
     if run.answer_file.resolve() == questions.resolve():
         raise InputError(f"the answer file {questions} is the question file; choose another")
     own = {"method": run.method.name, **run.options, "model_id": run.model_id}
     return TraceWriter(run.answer_file, own | shared, environment, overwrite=overwrite)
-
-
-def announcement(runs: Sequence[Run], bench_name: str, target: Target, shared: Record) -> str:
-    """A line on what is about to run; transformers' own loop uses no kernels of this project."""
-    ours = any(run.method.own_loop for run in runs)
-    return (
-        f"{', '.join(run.method.name for run in runs)} on {bench_name}: {shared['model']}, "
-        f"{shared['dtype']}, {target.device}{f', {target.kernels} kernels' if ours else ''}; "
-        f"prompts in {target.prompts}"
-    )
 
 
 def list_assignments(
@@ -170,12 +145,7 @@ def list_assignments(
 def shared_settings(settings: RunSettings, target: Target, questions: Path) -> Record:
     """Everything an answer depends on except the method's options, for a sidecar.
 
-    Filters of samples are included only if they are on.
-
-    Args:
-        settings: of the run.
-        target: as resolved from them.
-        questions: the question file.
+    Filters of samples are included only if they are on. `questions` is the question file.
     """
     sampling = settings.answers.sampling
     filters = {name: getattr(sampling, name) for name in FILTERS}
@@ -204,27 +174,23 @@ def answer_here(
     step_cost: Path | None,
     identity: Mapping[str, Any],
 ) -> Generator[TraceLine, None, None]:
-    """Answer questions with a model loaded in this process; a generator of trace lines.
+    """Answer questions with a model loaded in this process.
 
-    Args:
-        answerers: by model_id.
-        assignments: to be answered.
-        environment: of this process.
-        step_cost: a file for what a step costs, measured between questions; None: it is not.
-        identity: model_and_machine(), for that file.
+    Between questions, what a step costs is measured into the file `step_cost`, unless it is None;
+    `identity` is model_and_machine(), for that file.
     """
     costs = None
-    engines = [answerer.engine for answerer in answerers.values()]
-    ours = next((engine for engine in engines if isinstance(engine, KVEngine)), None)
-    if step_cost is not None and ours is not None:
-        costs = StepCostFile(ours.model, step_cost, 64, identity)
+    for answerer in answerers.values():
+        if step_cost is not None and isinstance(answerer.engine, KVEngine):
+            costs = StepCostFile(answerer.engine.model, step_cost, 64, identity)
+            break
     for at, (question, names) in enumerate(assignments):
         if costs is not None and at % METER_EVERY == 0:
             costs.measure()
         for name in names:
             answerer = answerers[name]
             record = answerer.answer(question)
-            yield TraceLine(name, record, environment, answerer.engine.facts)
+            yield TraceLine(name, record, environment | answerer.engine.facts)
 
 
 def write_with_progress(
@@ -240,9 +206,8 @@ def write_with_progress(
         return f"MAT {np.mean(accept_lengths[name]):.2f}, {np.mean(speeds[name]):.1f} tokens/s"
 
     with tqdm(lines, total=count, unit="answer") as bar:
-        for name, record, environment, facts in bar:
-            there = None if environment is None else environment | (facts or {})
-            writers[name].write(record, there)
+        for name, record, environment in bar:
+            writers[name].write(record, environment)
             if "error" in record:
                 asked = f"{short[name]}: question {record['question_id']}"
                 bar.write(f"{asked} failed: {record['error']}")
@@ -258,13 +223,12 @@ def write_with_progress(
 
 def say_what_failed(writers: Mapping[str, TraceWriter], questions: Sequence[Question]) -> None:
     """Raise Incomplete if some of these questions were not answered."""
-    asked = [question.question_id for question in questions]
-    failed = {name: [at for at in asked if at in writer.failed] for name, writer in writers.items()}
-    said = [
-        f"{name}: {len(ids)} (the first is {ids[0]}: {writers[name].failed[ids[0]]})"
-        for name, ids in failed.items()
-        if ids
-    ]
+    said = []
+    for name, writer in writers.items():
+        failed = [q.question_id for q in questions if q.question_id in writer.failed]
+        if failed:
+            first = failed[0]
+            said.append(f"{name}: {len(failed)} (the first is {first}: {writer.failed[first]})")
     if said:
         raise Incomplete(
             f"questions that could not be answered, of {', '.join(said)}; they are left out of "

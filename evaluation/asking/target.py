@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from model.logitspec.config import is_quantized, max_positions
-from model.logitspec.cpu.choice import Kernels, choose_kernels
+from model.logitspec.cpu.choice import choose_kernels
 from model.logitspec.devices import resolve_device, resolve_dtype
 from model.logitspec.errors import InputError, brief
 from model.logitspec.loading import checkpoint, checkpoint_eos, load_config
@@ -23,56 +22,34 @@ from .prompts import PromptFormat
 from .settings import TargetSettings
 
 
-@dataclass
 class Target:
     """A checkpoint, and where and how it runs; engines load the weights."""
 
-    path: str
-    device: str  # cpu, cuda:N, or auto for a model that spans several GPUs
-    dtype: torch.dtype
-    gpus: int
-    tokenizer: Any
-    prompts: PromptFormat
-    eos_token_ids: set[int]
-    max_positions: int
-    fingerprint: str
-    tokenizer_fingerprint: str
-    kernels: Kernels
-    cuda_graphs: str
-    quantized: bool
-    trust_remote_code: bool
-    allow_pickle: bool
+    def __init__(self, settings: TargetSettings) -> None:
+        path, trust = settings.model_path, settings.trust_remote_code
+        self.path = path
+        self.gpus = settings.num_gpus_per_model
+        # cpu, cuda:N, or auto for a model that spans several GPUs
+        self.device: str = resolve_device(settings.device, self.gpus)
+        self.dtype = resolve_dtype(settings.dtype, self.device)
+        config = load_config(path, trust_remote_code=trust)
+        self.tokenizer = load_tokenizer(path, trust_remote_code=trust)
+        self.prompts = PromptFormat(model_name(path), self.tokenizer, settings.conv_template)
+        self.eos_token_ids = eos_token_ids(path, config, self.tokenizer)
+        self.eos_token_ids |= self.prompts.stop_token_ids
+        self.max_positions = max_positions(config)
+        self.fingerprint = fingerprint(path, config)
+        self.tokenizer_fingerprint = tokenizer_fingerprint(self.tokenizer)
+        self.kernels = choose_kernels(config, self.dtype, self.device, settings.cpu_kernels)
+        self.cuda_graphs = resolve_graphs(settings.cuda_graphs, self.device)
+        self.quantized = is_quantized(config)
+        self.trust_remote_code = trust
+        self.allow_pickle = settings.allow_pickle
 
     @classmethod
     def resolve(cls, settings: TargetSettings) -> Target:
-        """The target that the settings describe.
-
-        Raises:
-            InputError: something they name does not exist.
-        """
-        path, trust = settings.model_path, settings.trust_remote_code
-        device = resolve_device(settings.device, settings.num_gpus_per_model)
-        dtype = resolve_dtype(settings.dtype, device)
-        config = load_config(path, trust_remote_code=trust)
-        tokenizer = load_tokenizer(path, trust_remote_code=trust)
-        prompts = PromptFormat(model_name(path), tokenizer, settings.conv_template)
-        return cls(
-            path=path,
-            device=device,
-            dtype=dtype,
-            gpus=settings.num_gpus_per_model,
-            tokenizer=tokenizer,
-            prompts=prompts,
-            eos_token_ids=eos_token_ids(path, config, tokenizer) | prompts.stop_token_ids,
-            max_positions=max_positions(config),
-            fingerprint=fingerprint(path, config),
-            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-            kernels=choose_kernels(config, dtype, device, settings.cpu_kernels),
-            cuda_graphs=resolve_graphs(settings.cuda_graphs, device),
-            quantized=is_quantized(config),
-            trust_remote_code=trust,
-            allow_pickle=settings.allow_pickle,
-        )
+        """The target that the settings describe; InputError if something is not there."""
+        return cls(settings)
 
     def environment(self) -> dict[str, Any]:
         """Versions, hardware and what the target runs on, for a trace or a recording."""
@@ -97,11 +74,7 @@ class Target:
 
 
 def resolve_graphs(wanted: str, device: str) -> str:
-    """--cuda-graphs, checked against the device.
-
-    Raises:
-        InputError: another word, or `on` for what is not one GPU.
-    """
+    """--cuda-graphs; InputError for another word, or `on` for what is not one GPU."""
     if wanted not in ("auto", "on", "off"):
         raise InputError(f"--cuda-graphs {wanted!r} is not known; give auto, on or off")
     if wanted == "on" and not device.startswith("cuda"):
@@ -139,9 +112,8 @@ def fingerprint(path: str, config: Any) -> str:
     A weight file counts with its size and 64 evenly spread pieces of 4 KiB (fine-tunes differ
     everywhere), a hub id with its commit.
     """
-    known = config.to_dict()
-    for key in ("_name_or_path", "transformers_version"):
-        known.pop(key, None)
+    unlike = ("_name_or_path", "transformers_version")
+    known = {key: value for key, value in config.to_dict().items() if key not in unlike}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
     digest.update(str(getattr(config, "_commit_hash", None)).encode())
     files = [*Path(path).glob("*.safetensors"), *Path(path).glob("*.bin")]

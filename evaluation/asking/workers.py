@@ -21,7 +21,7 @@ from model.logitspec.errors import InputError, brief
 
 from ..command.files import ROOT
 from ..traces.reading import Record
-from .answering import Answerer, Assignment, Broken, TraceLine, failure
+from .answering import Answerer, Assignment, Broken, TraceLine, trace_line
 from .methods import FROM_FILE
 from .settings import TargetSettings, WorkerSettings
 
@@ -41,8 +41,7 @@ class Workers:
 def find_workers(asked: WorkerSettings, target: TargetSettings) -> Workers | None:
     """The workers that are asked for; None: this process answers.
 
-    Raises:
-        InputError: there cannot be so many, as far as this machine can tell.
+    InputError if there cannot be so many, as far as this machine can tell.
     """
     per_model = target.num_gpus_per_model
     total = asked.num_gpus_total or per_model
@@ -64,7 +63,7 @@ def find_workers(asked: WorkerSettings, target: TargetSettings) -> Workers | Non
         raise InputError(
             f"--num-gpus-total {total} is no multiple of --num-gpus-per-model {per_model}"
         )
-    workers = int(total // per_model)
+    workers = total // per_model
     if workers == 1 and asked.ray_address is None:
         return None
     if target.device not in ("auto", "cuda"):
@@ -114,7 +113,7 @@ class Worker:
             for name in names:
                 answerer = self._answerers[name]
                 record = answerer.answer(question)
-                answers.append(TraceLine(name, record, facts=answerer.engine.facts))
+                answers.append(TraceLine(name, record, answerer.engine.facts))
         except Broken:
             os._exit(1)  # a new process can answer again
         except InputError as error:
@@ -134,12 +133,8 @@ class Awaited:
 class Crew:
     """The workers of a run and their assignments.
 
-    Args:
-        ray: the module, connected.
-        hire: starts a worker; returns its actor and the awaited result of its start.
-        assignments: to be answered.
-        count: workers at a time.
-        strict: stop at an answer that TRIES workers died of.
+    `hire` starts one of `count` workers, and returns its actor and the awaited result of its start.
+    `strict`: stop at an answer that TRIES workers died of.
     """
 
     def __init__(
@@ -218,7 +213,7 @@ class Crew:
             return
         self._idle.append(Awaited(awaited.actor, environment))
         for answer in answers:
-            yield answer._replace(environment=environment)
+            yield answer._replace(environment=environment | (answer.environment or {}))
         if stopped is not None:
             raise InputError(stopped)
 
@@ -226,11 +221,8 @@ class Crew:
         self, assignment: Assignment | None, error: Exception
     ) -> Generator[TraceLine, None, None]:
         """After a worker's death: ask again, run by run, or give a line with the error."""
-        doing = (
-            "loading the model" if assignment is None else f"question {assignment[0].question_id}"
-        )
-        print(f"a worker died of {doing} ({brief(error)})", file=sys.stderr)
         if assignment is None:
+            print(f"a worker died of loading the model ({brief(error)})", file=sys.stderr)
             self._deaths[None] += 1
             if self._deaths[None] >= TRIES:
                 raise InputError(
@@ -239,23 +231,21 @@ class Crew:
                 ) from error
             return
         question, names = assignment
+        named = f"question {question.question_id}"
+        print(f"a worker died of {named} ({brief(error)})", file=sys.stderr)
         reason = f"{TRIES} workers died of it"
         for name in reversed(names):
             self._deaths[question.question_id, name] += 1
             if self._deaths[question.question_id, name] < TRIES:
                 self._waiting.appendleft((question, [name]))
             elif self._strict:
-                raise InputError(f"question {question.question_id}: {reason}") from error
+                raise InputError(f"{named}: {reason}") from error
             else:
-                yield TraceLine(name, failure(question, name, reason))
+                yield TraceLine(name, trace_line(question, name, error=reason))
 
 
 def require_ray() -> Any:
-    """The module ray.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """The module ray; InputError if it is not installed."""
     try:
         import ray
     except ImportError as error:
@@ -275,18 +265,10 @@ def answer_in_workers(
 
     Each worker sees only its own GPUs or its share of the cores, and takes the next question when
     it is free. A worker that dies is replaced, and its question is asked again; after TRIES deaths
-    the question gets a line with an error. A method learns separately in each worker.
-
-    Args:
-        build_answerers: loads the model in a worker; answerers by model_id.
-        describe: gives the environment of a worker.
-        assignments: to be answered.
-        workers: how many, and where.
-        strict: stop at an answer that TRIES workers died of.
-
-    Raises:
-        InputError: Ray is not installed, or there is no room for so many workers; the model cannot
-            be loaded; a question failed, and --strict is given.
+    the question gets a line with an error, or with `strict` ends the run. A method learns
+    separately in each worker.
+    `build_answerers` loads the model in a worker and gives answerers by model_id, `describe` the
+    worker's environment. InputError if there is no Ray, no model, or no room for all.
     """
     ray = require_ray()
     for name, module in sys.modules.items():
@@ -305,16 +287,11 @@ def answer_in_workers(
 
 @contextmanager
 def cluster(ray: Any, address: str | None) -> Iterator[None]:
-    """Connect to a Ray cluster, or start one for this process only.
-
-    Raises:
-        InputError: no cluster answers at the address, or Ray cannot start.
-    """
+    """Connect to the Ray cluster at an address, or start one for this process only."""
     if address is not None:
         check_reachable(address)
     own = {} if address else {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -327,12 +304,10 @@ def cluster(ray: Any, address: str | None) -> Iterator[None]:
     except SystemExit as error:  # Ray's own answer to SIGTERM
         raise KeyboardInterrupt from error
     except Exception as error:  # Ray raises many types
-        where = f"to the Ray cluster at {address}" if address else "Ray"
-        raise InputError(
-            f"cannot {'connect' if address else 'start'} {where}: {brief(error)}"
-        ) from error
+        where = f"connect to the Ray cluster at {address}" if address else "start Ray"
+        raise InputError(f"cannot {where}: {brief(error)}") from error
     try:
-        if main:
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray installs its own
         yield
     finally:
@@ -356,12 +331,7 @@ def check_reachable(address: str) -> None:
 def threads_per_worker(nodes: Sequence[Record], workers: Workers) -> int:
     """Threads of each worker if all are to fit on the machines; 0 (torch's default) with GPUs.
 
-    Args:
-        nodes: the result of ray.nodes().
-        workers: all that are wanted.
-
-    Raises:
-        InputError: they do not fit.
+    `nodes` is the result of ray.nodes(). InputError if they do not fit.
     """
     kind, share = ("GPU", workers.gpus) if workers.gpus else ("CPU", 1)
     there = [int(node["Resources"].get(kind, 0)) for node in nodes if node["Alive"]]

@@ -31,12 +31,8 @@ def run_command(prog: str, command: Callable[[], None], interrupted: str = INTER
 
     The status is 0 for success, 2 for bad input, 3 if some of the work could not be done, 130 for
     Ctrl-C and SIGTERM, 141 if nobody reads the output any more (as behind `| head`). Each status
-    but 0 and 141 comes with one sentence on stderr.
-
-    Args:
-        prog: the command's name, printed before the sentence.
-        command: does the work.
-        interrupted: the sentence for Ctrl-C.
+    but 0 and 141 comes with one sentence on stderr, after the command's name `prog`;
+    `interrupted` is the sentence for Ctrl-C.
     """
     if isinstance(sys.stdout, TextIOWrapper):  # a terminal or a log may lack characters
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -90,13 +86,7 @@ def progress_shown() -> Iterator[None]:
 
 
 def ended(prog: str, status: int, said: str) -> int:
-    """Flush what a command printed and print why it ended; the exit status, as in run_command.
-
-    Args:
-        prog: the command's name.
-        status: of its work.
-        said: the sentence to print, or nothing.
-    """
+    """Flush what a command printed and print why it ended; the exit status, as in run_command."""
     lost = flush(sys.stdout)
     if lost is not None and status == 0:
         status, said = unwritable(lost)
@@ -108,11 +98,7 @@ def ended(prog: str, status: int, said: str) -> int:
 
 
 def unwritable(error: OSError) -> tuple[int, str]:
-    """The exit status and the sentence for output that could not be written.
-
-    Raises:
-        OSError: the error is none of a full disk or a closed pipe.
-    """
+    """The exit status and the sentence for a full disk or a closed pipe; other errors rise."""
     if error.errno == errno.EPIPE:
         return 141, ""  # as in a shell
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -41,11 +41,7 @@ def writing(path: Path, way_out: str = "choose another file") -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once all of it is on disk.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """A file that takes the place of `path` once all of it is on disk; or an OSError."""
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
         yield file
@@ -55,22 +51,14 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write JSON, whole or not at all; OSError if it cannot be written."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with whole_file(path) as file:
         file.write(text.encode("utf-8", HALF_PAIRS))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, and make the folders above it.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Write a text file and make the folders above it; InputError if it cannot be written."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", errors=HALF_PAIRS)
@@ -86,10 +74,6 @@ def check_writable(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless they are there.
-
-    Raises:
-        InputError: it cannot be made.
-    """
+    """Make a folder and those above it, unless they are there; InputError if it cannot be."""
     with writing(path, "choose another folder"):
         path.mkdir(parents=True, exist_ok=True)

@@ -18,10 +18,9 @@ from .flags import inference_parser, read_run
 def run_one(args: argparse.Namespace, method: Method) -> None:
     """Read the settings and the method's options from the flags, and answer a benchmark."""
     say_what_is_ignored([method], vars(args))
-    answer_file = args.answer_file
-    if answer_file is None:
-        answer_file = answer_folder(args.bench_name) / f"{args.model_id}.jsonl"
-    run = Run(method, method.settings(vars(args)), args.model_id, answer_file)
+    default = answer_folder(args.bench_name) / f"{args.model_id}.jsonl"
+    options = method.settings(vars(args))
+    run = Run(method, options, args.model_id, args.answer_file or default)
     answer_benchmark(read_run(args), [run])
 
 
@@ -35,11 +34,7 @@ def inference_main(name: str, argv: Sequence[str] | None = None) -> int:
 
 
 def say_what_is_ignored(methods: Sequence[Method], given: Mapping[str, Any]) -> None:
-    """Print which of the given options some of the methods ignore.
-
-    Raises:
-        InputError: none of the methods has the option.
-    """
+    """Print which of the given options some of the methods ignore; InputError if all do."""
     options = {o.name for m in (*METHODS.values(), *methods) for o in m.options} & given.keys()
     for name in sorted(options):
         value = given[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,29 +27,20 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(
-            prog=prog,
-            description=description,
-            allow_abbrev=False,
-            formatter_class=Formatter,
+            prog=prog, description=description, allow_abbrev=False, formatter_class=Formatter
         )
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         given = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args([hyphenated(word) for word in given], namespace)
+        # --max_ngram_size=3 becomes --max-ngram-size=3; other words stay as they are
+        words = [re.sub("^--[^=]*", lambda m: m[0].replace("_", "-"), word) for word in given]
+        return super().parse_known_args(words, namespace)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         sys.exit(ended(self.prog, status, message or ""))
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{message}; --help lists the flags")
-
-
-def hyphenated(word: str) -> str:
-    """--max_ngram_size=3 becomes --max-ngram-size=3; other words stay as they are."""
-    if not word.startswith("--"):
-        return word
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value
 
 
 def at_least(least: int, most: int | None = None) -> Callable[[str], int]:

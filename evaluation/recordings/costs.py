@@ -31,11 +31,8 @@ KINDS: tuple[Kind, ...] = ((0, False), (0, True), (ROW_WIDTH, False))
 class StepCostFile:
     """A file of step costs that is kept up to date by measuring a little now and then.
 
-    Args:
-        model: the target, loaded.
-        path: of the file; an earlier run's content stays until this one has measured as often.
-        top_k: best tokens read of the logits that choose the next root.
-        identity: model_and_machine() of the measurement.
+    An earlier run's content stays until this one has measured as often. `top_k`: best tokens read
+    of the logits that choose the next root; `identity`: model_and_machine().
     """
 
     def __init__(
@@ -55,8 +52,13 @@ class StepCostFile:
         for meter in self._meters.values():
             meter.run(2, 1)
         if self._rounds >= self.stored:
-            costs = {kind: meter.cost(0.5) for kind, meter in self._meters.items()}
-            save_step_costs(self._path, costs, self._rounds, self._identity)
+            curves = [
+                {"node_top_k": width, "rejected": rejected, **asdict(meter.cost(0.5))}
+                for (width, rejected), meter in self._meters.items()
+            ]
+            content = {"made": self._identity, "rounds": self._rounds, "curves": curves}
+            with writing(self._path, "make room, go on"):
+                write_atomically(self._path, content)
             self.stored = self._rounds
 
 
@@ -68,11 +70,9 @@ def closest_curve(costs: Mapping[Kind, StepCost], node_top_k: int, *, rejected: 
     """
 
     def unlikeness(kind: Kind) -> tuple[bool, int, bool]:
-        return (
-            bool(kind[0]) is not bool(node_top_k),
-            abs(kind[0] - node_top_k),
-            kind[1] is not rejected,
-        )
+        width, after_rejection = kind
+        read_differs = bool(width) is not bool(node_top_k)
+        return read_differs, abs(width - node_top_k), after_rejection is not rejected
 
     return costs[min(costs, key=unlikeness)]
 
@@ -81,33 +81,15 @@ def model_and_machine(
     settings: Mapping[str, Any], environment: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Model and machine that step costs belong to, from what a trace's sidecar holds."""
-    of_model = {key: settings[key] for key in ("model", "model_fingerprint", "dtype")}
-    return of_model | {
-        key: environment[key] for key in ("device_names", "threads", "kernels", "cuda_graphs")
-    }
-
-
-def save_step_costs(
-    path: Path, costs: Mapping[Kind, StepCost], rounds: int, identity: Mapping[str, Any]
-) -> None:
-    """Write curves that were measured in so many rounds."""
-    content = {
-        "made": identity,
-        "rounds": rounds,
-        "curves": [
-            {"node_top_k": width, "rejected": rejected, **asdict(cost)}
-            for (width, rejected), cost in costs.items()
-        ],
-    }
-    with writing(path, "make room, go on"):
-        write_atomically(path, content)
+    known = {**environment, **settings}
+    of_model, of_machine = ("model", "model_fingerprint", "dtype"), ("device_names", "threads")
+    return {key: known[key] for key in (*of_model, *of_machine, "kernels", "cuda_graphs")}
 
 
 def measured_rounds(path: Path, identity: Mapping[str, Any]) -> int:
     """Rounds in which the curves of a file were measured; 0 if there is no such file.
 
-    Raises:
-        InputError: the file holds no step costs, or another model's or machine's.
+    InputError if it holds no step costs, or another model's or machine's.
     """
     if not path.is_file():
         return 0
@@ -118,22 +100,17 @@ def measured_rounds(path: Path, identity: Mapping[str, Any]) -> int:
         raise InputError(
             f"{path} does not say how its step costs were made; choose another, or delete it"
         )
-    changed = [key for key, value in identity.items() if before.get(key) != value]
-    if changed:
-        key = changed[0]
-        raise InputError(
-            f"{path} holds step costs with {key} {before.get(key)!r}, now it is {identity[key]!r}; "
-            "choose another place for them"
-        )
+    for key, value in identity.items():
+        if before.get(key) != value:
+            raise InputError(
+                f"{path} holds step costs with {key} {before.get(key)!r}, now it is {value!r}; "
+                "choose another place for them"
+            )
     return rounds
 
 
 def load_step_costs(path: Path) -> dict[Kind, StepCost]:
-    """The curves of a file in the format of step-cost.json.
-
-    Raises:
-        InputError: no such file, or no curves in it.
-    """
+    """The curves of a file in the format of step-cost.json; InputError if there are none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         curves = {}
@@ -164,13 +141,10 @@ def load_step_costs(path: Path) -> dict[Kind, StepCost]:
 
 def positive(values: Any, count: int | None = None) -> Sequence[Any]:
     """A list of positive numbers; ValueError otherwise."""
-    if not isinstance(values, list) or len(values) != (len(values) if count is None else count):
+    if not isinstance(values, list) or (count is not None and len(values) != count):
         raise ValueError(f"{values!r} is no list of {count or 'some'} numbers")
     for value in values:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < math.inf
-        ):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
             raise ValueError(f"{value!r} is no positive number")
     return values

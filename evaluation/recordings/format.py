@@ -79,25 +79,19 @@ class RecordedQuestion:
 
 @dataclass
 class Recording:
-    """A whole recording.
-
-    Attributes:
-        top_k: recorded best tokens of each position.
-        step_costs: by kind of step.
-        rows: [ids, k], best tokens after each of the first token ids alone.
-        missing: number of questions that are not recorded yet.
-    """
+    """A whole recording."""
 
     path: Path
     settings: dict[str, Any]
     environments: list[dict[str, Any]]
     questions: list[RecordedQuestion]
     step_costs: Mapping[Kind, StepCost]
-    rows: Ints
-    missing: int = 0
+    rows: Ints  # [ids, k], best tokens after each of the first token ids alone
+    missing: int = 0  # questions that are not recorded yet
 
     @property
     def top_k(self) -> int:
+        """Recorded best tokens of each position."""
         return int(self.settings["top_k"])
 
     @property
@@ -150,11 +144,7 @@ def question_file(folder: Path, question_id: int | str) -> Path:
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write a compressed npz, whole or not at all.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Write a compressed npz, whole or not at all; InputError if it cannot be written."""
     with writing(path, "make room and run again to go on"), whole_file(path) as file:
         np.savez_compressed(file, **arrays)
 
@@ -171,11 +161,7 @@ def save_question(folder: Path, question: RecordedQuestion) -> None:
 
 
 def load_question(path: Path) -> RecordedQuestion:
-    """One question of a recording.
-
-    Raises:
-        InputError: the file cannot be read, is incomplete, or has another form.
-    """
+    """One question of a recording; InputError if the file is not whole, or of another form."""
     with read_arrays(path) as arrays:
         about = json.loads(str(arrays["question"]))
         turns = []
@@ -231,11 +217,7 @@ def check_turn(turn: RecordedTurn) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """How a recording was made.
-
-    Raises:
-        InputError: there is none, or one of another format.
-    """
+    """How a recording was made; InputError if there is none, or one of another format."""
     path = folder / META
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
@@ -255,15 +237,10 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def load_recording(folder: Path, stride: int = 1, step_costs: Path | None = None) -> Recording:
-    """A recording, all of it in memory.
+    """A recording, or every `stride`-th question of it, all in memory.
 
-    Args:
-        folder: that holds it.
-        stride: load only every `stride`-th question.
-        step_costs: a file of another machine's step costs, instead of the recorded ones.
-
-    Raises:
-        InputError: there is none, or part of it is missing or incomplete.
+    `step_costs`: a file of another machine's, instead of the recorded ones. InputError if there is
+    no recording, or part of it is missing or incomplete.
     """
     meta = read_meta(folder)
     files = [path for path in sorted(folder.glob("*.npz")) if path.name != SUCCESSORS]

@@ -29,9 +29,7 @@ def pair_with_live(
 ) -> list[tuple[Trace, int | None]]:
     """Traces, each with the index of its configuration; None for vanilla if that is not replayed.
 
-    Raises:
-        InputError: a trace is of another model, tokenizer or questions, or nothing is to be
-            replayed that it is a run of.
+    InputError if a trace is of other questions or another model, or is no run of a configuration.
     """
     pairs: list[tuple[Trace, int | None]] = []
     for path in paths:
@@ -53,14 +51,7 @@ def compare_live(
     found: Mapping[int, Summary],
     live: Sequence[tuple[Trace, int | None]],
 ) -> None:
-    """Print live runs beside their replay.
-
-    Args:
-        recording: that was replayed.
-        base: vanilla's replay.
-        found: summaries by their configurations' indices.
-        live: from pair_with_live.
-    """
+    """Print live runs, from pair_with_live(), beside their replay; `base` is vanilla's."""
     vanilla = next((trace for trace, _ in live if trace.method == "vanilla"), None)
     table = Table(title="live beside replay", title_justify="left")
     headings = ("MAT live", "replay", "speedup live", "replay", "ratio", "answers alike")
@@ -102,23 +93,19 @@ def check_same_run(recording: Recording, trace: Trace) -> None:
 
 def is_run_of(trace: Trace, configuration: Configuration) -> bool:
     """Whether a trace has a configuration's method and options; NAME@16 counts as NAME."""
-    wanted = dict(configuration.options)
     plain = find_method(configuration.name).name.partition("@")[0]
     return str(trace.method).partition("@")[0] == plain and all(
-        trace.settings.get(key) == value for key, value in wanted.items()
+        trace.settings.get(key) == value for key, value in configuration.options
     )
 
 
 def alike(recording: Recording, trace: Trace) -> str:
     """The number of turns with the recorded answer, as "3 of 4"."""
     records = {record["question_id"]: record for record in trace.records}
-    pairs = [
-        (turn.output.tolist(), ids)
-        for q in recording.questions
-        for turn, ids in zip(
-            q.turns,
-            output_ids(records[q.question_id], records[q.question_id]["choices"][0], trace.path),
-            strict=True,
-        )
-    ]
-    return f"{sum(a == b for a, b in pairs)} of {len(pairs)}"
+    same = []
+    for question in recording.questions:
+        record = records[question.question_id]
+        answers = output_ids(record, record["choices"][0], trace.path)
+        for turn, ids in zip(question.turns, answers, strict=True):
+            same.append(turn.output.tolist() == ids)
+    return f"{sum(same)} of {len(same)}"

@@ -52,19 +52,12 @@ from .format import (
 
 @dataclass(frozen=True)
 class RecordingOptions:
-    """What is kept of a recorded run.
+    """What is kept of a recorded run."""
 
-    Attributes:
-        output: the recording's folder.
-        top_k: best tokens kept after every token.
-        tree_rows: nodes of the trees that rows off the answer are recorded from; 0: none.
-        vocabulary_rows: token ids whose best successors are recorded.
-    """
-
-    output: Path
-    top_k: int
-    tree_rows: int
-    vocabulary_rows: int
+    output: Path  # the recording's folder
+    top_k: int  # best tokens kept after every token
+    tree_rows: int  # nodes of the trees that rows off the answer are recorded from; 0: none
+    vocabulary_rows: int  # token ids whose best successors are recorded
 
 
 class NodeRows(CalibratedDrafter):
@@ -95,48 +88,31 @@ class NodeRows(CalibratedDrafter):
         self._ids += [tree.tokens[node] for node in path]
 
 
+@dataclass
 class Recorder:
-    """Answers questions and keeps what a replay needs.
+    """Answers questions and keeps what a replay needs."""
 
-    Args:
-        target: the checkpoint.
-        model: the checkpoint, loaded.
-        settings: of the answers.
-        options: of the recording.
-    """
-
-    def __init__(
-        self,
-        target: Target,
-        model: LlamaKVForCausalLM,
-        settings: AnswerSettings,
-        options: RecordingOptions,
-    ) -> None:
-        self._target = target
-        self._model = model
-        self._settings = settings
-        self._top_k = options.top_k
-        self._drafter = (
-            NodeRows(options.tree_rows, options.vocabulary_rows) if options.tree_rows > 1 else None
-        )
+    target: Target
+    model: LlamaKVForCausalLM
+    settings: AnswerSettings
+    top_k: int
+    drafter: NodeRows | None
 
     def record(self, question: Question) -> RecordedQuestion:
-        conversation = self._target.prompts.start()
+        conversation = self.target.prompts.start()
         turns = []
         for asked in question.turns:
             prompt_ids = conversation.ask(asked)
-            most = allowed_tokens(question, prompt_ids, self._target, self._settings)
+            most = allowed_tokens(question, prompt_ids, self.target, self.settings)
             turn = self._turn(prompt_ids, most)
             turns.append(turn)
-            text = answer_text(
-                self._target.tokenizer, turn.output.tolist(), conversation.stop_strings
-            )
-            conversation.answer(text)
+            ids = turn.output.tolist()
+            conversation.answer(answer_text(self.target.tokenizer, ids, conversation.stop_strings))
         return RecordedQuestion(question.question_id, question.category, turns)
 
     @torch.inference_mode()
     def _turn(self, prompt_ids: list[int], most: int) -> RecordedTurn:
-        model = self._model
+        model = self.model
         cache = model.new_cache(len(prompt_ids) + most)
         start = time.perf_counter()
         x = read_in(model, prompt_ids, cache)
@@ -155,18 +131,16 @@ class Recorder:
             logits = model(token, position, cache, last_position=cache.length, tree_mask=itself)
             cache.keep([0])
             best.append(self._best(logits))
-            if len(output) == most or root in self._target.eos_token_ids:
+            if len(output) == most or root in self.target.eos_token_ids:
                 break
             root = int(best[-1][0][0, 0])
         ids, logprobs = (np.concatenate(parts) for parts in zip(*best, strict=True))
         nodes: dict[str, Ints] = {}
-        if self._drafter is not None:
-            decode(
-                model, prompt_ids, self._drafter, max_new_tokens=most,
-                eos_token_ids=self._target.eos_token_ids,
-            )  # fmt: skip
-            nodes["node_at"] = np.array(self._drafter.at, dtype=np.int32)
-            nodes["node_ids"] = np.array(self._drafter.rows, dtype=np.int32)
+        if self.drafter is not None:
+            eos = self.target.eos_token_ids
+            decode(model, prompt_ids, self.drafter, max_new_tokens=most, eos_token_ids=eos)
+            nodes["node_at"] = np.array(self.drafter.at, dtype=np.int32)
+            nodes["node_ids"] = np.array(self.drafter.rows, dtype=np.int32)
         return RecordedTurn(
             np.array(prompt_ids, dtype=np.int32), np.array(output, dtype=np.int32), ids, logprobs,
             seconds, most, **nodes,
@@ -174,7 +148,7 @@ class Recorder:
 
     def _best(self, logits: torch.Tensor) -> tuple[Ints, Any]:
         """Best ids and their log-probabilities after each row of logits [n, vocab]."""
-        best = logits.float().topk(self._top_k)
+        best = logits.float().topk(self.top_k)
         values, ids = best.values.cpu().numpy(), best.indices.cpu().numpy()
         order = np.lexsort((ids, -values))  # equal logits: by token id
         total = logits.float().logsumexp(dim=-1, keepdim=True).cpu().numpy()
@@ -187,20 +161,21 @@ class Recorder:
 def record(run: RunSettings, options: RecordingOptions) -> None:
     """Record a benchmark's answers into a folder, or go on with a recording there.
 
-    Args:
-        run: the target, the questions, and how they are answered.
-        options: of the recording.
-
-    Raises:
-        InputError: something asked for is not there, or the folder holds something else.
+    InputError if something asked for is not there, or the folder holds something else.
     """
     folder = options.output
     path, questions = chosen_questions(run.questions)
     target = Target.resolve(run.target)
-    settings = recording_settings(run, options, target, path, questions)
+    settings = shared_settings(run, target, path) | {
+        "format": FORMAT,
+        "top_k": options.top_k,
+        "tree_rows": options.tree_rows,
+        "vocabulary_rows": options.vocabulary_rows,
+        "vocab_size": len(target.tokenizer),
+        "question_ids": [question.question_id for question in questions],
+    }
     environment = target.environment()
-    environments = check_folder(folder, settings)
-    check_machine(folder, environment, environments)
+    environments = earlier_environments(folder, settings, environment)
     identity = model_and_machine(settings, environment)
     measured_rounds(folder / STEP_COST, identity)
     check_prompts(questions, target, run.answers)
@@ -219,8 +194,13 @@ def record(run: RunSettings, options: RecordingOptions) -> None:
     make_folder(folder)
     with writing(folder, "choose another"):
         write_atomically(folder / META, {"settings": settings, "environments": environments})
-    save_successors(folder, model, options.vocabulary_rows)
-    recorder = Recorder(target, model, run.answers, options)
+    width, count = min(ROW_WIDTH, vocab), options.vocabulary_rows
+    rows = np.array(successors(model, count, width) if count else [], dtype=np.int32)
+    save_arrays(folder / SUCCESSORS, {"rows": rows.reshape(-1, width)})
+    drafter = None
+    if options.tree_rows > 1:
+        drafter = NodeRows(options.tree_rows, options.vocabulary_rows)
+    recorder = Recorder(target, model, run.answers, options.top_k, drafter)
     costs = StepCostFile(model, folder / STEP_COST, options.top_k, identity)
     start = time.perf_counter()
     tokens = record_questions(folder, todo, recorder, costs)
@@ -234,39 +214,10 @@ def record(run: RunSettings, options: RecordingOptions) -> None:
     )
 
 
-def recording_settings(
-    run: RunSettings,
-    options: RecordingOptions,
-    target: Target,
-    path: Path,
-    questions: Sequence[Question],
-) -> dict[str, Any]:
-    """All that a recording depends on, as its meta file holds it."""
-    return shared_settings(run, target, path) | {
-        "format": FORMAT,
-        "top_k": options.top_k,
-        "tree_rows": options.tree_rows,
-        "vocabulary_rows": options.vocabulary_rows,
-        "vocab_size": len(target.tokenizer),
-        "question_ids": [question.question_id for question in questions],
-    }
-
-
-def save_successors(folder: Path, model: LlamaKVForCausalLM, count: int) -> None:
-    """Write the best tokens after each of the first `count` token ids alone."""
-    width = min(ROW_WIDTH, int(model.config.vocab_size))
-    rows = successors(model, count, width) if count else []
-    save_arrays(folder / SUCCESSORS, {"rows": np.array(rows, dtype=np.int32).reshape(-1, width)})
-
-
 def record_questions(
     folder: Path, questions: Sequence[Question], recorder: Recorder, costs: StepCostFile
 ) -> int:
-    """Record questions one by one, and now and then what a step costs; the tokens answered.
-
-    Raises:
-        InputError: out of GPU memory, or a file cannot be written.
-    """
+    """Record questions one by one, and now and then what a step costs; the tokens answered."""
     tokens = 0
     for at, question in enumerate(tqdm(questions, unit="question")):
         if at % METER_EVERY == 0:
@@ -283,30 +234,16 @@ def record_questions(
     return tokens
 
 
-def check_machine(
-    folder: Path, environment: Mapping[str, Any], before: Sequence[Mapping[str, Any]]
-) -> None:
-    """Raise InputError if a recording that is continued was begun on another machine."""
-    for other in before:
-        if other.get("device_names") != environment["device_names"]:
-            raise InputError(
-                f"{folder} was recorded on {other.get('device_names')}, this is "
-                f"{environment['device_names']}, and a recording holds what a step costs; "
-                "choose another --output"
-            )
-
-
-def check_folder(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def earlier_environments(
+    folder: Path, settings: Mapping[str, Any], environment: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """The environments so far of a recording that is continued.
 
-    Raises:
-        InputError: it was made with other settings, or the folder holds something else.
+    InputError if it was made with other settings or on another machine, or is no recording.
     """
-    if not folder.exists():
-        return []
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / META).is_file()):
-        raise InputError(f"{folder} is there and is no recording; choose another --output")
     if not (folder / META).is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} is there and is no recording; choose another --output")
         return []
     meta = read_meta(folder)
     now, before = json.loads(json.dumps(settings)), meta["settings"]
@@ -315,6 +252,13 @@ def check_folder(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]
             f"{folder} was recorded with {key} {shortened(before.get(key))}, now it is "
             f"{shortened(now.get(key))}; choose another --output"
         )
+    for other in meta["environments"]:
+        if other.get("device_names") != environment["device_names"]:
+            raise InputError(
+                f"{folder} was recorded on {other.get('device_names')}, this is "
+                f"{environment['device_names']}, and a recording holds what a step costs; "
+                "choose another --output"
+            )
     return list(meta["environments"])
 
 

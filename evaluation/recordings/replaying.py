@@ -8,7 +8,7 @@ step would have taken. evaluation.replay is the command.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,26 +21,19 @@ from model.logitspec.errors import InputError
 from model.logitspec.sizing.step_cost import StepCost
 
 from ..asking.methods import CAPACITY, drafter_method
-from ..traces.tasks import task_of
+from ..traces.reading import task_of
 from .costs import closest_curve
 from .format import RecordedTurn, Recording
 
 
 @dataclass
 class Replayed:
-    """What a drafter did over one turn.
+    """What a drafter did over one turn."""
 
-    Attributes:
-        accept_lengths: tokens committed per step, as a live run's.
-        tree_sizes: nodes per step.
-        committed: tokens in the cache before each step.
-        draft_seconds: of drafting and observing, over all steps and the prompt.
-    """
-
-    accept_lengths: list[int] = field(default_factory=list)
-    tree_sizes: list[int] = field(default_factory=list)
-    committed: list[int] = field(default_factory=list)
-    draft_seconds: float = 0.0
+    accept_lengths: list[int] = field(default_factory=list)  # tokens committed per step, as live
+    tree_sizes: list[int] = field(default_factory=list)  # nodes per step
+    committed: list[int] = field(default_factory=list)  # tokens in the cache before each step
+    draft_seconds: float = 0.0  # of drafting and observing, over all steps and the prompt
 
 
 class RecordedRows:
@@ -74,12 +67,9 @@ class RecordedRows:
 
 
 def replay_turn(turn: RecordedTurn, drafter: Drafter, rows: RecordedRows | None) -> Replayed:
-    """Run a drafter over a recorded turn, as decoding.decode() would.
+    """Run a prepared drafter over a recorded turn, as decoding.decode() would.
 
-    Args:
-        turn: recorded.
-        drafter: prepared.
-        rows: best tokens that the drafter learns from; None: it does not learn from nodes.
+    It learns from the nodes' `rows`, unless they are None.
     """
     done = Replayed()
     prompt, output = turn.prompt.tolist(), turn.output.tolist()
@@ -131,20 +121,16 @@ class Configuration:
 class Summary:
     """The result of a configuration.
 
-    Attributes:
-        mats: by task, and `overall`.
-        speeds: predicted tokens/s of every question.
-        draft_ms: of drafting and observing, per step.
-        estimated: the method learns from nodes, which the recording holds in part, or sizes its
-            trees by step costs, which a live run measures itself.
+    It is `estimated` if the method learns from nodes, which the recording holds in part, or sizes
+    its trees by step costs, which a live run measures itself.
     """
 
     configuration: Configuration
-    mats: dict[str, float]
-    speeds: list[float]
+    mats: dict[str, float]  # by task, and `overall`
+    speeds: list[float]  # predicted tokens/s of every question
     steps: int
     mean_nodes: float
-    draft_ms: float
+    draft_ms: float  # of drafting and observing, per step
     estimated: bool
 
     def speedup_over(self, base: Summary) -> float:
@@ -190,11 +176,7 @@ def replay(recording: Recording, configuration: Configuration) -> Summary:
     return replay_drafter(recording, configuration, configuration.drafter())
 
 
-def replay_drafter(
-    recording: Recording,
-    configuration: Configuration,
-    drafter: Drafter,
-) -> Summary:
+def replay_drafter(recording: Recording, configuration: Configuration, drafter: Drafter) -> Summary:
     """Run a given drafter over a whole recording; `configuration` only names it."""
     check_drafter(recording, drafter, configuration.title)
     costs = [
@@ -203,33 +185,37 @@ def replay_drafter(
     drafter.prepare(recording)
     width = drafter.node_top_k
     estimated = width > 0 or dict(configuration.options).get(CAPACITY) == "auto"
-    done = []
-    speeds = []
+    lengths: dict[str, list[int]] = {"overall": []}
+    done: list[Replayed] = []
+    speeds: list[float] = []
     for question in recording.questions:
-        turns = [
-            replay_turn(turn, drafter, RecordedRows(turn, width) if width else None)
-            for turn in question.turns
-        ]
-        done.append(turns)
-        seconds = sum(
-            turn.prefill_seconds + answer.draft_seconds + sum(step_seconds(answer, *costs))
-            for turn, answer in zip(question.turns, turns, strict=True)
-        )
+        of_task = lengths.setdefault(task_of(question.category), [])
+        seconds = 0.0
+        for turn in question.turns:
+            answer = replay_turn(turn, drafter, RecordedRows(turn, width) if width else None)
+            done.append(answer)
+            of_task += answer.accept_lengths
+            lengths["overall"] += answer.accept_lengths
+            drafting = turn.prefill_seconds + answer.draft_seconds
+            seconds += drafting + sum(step_seconds(answer, *costs))
         speeds.append(sum(len(turn.output) for turn in question.turns) / seconds)
-    return summarize(recording, configuration, done, speeds, estimated=estimated)
+    steps = len(lengths["overall"])
+    return Summary(
+        configuration,
+        mats={task: float(np.mean(of_task)) for task, of_task in lengths.items()},
+        speeds=speeds,
+        steps=steps,
+        mean_nodes=sum(sum(turn.tree_sizes) for turn in done) / steps,
+        draft_ms=1e3 * sum(turn.draft_seconds for turn in done) / steps,
+        estimated=estimated,
+    )
 
 
 CONTEXT_STEP = 64  # tokens of context after which the curve is looked up again
 
 
 def step_seconds(done: Replayed, accepting: StepCost, rejecting: StepCost) -> Iterator[float]:
-    """Predicted seconds of each step without drafting.
-
-    Args:
-        done: the steps.
-        accepting: costs of steps that accept a draft.
-        rejecting: costs of steps that accept none.
-    """
+    """Predicted seconds of each step without drafting, by whether it accepts a draft or none."""
     curves: tuple[list[float], list[float]] = [], []
     taken = -1
     for nodes, length, committed in zip(
@@ -239,30 +225,3 @@ def step_seconds(done: Replayed, accepting: StepCost, rejecting: StepCost) -> It
             taken = committed // CONTEXT_STEP
             curves = accepting.curve(committed), rejecting.curve(committed)
         yield curves[length == 1][nodes]
-
-
-def summarize(
-    recording: Recording,
-    configuration: Configuration,
-    done: Sequence[Sequence[Replayed]],
-    speeds: list[float],
-    *,
-    estimated: bool,
-) -> Summary:
-    lengths: dict[str, list[int]] = {"overall": []}
-    for question, turns in zip(recording.questions, done, strict=True):
-        of_task = lengths.setdefault(task_of(question.category), [])
-        for turn in turns:
-            of_task += turn.accept_lengths
-            lengths["overall"] += turn.accept_lengths
-    steps = len(lengths["overall"])
-    all_turns = [turn for turns in done for turn in turns]
-    return Summary(
-        configuration,
-        {task: float(np.mean(of_task)) for task, of_task in lengths.items()},
-        speeds,
-        steps,
-        sum(sum(turn.tree_sizes) for turn in all_turns) / steps,
-        1e3 * sum(turn.draft_seconds for turn in all_turns) / steps,
-        estimated,
-    )

@@ -33,14 +33,9 @@ MOST_CONFIGURATIONS = 10_000
 
 
 def configurations(methods: str, grid: Mapping[str, Sequence[str]]) -> list[Configuration]:
-    """Every method with every combination of those grid options that it has.
+    """Every method of a list with every combination of those grid options that it has.
 
-    Args:
-        methods: names, separated by commas.
-        grid: values by option, as texts.
-
-    Raises:
-        InputError: a method is unknown, no method has a key, or a value is not allowed.
+    InputError if a method is unknown, no method has a key, or a value is not allowed.
     """
     found_methods = find_methods(methods)
     varied_by = {
@@ -98,11 +93,7 @@ def parsed(option: Any, texts: Sequence[str]) -> list[Any]:
 
 
 def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
-    """The values of KEY=A,B,... words by key.
-
-    Raises:
-        InputError: a word has another form, a key is given twice, or has no values.
-    """
+    """The values of KEY=A,B,... words by key; InputError if one has another form."""
     grid: dict[str, list[str]] = {}
     for word in words:
         key, equals, values = word.partition("=")
@@ -141,11 +132,7 @@ class Source:
     step_cost: Path | None = None
 
     def load(self) -> Recording:
-        """The recording.
-
-        Raises:
-            InputError: as load_recording().
-        """
+        """The recording; InputError as of load_recording()."""
         return load_recording(self.recording, self.question_stride, self.step_cost)
 
 
@@ -154,27 +141,14 @@ def replay_all(
 ) -> Iterator[tuple[int, Summary]]:
     """Summaries in the order they are finished, each with its index in `wanted`.
 
-    Args:
-        recording: loaded, for a replay in this process.
-        source: of the recording, for other processes.
-        wanted: the configurations.
-        processes: number of processes.
-
-    Raises:
-        InputError: a process died.
+    One process replays `recording`; several load it from `source`. InputError if one dies.
     """
     if processes == 1 or len(wanted) == 1:
-        loaded["recording"] = recording
         for at, configuration in enumerate(wanted):
-            yield at, work(configuration)
+            yield at, replay(recording, configuration)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        min(processes, len(wanted)),
-        context,
-        initializer=start_worker,
-        initargs=(source,),
-    ) as pool:
+    workers, context = min(processes, len(wanted)), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, start_worker, (source,)) as pool:
         places = {pool.submit(work, c): at for at, c in enumerate(wanted)}
         try:
             for future in as_completed(places):

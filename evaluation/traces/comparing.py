@@ -1,11 +1,11 @@
-"""Traces to be compared: the same questions, model and settings, several methods.
+"""Traces to be compared: the same questions, model and settings, several methods; their speeds.
 
 evaluation.tables, plots, report, speed and equal read their traces through here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from model.logitspec.errors import InputError
 
-from .reading import Record, check_answered, read_lines
+from .reading import Record, check_answered, list_tasks, read_lines, task_of
 from .sidecars import COMMON, Sidecar, differing, doubts
-from .speeds import question_speed
-from .tasks import list_tasks, task_of
 
 BASELINES = {"baseline": "transformers' generate()", "vanilla": "one-node loop"}  # main one first
+TokenCount = Callable[[Record], int]  # of a question's first choice
+SpeedRow = dict[str, float]  # the numbers of one task
 
 
 def in_order(question_id: int | str) -> tuple[str, bool]:
@@ -32,6 +32,32 @@ def shown(question_id: int | str) -> str:
     """An id for a message: a text that looks like a number is quoted."""
     number = isinstance(question_id, str) and question_id.lstrip("-").isdigit()
     return f'"{question_id}"' if number else str(question_id)
+
+
+def recorded_tokens(record: Record) -> int:
+    return int(sum(record["choices"][0]["new_tokens"]))
+
+
+def retokenized(tokenizer: Any) -> TokenCount:
+    """Count a choice's tokens as the reference does: its texts encoded again, one token off each.
+
+    Every text is encoded once, whatever number of tasks asks for it.
+    """
+    lengths: dict[str, int] = {}
+
+    def count(record: Record) -> int:
+        texts = record["choices"][0]["turns"]
+        for text in texts:
+            if text not in lengths:
+                lengths[text] = len(tokenizer(text).input_ids) - 1
+        return sum(lengths[text] for text in texts)
+
+    return count
+
+
+def question_speed(record: Record, count: TokenCount = recorded_tokens) -> float:
+    """Tokens over wall time."""
+    return float(count(record) / sum(record["choices"][0]["wall_time"]))
 
 
 @dataclass
@@ -46,11 +72,7 @@ class Trace:
 
     @classmethod
     def read(cls, path: Path) -> Trace:
-        """A trace with its sidecar.
-
-        Raises:
-            InputError: the trace cannot be read, or the sidecar is there and broken.
-        """
+        """A trace with its sidecar; InputError if one cannot be read."""
         lines = read_lines(path)
         check_answered(path, lines)
         sidecar = Sidecar.read(path)
@@ -140,16 +162,19 @@ class Comparison:
                     "At a temperature transformers' methods sample other texts than the others, of "
                     "the same distribution."
                 )
-        times = {trace.label: [r["tstamp"] for r in trace.records if "tstamp" in r]
-                 for trace in self.traces}  # fmt: skip
-        spans = [(min(stamps), max(stamps), label) for label, stamps in times.items() if stamps]
-        last_start = max(spans, default=None)
-        first_end = min(spans, key=lambda span: span[1], default=None)
-        if last_start and first_end and last_start[0] > first_end[1]:
-            said.append(
-                f"{first_end[2]} was finished before {last_start[2]} began: "
-                "their speeds are of different times."
-            )
+        spans = [
+            (min(stamps), max(stamps), trace.label)
+            for trace in self.traces
+            if (stamps := [r["tstamp"] for r in trace.records if "tstamp" in r])
+        ]
+        if spans:
+            last_start, _, late = max(spans)
+            _, first_end, early = min(spans, key=lambda span: span[1])
+            if last_start > first_end:
+                said.append(
+                    f"{early} was finished before {late} began: "
+                    "their speeds are of different times."
+                )
         for trace in self.traces:
             resumed = [start for start in trace.sidecar.starts if start > 0]
             if resumed:
@@ -162,11 +187,7 @@ class Comparison:
 
 
 def first_turn(record: Record, path: Path) -> Record:
-    """A trace line cut to the first turn of its choices.
-
-    Raises:
-        InputError: the line does not say where the first turn's steps end.
-    """
+    """A trace line cut to the first turn of its choices."""
     choices = []
     for choice in record["choices"]:
         steps = choice.get("decoding_steps")
@@ -188,18 +209,11 @@ def read_comparison(
     strict: bool = False,
     without: Mapping[int | str, str] | None = None,
 ) -> Comparison:
-    """Read traces and check that they can be compared.
+    """Read traces, baselines among them, and check that they can be compared.
 
-    Args:
-        paths: of the traces, baselines among them.
-        base_path: the main baseline, if `paths` lack it or its sidecar does not name its method.
-        first_turns: leave out all turns but each question's first.
-        strict: refuse traces with doubts.
-        without: questions to leave out, and why.
-
-    Raises:
-        InputError: a trace cannot be read; they differ in questions, model or settings; there is no
-            baseline.
+    `base_path` is the main baseline, if `paths` lack it or its sidecar does not name its method.
+    `first_turns` leaves out all turns but each question's first, `without` says which questions to
+    leave out and why, `strict` refuses traces with doubts. InputError if they cannot be compared.
     """
     places = [path.resolve() for path in paths]
     listed = [*paths]
@@ -237,12 +251,7 @@ def read_comparison(
 def leave_out(traces: Sequence[Trace], without: Mapping[int | str, str] | None = None) -> str:
     """Remove the questions that one trace did not answer from all; a sentence that names them.
 
-    Args:
-        traces: changed in place.
-        without: further questions to leave out, and why.
-
-    Raises:
-        InputError: no question is left in one of them.
+    `without` holds further questions to leave out, and why. InputError if a trace is left empty.
     """
     reasons = {**(without or {}), **failures({trace.path: trace.failed for trace in traces})}
     for trace in traces:
@@ -253,7 +262,10 @@ def leave_out(traces: Sequence[Trace], without: Mapping[int | str, str] | None =
             f"no question is answered in {'both' if len(traces) == 2 else 'all'} of {paths}; run "
             "those that failed again"
         )
-    return say_left_out(reasons)
+    if not reasons:
+        return ""
+    first, why = next(iter(reasons.items()))
+    return f"{len(reasons)} question(s) that could not be answered left out, as {first} ({why})."
 
 
 def tell_apart(traces: Sequence[Trace]) -> None:
@@ -266,11 +278,7 @@ def tell_apart(traces: Sequence[Trace]) -> None:
 
 
 def check_comparable(one: Trace, other: Trace, *, but: Sequence[str] = ()) -> None:
-    """Raise InputError unless two traces differ in their methods only.
-
-    Args:
-        but: settings that may differ, questions among them if "questions" is.
-    """
+    """Raise InputError unless two traces differ in their methods and the settings `but` only."""
     if one.settings and other.settings:
         keys = [key for key in COMMON if key not in but]
         for key in differing(one.settings, other.settings, keys):
@@ -292,14 +300,6 @@ def failures(failed: Mapping[Path, Sequence[Record]]) -> dict[int | str, str]:
     return reasons
 
 
-def say_left_out(reasons: Mapping[int | str, str]) -> str:
-    """A sentence on the questions that were left out; empty if there are none."""
-    if not reasons:
-        return ""
-    first, why = next(iter(reasons.items()))
-    return f"{len(reasons)} question(s) that could not be answered left out, as {first} ({why})."
-
-
 def check_same_questions(
     path: Path, records: Sequence[Record], other_path: Path, others: Sequence[Record]
 ) -> None:
@@ -312,3 +312,35 @@ def check_same_questions(
             f"{path} and {other_path} answer different questions: {len(odd)} are in one only, "
             f"the first is {odd[0][0]} ({odd[0][1]}); run both over the same questions"
         )
+
+
+def compare_speeds(
+    trace: Sequence[Record], base: Sequence[Record], count_base: TokenCount
+) -> dict[str, SpeedRow]:
+    """One row per task present, Spec-Bench's first in its order, and `overall`.
+
+    A task's tokens/s is the mean over its questions. `count_base` counts the baseline's tokens;
+    InputError if it finds none.
+    """
+    rows: dict[str, SpeedRow] = {}
+    for name in [*list_tasks(trace), "overall"]:
+        ours, theirs = (
+            [r for r in records if name in ("overall", task_of(r["category"]))]
+            for records in (trace, base)
+        )
+        speed = float(np.mean([question_speed(record) for record in ours]))
+        base_speed = float(np.mean([question_speed(record, count_base) for record in theirs]))
+        if base_speed == 0:
+            raise InputError(
+                "the baseline's answers count no tokens, so there is no speedup to give"
+            )
+        accept_lengths = [n for r in ours for n in r["choices"][0]["accept_lengths"]]
+        rows[name] = {
+            "questions": len(ours),
+            "steps": len(accept_lengths),
+            "mat": float(np.mean(accept_lengths)),
+            "tokens_per_second": speed,
+            "baseline_tokens_per_second": base_speed,
+            "speedup": speed / base_speed,
+        }
+    return rows

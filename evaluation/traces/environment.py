@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
@@ -16,23 +17,20 @@ from model.logitspec.instruction_set import cpu_info
 from ..command.files import ROOT
 
 VERSIONED = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "fschat",
-    "numpy",
-    "arctic-inference",
-)
+    "torch", "transformers", "tokenizers", "accelerate", "fschat", "numpy", "arctic-inference",
+)  # fmt: skip
 
 
 def describe_environment(device: str) -> dict[str, Any]:
     """Versions, hardware and commit, for the sidecar."""
     changes = git("status", "--porcelain")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    versions = {"python": platform.python_version()}
+    for name in VERSIONED:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: version for name in VERSIONED if (version := installed_version(name))},
+        "versions": versions,
         "platform": platform.platform(),
         "device_names": [cpu_info("model name") or platform.machine()] if device == "cpu" else gpus,
         "instruction_set": used_instruction_set() if device == "cpu" else None,
@@ -43,11 +41,7 @@ def describe_environment(device: str) -> dict[str, Any]:
 
 
 def used_instruction_set() -> str:
-    """The instruction set that this project and torch use.
-
-    Raises:
-        InputError: torch uses another one than LOGITSPEC_ISA asks for.
-    """
+    """What this project and torch use; InputError if torch does not keep to LOGITSPEC_ISA."""
     capability = torch.backends.cpu.get_cpu_capability()
     if instruction_set.wanted() == "avx2" and capability != "AVX2":
         raise InputError(
@@ -57,21 +51,13 @@ def used_instruction_set() -> str:
     return instruction_set.describe()
 
 
-def installed_version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def git(*command: str) -> str | None:
     """A git command's output in this repository, or None where there is none."""
     if not (ROOT / ".git").exists():
         return None
+    words = ["git", "-C", str(ROOT), *command]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -13,6 +13,7 @@ decoding.DecodingResult).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,16 +21,17 @@ from model.logitspec.errors import InputError
 
 Record = dict[str, Any]
 
-
 PHASES = tuple(
     f"{phase}_seconds" for phase in ("prefill", "draft", "build", "verify", "accept", "commit")
 )
-
-
 PER_TURN = ("decoding_steps", "prompt_tokens", *PHASES)  # a number or null per turn
-
-
 PER_STEP = ("output_ids", "tree_sizes", "step_seconds", "misses", "next_next_ranks")
+
+MT_BENCH_CATEGORIES = (
+    "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities",
+)  # fmt: skip
+
+TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
 
 
 def validate(record: object) -> str | None:
@@ -86,11 +88,7 @@ class Lines(NamedTuple):
 
 
 def read_trace(path: Path) -> list[Record]:
-    """The answers in a trace.
-
-    Raises:
-        InputError: as read_lines(), or no question was answered.
-    """
+    """The answers in a trace; InputError as of read_lines(), or if no question was answered."""
     lines = read_lines(path)
     check_answered(path, lines)
     return lines.answered
@@ -108,9 +106,7 @@ def check_answered(path: Path, lines: Lines) -> None:
 def read_lines(path: Path) -> Lines:
     """All lines of a trace, the last one for each question.
 
-    Raises:
-        InputError: no such file, an empty one, a line that is no trace line, or a question answered
-            twice.
+    InputError if there are none, one is no trace line, or a question is answered twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -142,11 +138,7 @@ def read_lines(path: Path) -> Lines:
 
 
 def output_ids(record: Record, choice: Record, path: Path) -> list[list[int]]:
-    """The generated token ids of every turn of a choice.
-
-    Raises:
-        InputError: the trace does not hold them.
-    """
+    """The generated token ids of every turn of a choice; InputError if the trace lacks them."""
     ids = choice.get("output_ids")
     if not isinstance(ids, list) or not all(isinstance(turn, list) for turn in ids):
         raise InputError(
@@ -154,3 +146,14 @@ def output_ids(record: Record, choice: Record, path: Path) -> list[list[int]]:
             "the reference implementation's traces have none"
         )
     return ids
+
+
+def task_of(category: str) -> str:
+    """A category's task: Spec-Bench puts MT-Bench's eight under one name, others are their own."""
+    return "mt_bench" if category in MT_BENCH_CATEGORIES else category
+
+
+def list_tasks(records: Sequence[Record]) -> list[str]:
+    """The tasks present, Spec-Bench's first in its order."""
+    found = dict.fromkeys(task_of(record["category"]) for record in records)
+    return [t for t in TASKS if t in found] + [t for t in found if t not in TASKS]

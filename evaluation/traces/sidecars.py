@@ -38,11 +38,7 @@ class Sidecar:
 
     @classmethod
     def read(cls, path: Path) -> Sidecar:
-        """The sidecar of a trace.
-
-        Raises:
-            InputError: it is there and broken.
-        """
+        """The sidecar of a trace; InputError if it is there and broken."""
         place = meta_path(path)
         if not place.is_file():
             return cls()
@@ -60,11 +56,7 @@ class Sidecar:
 
 
 def known_environment(given: Record) -> Record:
-    """An environment cut to the keys of ENVIRONMENT; older versions lack some.
-
-    Raises:
-        TypeError: it has another form than this project writes.
-    """
+    """An environment cut to the keys of ENVIRONMENT; older versions lack some."""
     found = {key: given.get(key) for key in ENVIRONMENT} | {"workers": given.get("workers", 1)}
     for key, kind in (("versions", dict), ("device_names", list)):
         if not isinstance(found[key], kind):
@@ -75,26 +67,20 @@ def known_environment(given: Record) -> Record:
 
 
 def doubts(sidecars: Mapping[str, Sidecar]) -> list[str]:
-    """Sentences that say why traces may not be comparable; empty if there is no reason.
-
-    Args:
-        sidecars: by the traces' names.
-    """
+    """Why traces may not be comparable, in sentences; `sidecars` are by the traces' names."""
     said = []
     unknown = [name for name, sidecar in sidecars.items() if not sidecar.settings]
     if unknown:
         said.append(f"How {', '.join(unknown)} came about is not known: there is no sidecar.")
     known = {name: sidecar for name, sidecar in sidecars.items() if sidecar.settings}
-    if known:
-        first, one = next(iter(known.items()))
-        for name, other in known.items():
-            for key in differing(one.settings, other.settings, COMMON):
-                said.append(
-                    f"{key} is {one.settings.get(key)!r} in {first} and "
-                    f"{other.settings.get(key)!r} in {name}."
-                )
-    made_in = [sidecar.environments for sidecar in known.values()]
-    apart = differences([environment for several in made_in for environment in several])
+    first, one = next(iter(known.items()), ("", Sidecar()))
+    for name, other in known.items():
+        said += [
+            f"{key} is {one.settings.get(key)!r} in {first} and "
+            f"{other.settings.get(key)!r} in {name}."
+            for key in differing(one.settings, other.settings, COMMON)
+        ]
+    apart = differences([made_in for sidecar in known.values() for made_in in sidecar.environments])
     if apart:
         said.append(
             "The traces were not all made on one machine with one version of everything; they "
@@ -127,9 +113,5 @@ def meta_path(path: Path) -> Path:
 
 def differing(before: Record, now: Record, keys: Iterable[str]) -> list[str]:
     """Which of these settings differ; those in LATER only if both have them."""
-    return [
-        key
-        for key in keys
-        if before.get(key) != now.get(key)
-        and not (key in LATER and None in (before.get(key), now.get(key)))
-    ]
+    found = [key for key in keys if before.get(key) != now.get(key)]
+    return [key for key in found if not (key in LATER and None in (before.get(key), now.get(key)))]
