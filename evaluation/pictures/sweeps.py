@@ -10,8 +10,6 @@ from typing import Any
 from .style import line_style, new_figure, save_figure
 
 MEASURES = {"mat": "MAT", "speedup": "predicted speedup"}
-
-
 MOST_BARS, MOST_MAPS = 100, 12  # that a picture can hold
 
 
