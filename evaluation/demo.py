@@ -264,9 +264,15 @@ def run(args: argparse.Namespace) -> None:
     for name, given in vars(options).items():
         if given:
             raise InputError(f"--{name} is for the terminal; leave it out with --web")
-    from .chatting.page import serve_page
+    from .chatting.page import make_app
+    from .chatting.web import serve_app
 
-    serve_page(target, settings, sampling, read(ListeningSettings, args))
+    serve_app(
+        read(ListeningSettings, args),
+        lambda: Chat(target, settings.method, waiting=8),
+        lambda chat: make_app(chat, settings, sampling),
+        "the page is at {}",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -148,7 +148,9 @@ def acceptance_by_rank(figure: Figure, comparison: Comparison, _: int | str) -> 
         label: np.bincount([r for r in ranks if r >= 0], minlength=16) / len(ranks)
         for label, ranks in found.items()
     }
-    grouped_bars(single, comparison, {label: share[:16].tolist() for label, share in shares.items()})
+    grouped_bars(
+        single, comparison, {label: share[:16].tolist() for label, share in shares.items()}
+    )
     for label, share in shares.items():
         kind = line_style(*place(comparison, label))
         cumulative.plot(np.arange(1, len(share) + 1), np.cumsum(share), label=label, **kind)
