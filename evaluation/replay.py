@@ -58,11 +58,9 @@ def run(args: argparse.Namespace) -> None:
             if args.plot is not None:
                 from .pictures.sweeps import draw
 
-                titled = [
-                    row | {"title": s.configuration.title}
-                    for row, s in zip(rows, done, strict=True)
-                ]
-                draw(titled, list(grid), args.plot)
+                for row, summary in zip(rows, done, strict=True):
+                    row["title"] = summary.configuration.title
+                draw(rows, list(grid), args.plot)
     if live:
         compare_live(recording, base, found, live)
 

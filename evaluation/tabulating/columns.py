@@ -85,14 +85,8 @@ def compare_groups(
 ) -> Table:
     """The table of several groups of traces: a MAT and a speedup column each, a row per method.
 
-    Args:
-        comparisons: one per group.
-        grouping: what they differ in.
-        published: append the published figures there are for a group that is a benchmark.
-
-    Raises:
-        InputError: two groups are alike, or of different models, other settings or kinds of
-            baseline.
+    `grouping` is what the groups differ in; InputError if two are alike, or differ in their
+    models, other settings or kinds of baseline. `published`: as in compare().
     """
     values = [c.settings.get(grouping.setting) for c in comparisons]
     names = [grouping.heading.format(value) for value in values]
