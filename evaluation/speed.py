@@ -29,7 +29,13 @@ from evaluation.command.parser import Parser
 from evaluation.command.terminal import drawn
 from evaluation.traces.comparing import Trace, check_same_questions, leave_out
 from evaluation.traces.sidecars import doubts
-from evaluation.traces.speeds import SpeedRow, compare_speeds, recorded_tokens, retokenized
+from evaluation.traces.speeds import (
+    SpeedRow,
+    TokenCount,
+    compare_speeds,
+    recorded_tokens,
+    retokenized,
+)
 from model.logitspec.errors import InputError
 
 
@@ -110,7 +116,7 @@ def report(args: argparse.Namespace) -> None:
             "the runs given to --mean-report answer different questions; run those that lack some "
             "again"
         )
-    count = recorded_tokens
+    count: TokenCount = recorded_tokens
     if args.tokenizer_path is not None:
         from evaluation.asking.target import load_tokenizer
 
