@@ -7,7 +7,6 @@ the one after that, the method's three numbers one at a time, and the method wit
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,13 +65,9 @@ PARTS: Mapping[str, type[Drafter]] = {
 
 @dataclass
 class Ranks:
-    """Where tokens stand in logits some steps older.
+    """Where tokens stand in logits some steps older."""
 
-    Attributes:
-        counts: [top_k + 1], how often each rank, the last beyond what is recorded.
-    """
-
-    counts: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]  # [top_k + 1], of each rank; the last: beyond what is recorded
 
     @property
     def shares(self) -> npt.NDArray[np.float64]:
@@ -92,8 +87,6 @@ def ranks(recording: Recording, ahead: int, task: str | None = None) -> Ranks:
         for turn in question.turns:
             first = len(turn.prompt) - 1
             later = turn.output[ahead:]
-            if not len(later):
-                continue
             same = turn.top_ids[first : first + len(later)] == later[:, None]
             found = np.where(same.any(axis=1), same.argmax(axis=1), recording.top_k)
             counts += np.bincount(found, minlength=len(counts))
@@ -198,13 +191,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m evaluation.analyses", "The paper's analyses, from a recording.")
     add = parser.add_argument
     add("--recording", required=True, type=Path, metavar="DIR", help="made by evaluation.record")
-    add(
-        "--output", required=True, type=Path, metavar="FILE.md",
-        help="the page; its pictures go into the folder FILE beside it",
-    )  # fmt: skip
+    page = "the page; its pictures go into the folder FILE beside it"
+    add("--output", required=True, type=Path, metavar="FILE.md", help=page)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: analyse(args), "interrupted; the page was not written")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

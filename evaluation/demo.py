@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +37,8 @@ from .command.flags import (
 from .command.parser import Parser
 
 STYLES = {
-    NEXT: "default",
-    RETRIEVED: "green",
-    GUESSED: "yellow",
-    CONTINUED: "magenta",
-    COPIED: "cyan",
-}
+    NEXT: "default", RETRIEVED: "green", GUESSED: "yellow", CONTINUED: "magenta", COPIED: "cyan",
+}  # fmt: skip
 HELP = "/vanilla: the last prompt again, one token a step; /new: begin anew; /quit or Ctrl-D"
 
 
@@ -90,28 +85,19 @@ class Answer:
 
     def shown(self, console: Console | None = None) -> Group:
         """The answer, or its last lines that fit on a console."""
-        text: Styled | Lines = self.text
-        if console is not None:
-            lines = self.text.wrap(console, console.width)
-            text = Lines(lines[-max(1, console.height - 3) :])
-        return Group(text, Styled(self.numbers, "dim"))
+        numbers = Styled(self.numbers, "dim")
+        if console is None:
+            return Group(self.text, numbers)
+        lines = self.text.wrap(console, console.width)
+        return Group(Lines(lines[-max(1, console.height - 3) :]), numbers)
 
 
 class TerminalChat:
-    """A conversation drawn in the terminal.
+    """A conversation drawn in the terminal."""
 
-    Args:
-        chat: answers.
-        console: to draw on.
-        settings: of the conversation.
-        sampling: how tokens are chosen.
-    """
-
-    def __init__(
-        self, chat: Chat, console: Console, settings: ChatSettings, sampling: Sampling
-    ) -> None:
+    def __init__(self, chat: Chat, settings: ChatSettings, sampling: Sampling) -> None:
         self._chat = chat
-        self._console = console
+        self._console = Console()
         self._settings = settings
         self._sampling = sampling
         self.recorded = Console(record=True, file=io.StringIO(), width=100)
@@ -122,25 +108,13 @@ class TerminalChat:
         for console in (self._console, self.recorded):
             console.print(shown, style=style, markup=False, highlight=False)
 
-    def prompt(self, text: str) -> None:
-        """Show a prompt that was not typed."""
-        self.print(Styled(f"\n> {text}", "bold"))
-
     def begin(self) -> None:
         """Begin a new conversation."""
         system = self._settings.system
         self._messages = [{"role": "system", "content": system}] if system else []
 
-    def legend(self) -> Styled:
-        drafted = [(f"{origin}  ", style) for origin, style in STYLES.items()]
-        return Styled.assemble(*drafted)
-
     def ask(self, prompt: str) -> None:
-        """Answer a prompt, on the screen.
-
-        Raises:
-            InputError: the prompt does not fit the model; the conversation before it stays.
-        """
+        """Answer a prompt. InputError if it does not fit the model: the conversation stays."""
         self._messages.append({"role": "user", "content": prompt})
         try:
             spoken, answer = self._answer(None)
@@ -187,11 +161,7 @@ class TerminalChat:
 def converse(
     target: TargetSettings, settings: ChatSettings, sampling: Sampling, options: TerminalOptions
 ) -> None:
-    """Chat in the terminal.
-
-    Raises:
-        InputError: the options do not go together, or something asked for is not there.
-    """
+    """Chat in the terminal."""
     export = options.record
     if export is not None:
         if export.suffix not in (".svg", ".html"):
@@ -200,12 +170,12 @@ def converse(
     if options.compare and not options.prompt:
         raise InputError("--compare goes with --prompt; at the keyboard type /vanilla")
     chat = Chat(target, settings.method)
-    talk = TerminalChat(chat, Console(), settings, sampling)
-    talk.print(talk.legend())
+    talk = TerminalChat(chat, settings, sampling)
+    talk.print(Styled.assemble(*((f"{origin}  ", style) for origin, style in STYLES.items())))
     try:
         if options.prompt:
             for prompt in options.prompt:
-                talk.prompt(prompt)
+                talk.print(Styled(f"\n> {prompt}", "bold"))
                 talk.ask(prompt)
                 if options.compare:
                     talk.again()
@@ -213,9 +183,8 @@ def converse(
             loop(talk)
     finally:
         if export is not None:
-            title = f"logitspec, {settings.method}"
             if export.suffix == ".svg":
-                talk.recorded.save_svg(str(export), title=title)
+                talk.recorded.save_svg(str(export), title=f"logitspec, {settings.method}")
             else:
                 talk.recorded.save_html(str(export))
 
@@ -264,9 +233,15 @@ def run(args: argparse.Namespace) -> None:
     for name, given in vars(options).items():
         if given:
             raise InputError(f"--{name} is for the terminal; leave it out with --web")
-    from .chatting.page import serve_page
+    from .chatting.page import make_app
+    from .chatting.web import serve_app
 
-    serve_page(target, settings, sampling, read(ListeningSettings, args))
+    serve_app(
+        read(ListeningSettings, args),
+        lambda: Chat(target, settings.method, waiting=8),
+        lambda chat: make_app(chat, settings, sampling),
+        "the page is at {}",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -278,10 +253,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--system", metavar="TEXT", help="a system message")
     add("--prompt", action="append", metavar="TEXT", help="answer this and end; may be repeated")
     add("--compare", action="store_true", help="with --prompt: each also by plain decoding")
-    add(
-        "--record", type=Path, metavar="FILE",
-        help="write what was on the screen to a file, .svg or .html",
-    )  # fmt: skip
+    screen = "write what was on the screen to a file, .svg or .html"
+    add("--record", type=Path, metavar="FILE", help=screen)
     add("--web", action="store_true", help="a page on this machine, with the draft trees drawn")
     add_listening_flags(parser)
     add_sampling_flags(parser, choices=False)
@@ -291,4 +264,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -6,9 +6,9 @@ can also print the target's logits.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -48,21 +48,13 @@ def turns(trace: Trace) -> dict[Key, Turn]:
 
 def first_difference(a: list[int], b: list[int]) -> int | None:
     """Index of the first token in which two sequences differ; None when they are equal."""
-    for index, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return index
-    return None if len(a) == len(b) else min(len(a), len(b))
+    return next((at for at, (x, y) in enumerate(zip_longest(a, b)) if x != y), None)
 
 
 class LogitGap:
     """The target's logits where two turns differ.
 
-    Args:
-        settings: of the checkpoint that both traces were made with.
-        trace: one of them; its sidecar names the bench, the template and the dtype.
-
-    Raises:
-        InputError: there is no sidecar, or it names another checkpoint.
+    `trace` is one of the two; its sidecar names the bench, the template and the dtype.
     """
 
     def __init__(self, settings: TargetSettings, trace: Trace) -> None:
@@ -104,30 +96,26 @@ class LogitGap:
 
         question, _, index = key
         conversation = self.target.prompts.start()
-        prompt = conversation.ask(self.questions[question].turns[0])
-        for number, text in enumerate(turn.earlier, start=1):
-            conversation.answer(text)
-            prompt = conversation.ask(self.questions[question].turns[number])
+        asked = self.questions[question].turns
+        prompt = conversation.ask(asked[0])
+        for answer, following in zip(turn.earlier, asked[1:], strict=False):
+            conversation.answer(answer)
+            prompt = conversation.ask(following)
         if len(prompt) != turn.prompt_tokens:
             raise InputError(
                 f"question {question}, turn {index}: the prompt has {len(prompt)} tokens, the "
                 f"trace says {turn.prompt_tokens}; give the tokenizer it was made with"
             )
         logits = last_logits(self.model, [*prompt, *turn.ids[:at]])
-        said, values = [], []
-        for ids in (turn.ids, other.ids):
-            if at < len(ids):
-                values.append(float(logits[ids[at]]))
-                said.append(f"{self.target.tokenizer.decode([ids[at]])!r} {values[-1]:.4f}")
-        gap = f", gap {abs(values[0] - values[1]):.4f}" if len(values) == 2 else ""
-        return f"; logits {', '.join(said)}{gap}"
+        tokens = [ids[at] for ids in (turn.ids, other.ids) if at < len(ids)]
+        said = [f"{self.target.tokenizer.decode([t])!r} {float(logits[t]):.4f}" for t in tokens]
+        if len(tokens) == 2:
+            said.append(f"gap {abs(float(logits[tokens[0]]) - float(logits[tokens[1]])):.4f}")
+        return f"; logits {', '.join(said)}"
 
 
 def differences(
-    ours: dict[Key, Turn],
-    theirs: dict[Key, Turn],
-    parted: dict[Key, int],
-    logits: LogitGap | None,
+    ours: dict[Key, Turn], theirs: dict[Key, Turn], parted: dict[Key, int], logits: LogitGap | None
 ) -> Iterator[str]:
     """A line for every turn that differs; `parted` holds the first differing token of each."""
     for key, at in parted.items():
@@ -147,17 +135,10 @@ def differences(
 def print_differences(path: Path, other: Path, checkpoint: TargetSettings | None) -> bool:
     """Print which turns differ and where; return whether all are answered and equal.
 
-    Args:
-        path: of one trace.
-        other: of the other.
-        checkpoint: that both were made with, for logits where turns differ; None: print none.
-
-    Raises:
-        InputError: a trace cannot be read, or they hold different questions.
+    `checkpoint`: that both traces were made with, for logits where turns differ; None: no logits.
     """
     trace, other_trace = Trace.read(path), Trace.read(other)
-    left_out = leave_out([trace, other_trace])
-    if left_out:
+    if left_out := leave_out([trace, other_trace]):
         print(left_out)
     ours, theirs = turns(trace), turns(other_trace)
     if ours.keys() != theirs.keys():
@@ -171,9 +152,7 @@ def print_differences(path: Path, other: Path, checkpoint: TargetSettings | None
         for key, turn in ours.items()
         if (at := first_difference(turn.ids, theirs[key].ids)) is not None
     }
-    logits: LogitGap | None = None
-    if checkpoint is not None and parted:
-        logits = LogitGap(checkpoint, trace)
+    logits = LogitGap(checkpoint, trace) if checkpoint is not None and parted else None
     for line in differences(ours, theirs, parted, logits):
         print(line)
     seeds = [t.settings.get("seed") for t in (trace, other_trace) if t.settings]
@@ -202,11 +181,10 @@ def main(argv: list[str] | None = None) -> int:
     given = read(TargetSettings, args, cuda_graphs="off") if args.model_path else None
     equal: list[bool] = []
     status = run_command(
-        parser.prog,
-        lambda: equal.append(print_differences(args.trace, args.other, given)),
+        parser.prog, lambda: equal.append(print_differences(args.trace, args.other, given))
     )
     return status or int(args.strict and not all(equal))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,6 +1,5 @@
 """Answer a benchmark with the method racer: python -m evaluation.inference_racer --help."""
 
-import sys
 from functools import partial
 
 from .command.inference import inference_main
@@ -8,4 +7,4 @@ from .command.inference import inference_main
 main = partial(inference_main, "racer")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -14,8 +14,7 @@ from .command.exits import run_command
 from .command.parser import Parser
 from .pictures.from_traces import draw_all
 from .pictures.style import FORMATS
-from .tables import add_trace_flags
-from .traces.comparing import read_comparison
+from .tables import add_trace_flags, read_traces
 
 
 def add_picture_flags(parser: Parser) -> None:
@@ -27,9 +26,7 @@ def add_picture_flags(parser: Parser) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    comparison = read_comparison(
-        args.traces, args.base_path, first_turns=args.first_turns, strict=args.strict
-    )
+    comparison = read_traces(args)
     for caution in comparison.cautions():
         print(caution, file=sys.stderr)
     names = draw_all(comparison, args.output_dir, kind=args.format, question=args.question)

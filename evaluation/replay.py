@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,9 @@ from .recordings.live import compare_live, pair_with_live
 from .recordings.replaying import VANILLA, Summary, check_drafter, replay
 from .recordings.sweeping import Source, configurations, parse_grid, replay_all, usable_processors
 from .traces.reading import list_tasks
+
+NUMBERS = ("estimated", "steps", "mat", "mean_nodes", "draft_ms", "tokens_per_second", "speedup")
+Row = dict[str, Any]  # of --csv
 
 
 def run(args: argparse.Namespace) -> None:
@@ -56,33 +58,22 @@ def run(args: argparse.Namespace) -> None:
             if args.plot is not None:
                 from .pictures.sweeps import draw
 
-                titles = [{"title": summary.configuration.title} for summary in done]
-                titled = [row | title for row, title in zip(rows, titles, strict=True)]
-                draw(titled, list(grid), args.plot)
+                for row, summary in zip(rows, done, strict=True):
+                    row["title"] = summary.configuration.title
+                draw(rows, list(grid), args.plot)
     if live:
         compare_live(recording, base, found, live)
 
 
 def show(
-    recording: Recording,
-    done: Sequence[Summary],
-    rows: Sequence[Mapping[str, Any]],
-    step_cost: Path | None,
+    recording: Recording, done: Sequence[Summary], rows: Sequence[Row], step_cost: Path | None
 ) -> None:
-    """Print the table.
-
-    Args:
-        recording: that was replayed.
-        done: what was replayed.
-        rows: csv_row() of each.
-        step_cost: the file that step costs were taken from, if not the recording's own.
-    """
+    """Print the table; `step_cost`: where step costs are from, if not the recording's own."""
     tasks = list_tasks([{"category": q.category} for q in recording.questions])
     table = Table(title=f"{recording.path}: {recording.description}", title_justify="left")
     longest = max(len(summary.configuration.title) + 2 for summary in done)
     table.add_column("method", overflow="fold", min_width=min(40, longest))
-    headings = [*tasks, "MAT", "nodes", "draft ms", "tokens/s", "speedup"]
-    for heading in headings:
+    for heading in (*tasks, "MAT", "nodes", "draft ms", "tokens/s", "speedup"):
         table.add_column(heading, justify="right")
     for row, summary in zip(rows, done, strict=True):
         mark = "≈ " if summary.estimated else ""
@@ -106,7 +97,7 @@ def show(
         )
 
 
-def csv_row(base: Summary, summary: Summary) -> dict[str, Any]:
+def csv_row(base: Summary, summary: Summary) -> Row:
     """All numbers of a configuration under plain names."""
     return {
         "method": summary.configuration.name,
@@ -123,15 +114,12 @@ def csv_row(base: Summary, summary: Summary) -> dict[str, Any]:
     }
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    numbers = (
-        "estimated", "steps", "mat", "mean_nodes", "draft_ms", "tokens_per_second", "speedup",
-    )  # fmt: skip
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Options first, then the numbers over all tasks, then each task's."""
     keys = dict.fromkeys(key for row in rows for key in row)
-    options = [key for key in keys if key not in numbers and ":" not in key]
-    tasks = [key for key in keys if ":" in key]
+    ordered = sorted(keys, key=lambda key: 2 if ":" in key else key in NUMBERS)
     with writing(path), path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*options, *numbers, *tasks], lineterminator="\n")
+        writer = csv.DictWriter(file, ordered, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -147,22 +135,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--methods", required=True, metavar="A,B,...",
         help=f"{', '.join(drafters)}; NAME@16: with that tree capacity; FILE.py:CLASS: your own",
     )  # fmt: skip
-    add(
-        "--grid", nargs="+", default=[], metavar="KEY=A,B,...",
-        help="options to vary, in all combinations; each method takes those it has",
-    )  # fmt: skip
-    add(
-        "--question-stride", type=at_least(1), default=1, metavar="K",
-        help="only every K-th of the recorded questions",
-    )  # fmt: skip
-    add(
-        "--step-cost", type=Path, metavar="FILE",
-        help="step costs of another machine, in the format of the recording's step-cost.json",
-    )  # fmt: skip
-    add(
-        "--against", type=Path, nargs="+", default=[], metavar="TRACE",
-        help="live runs of the same questions, to compare with; vanilla's for the speedup, too",
-    )  # fmt: skip
+    vary = "options to vary, in all combinations; each method takes those it has"
+    add("--grid", nargs="+", default=[], metavar="KEY=A,B,...", help=vary)
+    stride = "only every K-th of the recorded questions"
+    add("--question-stride", type=at_least(1), default=1, metavar="K", help=stride)
+    costs = "step costs of another machine, in the format of the recording's step-cost.json"
+    add("--step-cost", type=Path, metavar="FILE", help=costs)
+    live = "live runs of the same questions, to compare with; vanilla's for the speedup, too"
+    add("--against", type=Path, nargs="+", default=[], metavar="TRACE", help=live)
     add("--processes", type=at_least(1, 256), default=usable_processors(), help="to replay in")
     add("--csv", type=Path, metavar="FILE", help="all numbers, a line for each configuration")
     add("--plot", type=picture, metavar="FILE.png", help="draw them; needs the extra `plots`")
@@ -171,4 +151,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -8,31 +8,26 @@ Tables as LaTeX and CSV and the pictures go into a folder beside FILE.md, named 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from model.logitspec.errors import InputError
 
 from .command.exits import run_command
-from .command.files import check_writable, write_text
+from .command.files import check_writable, write_text, writing
 from .command.parser import Parser
 from .pictures.from_traces import PICTURES, draw_all
 from .plots import add_picture_flags
-from .tables import add_trace_flags
+from .tables import add_trace_flags, read_traces
 from .tabulating.columns import BENCHES, TEMPERATURES, compare, compare_groups, read_groups
-from .tabulating.origin import describe, method_settings
+from .tabulating.origin import describe, own_options
 from .tabulating.phases import phases
 from .tabulating.table import Table, to_csv, to_latex, to_markdown
-from .traces.comparing import Comparison, Trace, read_comparison
+from .traces.comparing import Comparison, Trace
 
 
 def read_notes(args: argparse.Namespace) -> str:
-    """The text of --notes; empty without the flag.
-
-    Raises:
-        InputError: it cannot be read, or is the output.
-    """
+    """The text of --notes; empty without the flag."""
     if args.notes is None:
         return ""
     if args.notes.resolve() == args.output.resolve():
@@ -44,18 +39,10 @@ def read_notes(args: argparse.Namespace) -> str:
 
 
 def read_benches(args: argparse.Namespace) -> list[Comparison]:
-    """The comparisons of the benchmarks that the traces are of; the first is the page's own.
-
-    Raises:
-        InputError: the traces of a benchmark cannot be compared.
-    """
+    """The comparisons of the benchmarks that the traces are of; the first is the page's own."""
     benches = {Trace.read(path).settings.get("bench_name") for path in args.traces}
     if len(benches - {None}) < 2:
-        return [
-            read_comparison(
-                args.traces, args.base_path, first_turns=args.first_turns, strict=args.strict
-            )
-        ]
+        return [read_traces(args)]
     if args.base_path is not None:
         raise InputError(
             f"--base-path {args.base_path} is one benchmark's; leave it out of a report of "
@@ -71,11 +58,7 @@ def section(heading: str, name: str, table: Table, folder: Path) -> list[str]:
 
 
 def page(args: argparse.Namespace, notes: str, folder: Path) -> list[str]:
-    """The lines of the report; its tables and pictures are written into the folder.
-
-    Raises:
-        InputError: traces cannot be compared, or a file cannot be written.
-    """
+    """The lines of the report; its tables and pictures are written into the folder."""
     comparison, *others = benches = read_benches(args)
     warm = read_groups(args.temperatures or (), TEMPERATURES, strict=args.strict)
     table = compare(comparison, published=args.published)
@@ -86,17 +69,20 @@ def page(args: argparse.Namespace, notes: str, folder: Path) -> list[str]:
     write_text(folder / "table.tex", to_latex(table))
     write_text(folder / "table.csv", to_csv(table))
     lines += [f"[LaTeX]({folder.name}/table.tex), [CSV]({folder.name}/table.csv)", ""]
-    if options := method_settings(comparison):
-        lines += ["Options:", "", *(f"- {line}" for line in options), ""]
+    options = [
+        f"- {trace.label}: " + ", ".join(f"{key} {value}" for key, value in own.items())
+        for trace in comparison.traces
+        if (own := own_options(trace))
+    ]
+    if options:
+        lines += ["Options:", "", *options, ""]
     lines += section("Time per step", "phases", phases(comparison), folder)
     if others:
-        side_by_side = compare_groups(benches, BENCHES)
-        lines += section("Other benchmarks", "benches", side_by_side, folder)
+        lines += section("Other benchmarks", "benches", compare_groups(benches), folder)
     if warm:
         by_temperature = compare_groups(warm, TEMPERATURES)
         lines += section("At a temperature", "temperatures", by_temperature, folder)
-    if notes:
-        lines += [notes]
+    lines += [notes] if notes else []
     for name in draw_all(comparison, folder, kind=args.format, question=args.question):
         heading = PICTURES[name][1].rstrip(".")
         lines += [f"## {heading}", "", f"![{name}]({folder.name}/{name}.{args.format})", ""]
@@ -108,12 +94,8 @@ def report(args: argparse.Namespace) -> None:
     if args.output.suffix != ".md":
         raise InputError(f"--output {args.output} is no .md file; give FILE.md")
     notes = read_notes(args)
-    try:
+    with writing(args.output):
         args.output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {args.output}: {error.strerror}; choose another file"
-        ) from error
     check_writable(args.output)
     folder = args.output.with_suffix("")
     write_text(args.output, "\n".join(page(args, notes, folder)).rstrip() + "\n")
@@ -129,17 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--output", type=Path, required=True, metavar="FILE.md", help="where the report goes")
     add("--notes", type=Path, metavar="FILE.md", help="Markdown to put below the tables")
     add("--published", action="store_true", help="append published figures for the bench")
-    add(
-        "--temperatures",
-        type=Path,
-        nargs="+",
-        metavar="TRACE",
-        help="traces of several temperatures, each with a baseline, for a table of their own",
-    )
+    several = "traces of several temperatures, each with a baseline, for a table of their own"
+    add("--temperatures", type=Path, nargs="+", metavar="TRACE", help=several)
     add_picture_flags(parser)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: report(args))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -7,7 +7,6 @@ trace of its own.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,18 +26,11 @@ def run_several(args: argparse.Namespace) -> None:
     methods = list(find_methods(args.methods).values())
     say_what_is_ignored(methods, vars(args))
     folder = args.answer_dir or answer_folder(args.bench_name)
-    answer_benchmark(
-        read_run(args),
-        [
-            Run(
-                method,
-                method.settings(vars(args)),
-                model_id=f"{args.model_id}-{method.name}",
-                answer_file=folder / f"{args.model_id}-{method.name}.jsonl",
-            )
-            for method in methods
-        ],
-    )
+    runs = []
+    for method in methods:
+        name = f"{args.model_id}-{method.name}"
+        runs.append(Run(method, method.settings(vars(args)), name, folder / f"{name}.jsonl"))
+    answer_benchmark(read_run(args), runs)
 
 
 class ListMethods(argparse.Action):
@@ -56,28 +48,15 @@ def main(argv: list[str] | None = None) -> int:
         "python -m evaluation.run",
         "Compare methods on a benchmark: one model, the methods take turns question by question.",
     )
-    parser.add_argument(
-        "--methods",
-        required=True,
-        metavar="A,B,...",
-        help="names of --list, separated by commas; NAME@16 or NAME@auto: with that tree capacity",
-    )
-    parser.add_argument(
-        "--list", action=ListMethods, nargs=0, help="name the methods, one line each, and exit"
-    )
-    parser.add_argument(
-        "--answer-dir",
-        type=Path,
-        metavar="DIR",
-        help="where the traces ID-METHOD.jsonl go (default: data/NAME/model_answer)",
-    )
+    add = parser.add_argument
+    names = "names of --list, separated by commas; NAME@16 or NAME@auto: with that tree capacity"
+    add("--methods", required=True, metavar="A,B,...", help=names)
+    add("--list", action=ListMethods, nargs=0, help="name the methods, one line each, and exit")
+    place = "where the traces ID-METHOD.jsonl go (default: data/NAME/model_answer)"
+    add("--answer-dir", type=Path, metavar="DIR", help=place)
     add_run_flags(parser)
-    parser.add_argument(
-        "--step-cost",
-        type=Path,
-        metavar="FILE",
-        help="measure now and then what a step costs by its nodes, for evaluation.replay",
-    )
+    costs = "measure now and then what a step costs by its nodes, for evaluation.replay"
+    add("--step-cost", type=Path, metavar="FILE", help=costs)
     add_machine_flags(parser)
     add_warmup_flag(parser)
     return run_command(parser.prog, lambda: run_several(parse(parser, argv)))
@@ -102,4 +81,4 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -7,14 +7,13 @@ bounded queue and are answered one at a time; usage says how many drafted tokens
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from .asking.settings import ChatSettings, TargetSettings
+from .asking.settings import ChatSettings, ListeningSettings, TargetSettings
 from .asking.target import model_name
 from .chatting.chat import Chat
 from .chatting.server import make_app
-from .chatting.web import listen, run_app
+from .chatting.web import serve_app
 from .command.exits import run_command
 from .command.flags import add_chat_flags, add_listening_flags, add_machine_flags, read
 from .command.parser import Parser, at_least
@@ -23,11 +22,13 @@ from .command.parser import Parser, at_least
 def serve(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
     settings, target = read(ChatSettings, args), read(TargetSettings, args)
-    with listen(args.host, args.port) as listening:
-        chat = Chat(target, settings.method, waiting=args.queue)
-        name = args.model_name or model_name(target.model_path)
-        app = make_app(chat, name, settings.max_new_tokens)
-        run_app(app, chat, listening, args.host, f"{name} with {settings.method} at {{}}/v1")
+    name = args.model_name or model_name(target.model_path)
+    serve_app(
+        read(ListeningSettings, args),
+        lambda: Chat(target, settings.method, waiting=args.queue),
+        lambda chat: make_app(chat, name, settings.max_new_tokens),
+        f"{name} with {settings.method} at {{}}/v1",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,4 +44,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a script: make the repository root importable
@@ -43,11 +44,8 @@ from model.logitspec.errors import InputError
 def read_pair(path: Path, base_path: Path, *, strict: bool = False) -> tuple[Trace, Trace]:
     """A trace and its baseline, without the questions that one of them did not answer.
 
-    Doubts whether they can be compared, and what was left out, are printed.
-
-    Raises:
-        InputError: one cannot be read, or they do not answer the same questions; or there are
-            doubts, and `strict`.
+    Doubts whether they can be compared, and what was left out, are printed; `strict`: InputError
+    for a doubt.
     """
     trace, base = Trace.read(path), Trace.read(base_path)
     left_out = leave_out([trace, base])
@@ -90,14 +88,8 @@ def show(rows: dict[str, SpeedRow], title: str) -> None:
             spread = f" ± {row[f'{key}_std']:.2f}" if f"{key}_std" in row else ""
             return f"{row[key]:.2f}{spread}"
 
-        table.add_row(
-            Text(name),
-            f"{row['questions']:.0f}",
-            cell("mat"),
-            cell("tokens_per_second"),
-            cell("baseline_tokens_per_second"),
-            cell("speedup"),
-        )
+        numbers = map(cell, ("mat", "tokens_per_second", "baseline_tokens_per_second", "speedup"))
+        table.add_row(Text(name), f"{row['questions']:.0f}", *numbers)
     print(drawn(table), end="")
 
 
@@ -148,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         "evaluation/speed.py", "Speedup and accept length of a method against a baseline."
     )
-    add = parser.add_argument
+    add, switch = parser.add_argument, partial(parser.add_argument, action="store_true")
     add("--file-path", type=Path, nargs="+", required=True, help="trace of the method")
     add("--base-path", type=Path, nargs="+", required=True, help="trace of the baseline")
     add(
@@ -156,18 +148,10 @@ def main(argv: list[str] | None = None) -> int:
         help="count the baseline's tokens by encoding its texts with this checkpoint's tokenizer, "
         "as the reference implementation does (default: use the counts recorded in the trace)",
     )
-    add(
-        "--mean-report",
-        action="store_true",
-        help="mean and standard deviation over several runs: give several files to --file-path and "
-        "as many to --base-path",
-    )
-    add(
-        "--strict",
-        action="store_true",
-        help="refuse traces that were made on different machines or with different models, "
-        "settings or versions, instead of saying so",
-    )
+    switch("--mean-report", help="mean and standard deviation over several runs: give several "
+           "files to --file-path and as many to --base-path")  # fmt: skip
+    switch("--strict", help="refuse traces that were made on different machines or with different "
+           "models, settings or versions, instead of saying so")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: report(args))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from functools import partial
 from pathlib import Path
 
 from model.logitspec.errors import InputError
@@ -23,15 +23,11 @@ from .tabulating.columns import (
 from .tabulating.origin import to_json
 from .tabulating.phases import phases
 from .tabulating.table import FORMATS, Table
-from .traces.comparing import read_comparison
+from .traces.comparing import Comparison, read_comparison
 
 
 def by_group(args: argparse.Namespace, grouping: Grouping) -> Table:
-    """The table of --by-bench or --by-temperature.
-
-    Raises:
-        InputError: flags that do not go with it.
-    """
+    """The table of --by-bench or --by-temperature; InputError for flags that do not go with it."""
     if args.base_path is not None:
         raise InputError(
             f"--base-path {args.base_path} is one {grouping.name}'s; leave it out of a table "
@@ -62,9 +58,7 @@ def report(args: argparse.Namespace) -> None:
     if grouping is not None:
         table = by_group(args, grouping)
     else:
-        comparison = read_comparison(
-            args.traces, args.base_path, first_turns=args.first_turns, strict=args.strict
-        )
+        comparison = read_traces(args)
         tables = {
             "speed": compare(comparison, published=args.published, task_mat=args.task_mat),
             "phases": phases(comparison),
@@ -77,69 +71,45 @@ def report(args: argparse.Namespace) -> None:
     if args.output is None:
         print(text, end="")
     else:
-        if args.output.resolve() in {path.resolve() for path in args.traces}:
-            raise InputError(f"--output {args.output} is one of the traces; choose another file")
         write_text(args.output, text)
 
 
 def add_trace_flags(parser: Parser) -> None:
     """The traces, for the commands that compare them."""
-    parser.add_argument("traces", type=Path, nargs="+", metavar="TRACE", help="one per method")
-    parser.add_argument(
-        "--base-path",
-        type=Path,
-        metavar="TRACE",
-        help="the baseline (default: the trace made with the method baseline, else vanilla)",
-    )
-    parser.add_argument(
-        "--first-turns", action="store_true", help="count only the first turn of each question"
-    )
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="refuse traces that were made on different machines or with different versions, "
-        "instead of saying so",
+    add, switch = parser.add_argument, partial(parser.add_argument, action="store_true")
+    add("traces", type=Path, nargs="+", metavar="TRACE", help="one per method")
+    base = "the baseline (default: the trace made with the method baseline, else vanilla)"
+    add("--base-path", type=Path, metavar="TRACE", help=base)
+    switch("--first-turns", help="count only the first turn of each question")
+    switch("--strict", help="refuse traces that were made on different machines or with different "
+           "versions, instead of saying so")  # fmt: skip
+
+
+def read_traces(args: argparse.Namespace) -> Comparison:
+    """The traces of add_trace_flags, of one benchmark."""
+    return read_comparison(
+        args.traces, args.base_path, first_turns=args.first_turns, strict=args.strict
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("python -m evaluation.tables", "A table of several methods from their traces.")
     add_trace_flags(parser)
-    add = parser.add_argument
+    add, switch = parser.add_argument, partial(parser.add_argument, action="store_true")
     add("--format", choices=FORMATS, default="terminal", help="of the table")
     add("--output", type=Path, metavar="FILE", help="write the table there instead of printing it")
-    add(
-        "--published",
-        action="store_true",
-        help="append published figures for the bench, each with its source",
-    )
-    add("--task-mat", action="store_true", help="each task's MAT instead of its speedup")
-    add(
-        "--phases",
-        action="store_true",
-        help="instead: nodes per step, time to the first token, milliseconds of each phase of a "
-        "step",
-    )
-    add(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="write both tables there as well, with settings and machine, for benchmarks.report",
-    )
-    add(
-        "--by-bench",
-        action="store_true",
-        help="the traces are of several benches, each with a baseline: MAT and speedup for each",
-    )
-    add(
-        "--by-temperature",
-        action="store_true",
-        help="the traces are of several temperatures, each with a baseline: MAT and speedup for "
-        "each",
-    )
+    switch("--published", help="append published figures for the bench, each with its source")
+    switch("--task-mat", help="each task's MAT instead of its speedup")
+    switch("--phases", help="instead: nodes per step, time to the first token, milliseconds of "
+           "each phase of a step")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write both tables there as well, with settings "
+        "and machine, for benchmarks.report")  # fmt: skip
+    several = "the traces are of several {}, each with a baseline: MAT and speedup for each"
+    switch("--by-bench", help=several.format("benches"))
+    switch("--by-temperature", help=several.format("temperatures"))
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: report(args))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -33,12 +33,8 @@ class Text:
     """Incremental text of tokens, without the part that may still change or begins a stop string.
 
     Only the last tokens are decoded: those whose text is not final, after the ones before them,
-    on which a blank or an incomplete character may depend.
-
-    Args:
-        tokenizer: of the tokens.
-        stop: strings before the first of which the text ends.
-        before: tokens that the text continues; some tokenizers drop a text's first blank.
+    on which a blank or an incomplete character may depend. The text ends before the first string
+    of `stop`. It continues the tokens `before`: some tokenizers drop a text's first blank.
     """
 
     def __init__(
@@ -90,32 +86,19 @@ class Text:
 
 @dataclass
 class Job:
-    """A prompt to be answered.
-
-    Attributes:
-        prompt_ids: of the prompt.
-        max_new_tokens: most tokens of the answer.
-        sampling: how tokens are chosen.
-        stop: strings that end the answer.
-        on_text: called with new text.
-        on_step: called with each step and the new text of each committed node; the text is empty
-            while a character is incomplete.
-        on_end: called with the result, or the error that ended it.
-        drafter: replaces the chat's own.
-        raw: the answer continues a text; it is not part of a conversation.
-        cancelled: set when the answer is no longer wanted.
-    """
+    """A prompt to be answered; the callbacks are called in the thread that decodes."""
 
     prompt_ids: list[int]
     max_new_tokens: int
     sampling: Sampling
-    stop: Sequence[str] = ()
+    stop: Sequence[str] = ()  # strings that end the answer
     on_text: Callable[[str], None] = lambda text: None
+    # with the new text of each committed node, empty while a character is incomplete
     on_step: Callable[[Step, list[str]], None] | None = None
     on_end: Callable[[DecodingResult | Exception], None] = lambda result: None
-    drafter: Drafter | None = None
-    raw: bool = False
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    drafter: Drafter | None = None  # replaces the chat's own
+    raw: bool = False  # the answer continues a text, instead of a conversation
+    cancelled: threading.Event = field(default_factory=threading.Event)  # no longer wanted
     finish_reason: str = "length"  # or stop
 
 
@@ -128,15 +111,9 @@ class Stopping(InputError):
 
 
 class Chat:
-    """A target with a drafter, and a thread that answers queued jobs.
+    """A target with a drafter, and a thread that answers queued jobs, of which `waiting` may wait.
 
-    Args:
-        settings: of the target.
-        method: a name as find_method() takes it.
-        waiting: most jobs in the queue.
-
-    Raises:
-        InputError: something asked for is missing.
+    `method` is a name as find_method() takes it. InputError: something asked for is missing.
     """
 
     def __init__(self, settings: TargetSettings, method: str, waiting: int = 1) -> None:
@@ -155,13 +132,8 @@ class Chat:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Queue a job.
-
-        Raises:
-            InputError: its prompt and answer do not fit the model.
-            Stopping: the chat has ended.
-            queue.Full: too many are waiting.
-        """
+        """Queue a job; InputError if it does not fit the model, queue.Full if too many wait, or
+        Stopping."""
         check_lengths(len(job.prompt_ids), job.max_new_tokens, self.target.max_positions)
         with self._changed:
             self._jobs = deque(waiting for waiting in self._jobs if not waiting.cancelled.is_set())
@@ -262,11 +234,8 @@ class Chat:
         return max(1, min(most, self.target.max_positions - len(prompt)))
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's answer.
-
-        Raises:
-            InputError: the template refuses these messages, or they are far too long.
-        """
+        """Token ids of a conversation, ready for the assistant's answer; InputError if the
+        template refuses these messages, or they are far too long."""
         self.check_size(sum(1 + len(text) for message in messages for text in message.values()))
         try:
             return self.target.prompts.chat(messages)

@@ -9,11 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .web import Refused
 
 LONGEST_STOP = 200  # characters
-
-
 LONGEST_SHOWN = 40  # characters of what is not known
-
-
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -26,11 +22,7 @@ class Part(BaseModel):
     text: str = ""
 
     def plain(self) -> str:
-        """Its text.
-
-        Raises:
-            Refused: it is no text.
-        """
+        """Its text; Refused if it is something else."""
         extra = next(iter(self.model_extra or ()), None)
         if self.type != "text" or extra is not None:
             name = self.type if self.type != "text" else extra
@@ -47,15 +39,12 @@ class Message(BaseModel):
     content: str | list[Part]
 
     def plain(self) -> dict[str, str]:
-        """As a chat template wants it.
-
-        Raises:
-            Refused: the role is unknown, or the message holds more than text.
-        """
+        """As a chat template wants it; Refused for an unknown role, or for more than text."""
         if self.role not in ROLES:
+            long = len(self.role) > LONGEST_SHOWN
+            role = f"{self.role[:LONGEST_SHOWN]}…" if long else self.role
             raise Refused(
-                f"the role {shortened(self.role)!r} of a message is not supported; give "
-                f"{', '.join(ROLES)}",
+                f"the role {role!r} of a message is not supported; give {', '.join(ROLES)}",
                 param="messages",
             )
         for name, value in (self.model_extra or {}).items():
@@ -65,11 +54,6 @@ class Message(BaseModel):
         if not isinstance(text, str):
             text = "".join(part.plain() for part in text)
         return {"role": ROLES[self.role], "content": text}
-
-
-def shortened(text: str) -> str:
-    """A text for a message."""
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 class StreamOptions(BaseModel):
@@ -103,6 +87,10 @@ class Asked(BaseModel):
         """Most tokens of the answer."""
         return self.max_tokens
 
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
 
 class ChatAsked(Asked):
     """The body of /v1/chat/completions."""
@@ -122,11 +110,7 @@ class TextAsked(Asked):
 
     @property
     def only(self) -> str | list[int]:
-        """The one prompt: many clients send a list of one.
-
-        Raises:
-            Refused: there are several.
-        """
+        """The one prompt, for many clients send a list of one; Refused if there are several."""
         if isinstance(self.prompt, str) or all(isinstance(part, int) for part in self.prompt):
             return cast("str | list[int]", self.prompt)
         if len(self.prompt) > 1:
@@ -140,35 +124,16 @@ class TextAsked(Asked):
 # Other fields, with the values that ask for nothing; None: any value, for it changes no answer.
 # Fields that are not listed are refused.
 HARMLESS: dict[str, tuple[Any, ...] | None] = {
-    "audio": (None,),
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "frequency_penalty": (None, 0),
-    "function_call": (None, "none"),
-    "functions": (None, []),
+    **dict.fromkeys(("audio", "prediction", "reasoning_effort", "verbosity"), (None,)),
+    **dict.fromkeys(("echo", "logprobs"), (None, False)),
+    **dict.fromkeys(("best_of", "n"), (None, 1)),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), (None, 0)),
+    **dict.fromkeys(("function_call", "tool_choice"), (None, "none")),
+    **dict.fromkeys(("functions", "tools"), (None, [])),
+    **dict.fromkeys(("metadata", "parallel_tool_calls", "prompt_cache_key", "service_tier")),
+    **dict.fromkeys(("prompt_cache_retention", "safety_identifier", "store", "user")),
     "logit_bias": (None, {}),
-    "logprobs": (None, False),
-    "metadata": None,
     "modalities": (None, ["text"]),
-    "n": (None, 1),
-    "parallel_tool_calls": None,
-    "prediction": (None,),
-    "presence_penalty": (None, 0),
-    "prompt_cache_key": None,
-    "prompt_cache_retention": None,
-    "reasoning_effort": (None,),
     "response_format": (None, {"type": "text"}),
-    "safety_identifier": None,
-    "service_tier": None,
-    "store": None,
     "suffix": (None, ""),
-    "tool_choice": (None, "none"),
-    "tools": (None, []),
-    "top_logprobs": (None, 0),
-    "user": None,
-    "verbosity": (None,),
 }
-
-
-def stops(asked: Asked) -> list[str]:
-    return [asked.stop] if isinstance(asked.stop, str) else asked.stop or []

@@ -7,6 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,80 +18,32 @@ from model.logitspec.errors import InputError, brief
 
 from ..traces.sidecars import FILTERS
 from .chat import Chat, Job, Stopping
-from .requests import HARMLESS, LONGEST_STOP, Asked, ChatAsked, TextAsked, stops
+from .requests import HARMLESS, LONGEST_STOP, Asked, ChatAsked, TextAsked
 from .web import BUSY, Refused, body, new_app, read_prompt, submit
 
 DEFAULT_TOKENS = 512  # of an answer, where the request does not say
 
 
-class Answering:
-    """A queued job and its events, for the event loop.
-
-    Args:
-        chat: that answers.
-        job: what is asked.
-
-    Raises:
-        Refused: it does not fit the model, or too many requests wait.
-    """
-
-    def __init__(self, chat: Chat, job: Job) -> None:
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[str | DecodingResult | Exception] = asyncio.Queue()
-
-        def tell(event: str | DecodingResult | Exception) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        job.on_text = job.on_end = tell
-        self.job = job
-        self._events = events
-        self.result: DecodingResult | None = None
-        submit(chat, job)
-
-    async def texts(self) -> AsyncIterator[str]:
-        """The answer's text piece by piece; `result` is set afterwards.
-
-        Raises:
-            Refused: decoding failed.
-        """
-        while True:
-            event = await self._events.get()
-            if isinstance(event, Stopping):
-                raise Refused(str(event), 503)
-            if isinstance(event, Exception):
-                raise Refused(f"decoding failed: {brief(event)}", 500)
-            if isinstance(event, DecodingResult):
-                self.result = event
-                return
-            yield event
-
-
+@dataclass
 class Server:
-    """The endpoints.
+    """The endpoints: a chat under a model's name, whose answers have at most so many tokens."""
 
-    Args:
-        chat: answers.
-        name: of the model.
-        most_tokens: of an answer.
-    """
-
-    def __init__(self, chat: Chat, name: str, most_tokens: int) -> None:
-        self._chat = chat
-        self._name = name
-        self._most = most_tokens
-        self._made = int(time.time())
+    chat: Chat
+    name: str
+    most_tokens: int
+    made: int = field(default_factory=lambda: int(time.time()))
 
     async def models(self) -> dict[str, Any]:
-        return {"object": "list", "data": [await self.model(self._name)]}
+        return {"object": "list", "data": [await self.model(self.name)]}
 
     async def model(self, name: str) -> dict[str, Any]:
         self._check_model(name)
-        return {"id": name, "object": "model", "created": self._made, "owned_by": "logitspec"}
+        return {"id": name, "object": "model", "created": self.made, "owned_by": "logitspec"}
 
-    async def chat(self, asked: ChatAsked, request: Request) -> Any:
+    async def converse(self, asked: ChatAsked, request: Request) -> Any:
         messages = [message.plain() for message in asked.messages]
         return await self._answer(
-            asked, request, "messages", lambda: self._chat.prompt(messages), chat=True
+            asked, request, "messages", lambda: self.chat.prompt(messages), raw=False
         )
 
     async def complete(self, asked: TextAsked, request: Request) -> Any:
@@ -99,23 +52,23 @@ class Server:
         def tokens() -> list[int]:
             prompt = only
             if isinstance(prompt, str):
-                self._chat.check_size(len(prompt))
+                self.chat.check_size(len(prompt))
                 try:
-                    prompt = list(self._chat.target.tokenizer(prompt).input_ids)
+                    prompt = list(self.chat.target.tokenizer(prompt).input_ids)
                 except Exception as error:  # as of half a surrogate pair
                     raise InputError(f"the prompt is no text: {brief(error)}") from error
-            self._chat.check_size(len(prompt))
-            vocabulary = self._chat.model.config.vocab_size
+            self.chat.check_size(len(prompt))
+            vocabulary = self.chat.model.config.vocab_size
             if not prompt or not all(0 <= token < vocabulary for token in prompt):
                 raise InputError("the prompt is empty or holds what is no token id")
             return prompt
 
-        return await self._answer(asked, request, "prompt", tokens, chat=False)
+        return await self._answer(asked, request, "prompt", tokens, raw=True)
 
     def _check_model(self, name: str) -> None:
-        if name != self._name:
+        if name != self.name:
             raise Refused(
-                f"the model {name!r} does not exist; this server has {self._name!r}",
+                f"the model {name!r} does not exist; this server has {self.name!r}",
                 404, "model", "model_not_found",
             )  # fmt: skip
 
@@ -124,9 +77,9 @@ class Server:
         self._check_model(asked.model)
         for name, value in sorted((asked.model_extra or {}).items()):
             nothing = HARMLESS.get(name, ())
-            if nothing is not None and (value, isinstance(value, bool)) not in [
-                (harmless, isinstance(harmless, bool))
-                for harmless in nothing  # 0 == False
+            kind = isinstance(value, bool)  # for 0 == False
+            if nothing is not None and (value, kind) not in [
+                (harmless, isinstance(harmless, bool)) for harmless in nothing
             ]:
                 raise Refused(f"{name} is not supported; leave it out", param=name)
         if asked.stream_options is not None and asked.stream_options.include_obfuscation:
@@ -134,11 +87,12 @@ class Server:
                 "stream_options.include_obfuscation is not supported; give false or leave it out",
                 param="stream_options",
             )
-        if asked.most is not None and asked.most > self._most:
+        if asked.most is not None and asked.most > self.most_tokens:
             raise Refused(
-                f"max_tokens is {asked.most}, this server gives {self._most}", param="max_tokens"
+                f"max_tokens is {asked.most}, this server gives {self.most_tokens}",
+                param="max_tokens",
             )
-        if len(stops(asked)) > 16 or not all(0 < len(s) <= LONGEST_STOP for s in stops(asked)):
+        if len(asked.stops) > 16 or not all(0 < len(s) <= LONGEST_STOP for s in asked.stops):
             raise Refused(
                 f"stop is more than 16 strings, or one is empty or over {LONGEST_STOP} characters",
                 param="stop",
@@ -160,101 +114,96 @@ class Server:
             raise Refused(str(error), param=str(error).partition(" ")[0]) from error
 
     async def _answer(
-        self,
-        asked: Asked,
-        request: Request,
-        param: str,
-        tokens: Callable[[], list[int]],
-        *,
-        chat: bool,
+        self, asked: Asked, request: Request, param: str, tokens: Callable[[], list[int]], raw: bool
     ) -> Any:
-        """Answer a request.
+        """Answer a request whose field `param` holds the prompt; `raw`: no conversation.
 
-        Args:
-            asked: the request's body.
-            request: for its connection.
-            param: the field that holds the prompt.
-            tokens: gives the prompt's ids; not called on the event loop.
-            chat: whether it is a chat completion.
+        `tokens` gives the prompt's ids; it is not called on the event loop.
         """
         sampling = self._sampling(asked)
-        if self._chat.full:
+        if self.chat.full:
             raise Refused(BUSY, 429, code="queue_full")
         prompt = await read_prompt(tokens, param)
-        most = asked.most or self._chat.fitting_tokens(prompt, min(DEFAULT_TOKENS, self._most))
-        answering = Answering(self._chat, Job(prompt, most, sampling, stops(asked), raw=not chat))
-        ident = ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12)
-        kind = ("chat.completion" if chat else "text_completion") + (
-            ".chunk" if chat and asked.stream else ""
-        )
+        most = asked.most or self.chat.fitting_tokens(prompt, min(DEFAULT_TOKENS, self.most_tokens))
+        job = Job(prompt, most, sampling, asked.stops, raw=raw)
+        events = submit(self.chat, job)
+        kind = "text_completion" if raw else "chat.completion"
         common = {
-            "id": ident, "object": kind, "created": int(time.time()), "model": self._name,
-        }  # fmt: skip
+            "id": ("cmpl-" if raw else "chatcmpl-") + secrets.token_hex(12),
+            "object": f"{kind}.chunk" if asked.stream and not raw else kind,
+            "created": int(time.time()),
+            "model": self.name,
+        }
         if asked.stream:
             usage = bool(asked.stream_options and asked.stream_options.include_usage)
-            return StreamingResponse(
-                self._stream(answering, common, chat=chat, usage=usage),
-                media_type="text/event-stream",
-            )
-        reading = asyncio.ensure_future(joined(answering))
+            lines = stream(job, events, common, usage=usage)
+            return StreamingResponse(lines, media_type="text/event-stream")
+        reading = asyncio.ensure_future(read_all(events))
         try:
             while not reading.done():
                 await asyncio.wait([reading], timeout=0.5)
                 if await request.is_disconnected():
                     raise Refused("the client is gone", 499)
-            text = reading.result()
+            text, result = reading.result()
         finally:
-            answering.job.cancelled.set()
+            job.cancelled.set()
             reading.cancel()
         message = {"role": "assistant", "content": text, "refusal": None}
-        content: dict[str, Any] = {"message": message} if chat else {"text": text}
-        answer = choice(answering.job.finish_reason, **content)
-        assert answering.result is not None
-        return {**common, "choices": [answer], "usage": count(answering.result)}
+        content: dict[str, Any] = {"text": text} if raw else {"message": message}
+        choices = [choice(job.finish_reason, **content)]
+        return {**common, "choices": choices, "usage": count(result)}
 
-    async def _stream(
-        self, answering: Answering, common: dict[str, Any], *, chat: bool, usage: bool
-    ) -> AsyncIterator[str]:
-        """The events of a streamed answer.
 
-        Args:
-            answering: the answer.
-            common: fields of every event.
-            chat: whether it is a chat completion.
-            usage: end with an event that counts tokens.
-        """
+async def next_event(events: asyncio.Queue[Any]) -> str | DecodingResult:
+    """New text, or the result at the end; Refused: decoding failed."""
+    event: str | DecodingResult | Exception = await events.get()
+    if isinstance(event, Stopping):
+        raise Refused(str(event), 503)
+    if isinstance(event, Exception):
+        raise Refused(f"decoding failed: {brief(event)}", 500)
+    return event
 
-        def line(content: dict[str, Any]) -> str:
-            return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
-        def event(choices: list[Any], result: DecodingResult | None = None) -> str:
-            counted = {"usage": count(result) if result else None} if usage else {}
-            return line({**common, "choices": choices, **counted})
+async def read_all(events: asyncio.Queue[Any]) -> tuple[str, DecodingResult]:
+    """A whole answer: its text and its result."""
+    text = ""
+    while isinstance(event := await next_event(events), str):
+        text += event
+    return text, event
 
-        try:
-            if chat:
-                yield event([choice(None, delta={"role": "assistant", "content": ""})])
-            async for text in answering.texts():
-                content: dict[str, Any] = {"delta": {"content": text}} if chat else {"text": text}
-                yield event([choice(None, **content)])
-            nothing: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
-            yield event([choice(answering.job.finish_reason, **nothing)])
-            if usage:
-                yield event([], answering.result)
-            yield "data: [DONE]\n\n"
-        except Refused as error:
-            yield line(body(error))
-        finally:  # the client may have disconnected
-            answering.job.cancelled.set()
+
+async def stream(
+    job: Job, events: asyncio.Queue[Any], common: dict[str, Any], *, usage: bool
+) -> AsyncIterator[str]:
+    """The events of a streamed answer: `common` is in each; with `usage` the last counts tokens."""
+
+    def line(content: dict[str, Any]) -> str:
+        return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+    def chunk(choices: list[Any], result: DecodingResult | None = None) -> str:
+        counted = {"usage": count(result) if result else None} if usage else {}
+        return line({**common, "choices": choices, **counted})
+
+    try:
+        if not job.raw:
+            yield chunk([choice(None, delta={"role": "assistant", "content": ""})])
+        while isinstance(event := await next_event(events), str):
+            new: dict[str, Any] = {"text": event} if job.raw else {"delta": {"content": event}}
+            yield chunk([choice(None, **new)])
+        nothing: dict[str, Any] = {"text": ""} if job.raw else {"delta": {}}
+        yield chunk([choice(job.finish_reason, **nothing)])
+        if usage:
+            yield chunk([], event)
+        yield "data: [DONE]\n\n"
+    except Refused as error:
+        yield line(body(error))
+    finally:  # the client may have disconnected
+        job.cancelled.set()
 
 
 def choice(reason: str | None, **content: Any) -> dict[str, Any]:
     """The one choice of an answer, or of an event of it."""
     return {"index": 0, "finish_reason": reason, "logprobs": None, **content}
-
-
-async def joined(answering: Answering) -> str:
-    return "".join([text async for text in answering.texts()])
 
 
 def count(result: DecodingResult) -> dict[str, Any]:
@@ -282,6 +231,6 @@ def make_app(chat: Chat, name: str, most_tokens: int) -> FastAPI:
     app = new_app(chat)
     app.get("/v1/models")(server.models)
     app.get("/v1/models/{name:path}")(server.model)
-    app.post("/v1/chat/completions", response_model=None)(server.chat)
+    app.post("/v1/chat/completions", response_model=None)(server.converse)
     app.post("/v1/completions", response_model=None)(server.complete)
     return app

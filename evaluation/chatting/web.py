@@ -15,8 +15,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from model.logitspec.decoding import Step
 from model.logitspec.errors import InputError, brief
 
+from ..asking.settings import ListeningSettings
 from .chat import STOPPING, Chat, Job, Stopping, TooLong
 
 LARGEST_BODY = 4 << 20  # bytes of a request
@@ -55,13 +57,9 @@ def response(error: Refused, headers: Mapping[str, str] | None = None) -> JSONRe
 
 
 class Limits:
-    """ASGI middleware that limits the size, the time and the number of requests with a body.
+    """ASGI middleware: at most `most` requests with a body at a time, each of which is read first.
 
-    A body is read completely first: at most LARGEST_BODY bytes, within BODY_SECONDS.
-
-    Args:
-        app: the application.
-        most: requests with a body at a time.
+    A body has at most LARGEST_BODY bytes and comes within BODY_SECONDS.
     """
 
     def __init__(self, app: Any, most: int) -> None:
@@ -84,36 +82,27 @@ class Limits:
 
     async def _take_in(self, scope: Any, receive: Any, send: Any) -> None:
         try:
-            whole: Any = await asyncio.wait_for(whole_body(scope, receive), BODY_SECONDS)
+            whole = await asyncio.wait_for(whole_body(scope, receive), BODY_SECONDS)
         except (TimeoutError, asyncio.TimeoutError):  # one and the same from Python 3.11 on
-            late = Refused(f"the request did not come within {BODY_SECONDS} seconds", 408)
-            await response(late, CLOSE)(scope, receive, send)
-            return
-        except Refused as error:
-            await response(error, CLOSE)(scope, receive, send)
-            return
+            refused = Refused(f"the request did not come within {BODY_SECONDS} seconds", 408)
         except asyncio.CancelledError:  # the server stops
-            await response(Refused(STOPPING, 503), CLOSE)(scope, receive, send)
-            return
-        if whole is None:  # the client has disconnected
-            return
+            refused = Refused(STOPPING, 503)
+        except Refused as error:
+            refused = error
+        else:
+            if whole is not None:  # the client has not disconnected
+                unread = [{"type": "http.request", "body": whole, "more_body": False}]
 
-        async def replay() -> Any:
-            nonlocal whole
-            if whole is None:
-                return await receive()
-            message, whole = {"type": "http.request", "body": whole, "more_body": False}, None
-            return message
+                async def replay() -> Any:
+                    return unread.pop() if unread else await receive()
 
-        await self._app(scope, replay, send)
+                await self._app(scope, replay, send)
+            return
+        await response(refused, CLOSE)(scope, receive, send)
 
 
 async def whole_body(scope: Any, receive: Any) -> bytes | None:
-    """A request's body, or None if its client has disconnected.
-
-    Raises:
-        Refused: the body, or its declared length, exceeds LARGEST_BODY.
-    """
+    """A request's body, or None if its client has disconnected; Refused if it is too large."""
     too_large = Refused(f"the request is larger than {LARGEST_BODY} bytes", 413)
     declared = dict(scope["headers"]).get(b"content-length", b"")
     if declared.isdigit() and int(declared) > LARGEST_BODY:
@@ -131,11 +120,7 @@ async def whole_body(scope: Any, receive: Any) -> bytes | None:
 
 
 def new_app(chat: Chat) -> FastAPI:
-    """An application that answers errors in OpenAI's form and bounds its requests.
-
-    Args:
-        chat: that it asks; requests beyond those that may wait for it get status 429.
-    """
+    """An application that answers errors in OpenAI's form and bounds the requests to a chat."""
     app = FastAPI(title="LogitSpec", docs_url=None, redoc_url=None)
     app.add_middleware(Limits, most=chat.waiting + READING)
 
@@ -165,15 +150,7 @@ def new_app(chat: Chat) -> FastAPI:
 
 
 async def read_prompt(tokens: Callable[[], list[int]], param: str | None = None) -> list[int]:
-    """Prompt ids, computed beside the event loop.
-
-    Args:
-        tokens: gives them.
-        param: the field of the request that holds the prompt.
-
-    Raises:
-        Refused: `tokens` raises InputError.
-    """
+    """The ids that `tokens` gives, beside the event loop; `param` is the request's field."""
     try:
         return await asyncio.to_thread(tokens)
     except InputError as error:
@@ -181,12 +158,20 @@ async def read_prompt(tokens: Callable[[], list[int]], param: str | None = None)
         raise Refused(str(error), param=param, code=code) from error
 
 
-def submit(chat: Chat, job: Job) -> None:
-    """Queue a job.
+def submit(
+    chat: Chat, job: Job, step: Callable[[Step, list[str]], Any] | None = None
+) -> asyncio.Queue[Any]:
+    """Queue a job, and give the queue of its events: texts, what `step` makes of its steps in the
+    thread that decodes, and last its result or error."""
+    loop = asyncio.get_running_loop()
+    events: asyncio.Queue[Any] = asyncio.Queue()
 
-    Raises:
-        Refused: it does not fit the model, too many requests wait, or the server stops.
-    """
+    def tell(event: Any) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
+    job.on_text = job.on_end = tell
+    if step is not None:
+        job.on_step = lambda done, pieces: tell(step(done, pieces))
     try:
         chat.submit(job)
     except queue.Full as error:
@@ -195,16 +180,11 @@ def submit(chat: Chat, job: Job) -> None:
         raise Refused(str(error), 503) from error
     except InputError as error:
         raise Refused(str(error), code="context_length_exceeded") from error
+    return events
 
 
 class ChatServer(uvicorn.Server):
-    """Cancels all answers before it stops, so that their requests end.
-
-    Args:
-        config: of uvicorn.
-        chat: that the application asks.
-        hello: printed once Ctrl-C is handled.
-    """
+    """Says hello once Ctrl-C is handled, and cancels all answers before it stops."""
 
     def __init__(self, config: uvicorn.Config, chat: Chat, hello: str) -> None:
         super().__init__(config)
@@ -220,26 +200,26 @@ class ChatServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def run_app(app: FastAPI, chat: Chat, listening: socket.socket, host: str, hello: str) -> None:
-    """Serve an application until Ctrl-C.
-
-    Args:
-        app: the application.
-        chat: that it asks; closed at the end.
-        listening: the socket.
-        host: that the socket listens on.
-        hello: printed first; {} is replaced by the address.
-    """
-    # Answers in progress are cancelled at Ctrl-C.
-    config = uvicorn.Config(
-        app, log_level="warning", timeout_graceful_shutdown=1, limit_concurrency=most_connections()
-    )
-    name = f"[{host}]" if ":" in host else host
-    address = f"http://{name}:{listening.getsockname()[1]}"
-    try:
-        ChatServer(config, chat, f"{hello.format(address)}, Ctrl-C ends it").run([listening])
-    finally:
-        chat.close()
+def serve_app(
+    place: ListeningSettings,
+    make_chat: Callable[[], Chat],
+    make_app: Callable[[Chat], FastAPI],
+    hello: str,
+) -> None:
+    """Serve the application of a chat until Ctrl-C; {} in `hello` is replaced by the address."""
+    with listen(place.host, place.port) as listening:
+        chat = make_chat()
+        # Answers in progress are cancelled at Ctrl-C.
+        config = uvicorn.Config(
+            make_app(chat), log_level="warning", timeout_graceful_shutdown=1,
+            limit_concurrency=most_connections(),
+        )  # fmt: skip
+        name = f"[{place.host}]" if ":" in place.host else place.host
+        address = f"http://{name}:{listening.getsockname()[1]}"
+        try:
+            ChatServer(config, chat, f"{hello.format(address)}, Ctrl-C ends it").run([listening])
+        finally:
+            chat.close()
 
 
 def most_connections() -> int:
@@ -253,11 +233,7 @@ def most_connections() -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket.
-
-    Raises:
-        InputError: it cannot be opened.
-    """
+    """Open a listening socket."""
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(place[:2], family=family, backlog=2048)

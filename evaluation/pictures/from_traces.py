@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,13 @@ import numpy as np
 
 from model.logitspec.errors import InputError
 
+from ..tabulating.columns import speedup
 from ..traces.comparing import Comparison, Trace, shown
 from ..traces.reading import PHASES
 from .style import FORMATS, line_style, new_figure, require_matplotlib, save_figure, style
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LONGEST = 12  # accept lengths from here on share a bar
@@ -32,6 +34,20 @@ def place(comparison: Comparison, label: str) -> tuple[int, int]:
     """The trace's index and their number, so that it keeps one style in every picture."""
     labels = [trace.label for trace in comparison.traces]
     return labels.index(label), len(labels)
+
+
+def grouped_bars(
+    axes: Axes, comparison: Comparison, heights: Mapping[str, Sequence[float]]
+) -> None:
+    """A group of bars for each index of the lists, in it a bar per method."""
+    width = 0.86 / len(heights)
+    for index, (label, values) in enumerate(heights.items()):
+        places = np.arange(len(values)) + (index - (len(heights) - 1) / 2) * width
+        axes.bar(places, values, width, label=label, **style(*place(comparison, label)))
+
+
+def legend_above(axes: Axes, columns: int) -> None:
+    axes.legend(ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
 
 
 def drafting(comparison: Comparison) -> list[Trace]:
@@ -51,17 +67,12 @@ def speedup_per_task(figure: Figure, comparison: Comparison, _: int | str) -> No
     figure.set_size_inches(10, 4)
     axes = figure.add_subplot()
     tasks: list[str | None] = [*comparison.tasks, None]
-    width = 0.86 / len(traces)
-    for index, trace in enumerate(traces):
-        heights = [trace.speeds(task).mean() / base.speeds(task).mean() for task in tasks]
-        places = np.arange(len(tasks)) + (index - (len(traces) - 1) / 2) * width
-        axes.bar(
-            places, heights, width, label=trace.label, **style(*place(comparison, trace.label))
-        )
+    heights = {t.label: [speedup(t, base, task) for task in tasks] for t in traces}
+    grouped_bars(axes, comparison, heights)
     axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
     axes.set_xticks(range(len(tasks)), [task or "overall" for task in tasks])
     axes.set_ylabel(f"speedup over {name}")
-    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    legend_above(axes, 4)
 
 
 def accept_lengths(figure: Figure, comparison: Comparison, _: int | str) -> None:
@@ -103,22 +114,21 @@ def conditional_acceptance(trace: Trace) -> dict[int, tuple[int, int]]:
 
 def acceptance_by_depth(figure: Figure, comparison: Comparison, _: int | str) -> None:
     """Lines: how often one of the drafts at a depth was right, given the path reached it."""
-    rates: dict[str, dict[int, float]] = {}
-    for trace in drafting(comparison):
-        counts = conditional_acceptance(trace)
-        known = {depth: right / of for depth, (right, of) in counts.items() if of >= FEWEST}
-        if known:
-            rates[trace.label] = known
-    if not rates:
-        raise NothingToDraw(f"no trace records the misses of {FEWEST} steps")
     from matplotlib.ticker import MaxNLocator
 
     figure.set_size_inches(7, 4)
     axes = figure.add_subplot()
-    for label, known in rates.items():
-        kind = line_style(*place(comparison, label))
-        axes.plot([*known], [*known.values()], label=label, **kind)
-    axes.set_xlim(0.5, max(depth for known in rates.values() for depth in known) + 0.5)
+    deepest = 0
+    for trace in drafting(comparison):
+        counts = conditional_acceptance(trace)
+        rates = {depth: right / of for depth, (right, of) in counts.items() if of >= FEWEST}
+        if rates:
+            kind = line_style(*place(comparison, trace.label))
+            axes.plot([*rates], [*rates.values()], label=trace.label, **kind)
+            deepest = max(deepest, *rates)
+    if not deepest:
+        raise NothingToDraw(f"no trace records the misses of {FEWEST} steps")
+    axes.set_xlim(0.5, deepest + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel(f"depth of the draft (root: 0; depths with {FEWEST} steps or more)")
     axes.set_ylabel("right, given that its parent was")
@@ -134,18 +144,16 @@ def acceptance_by_rank(figure: Figure, comparison: Comparison, _: int | str) -> 
         raise NothingToDraw("no trace records next-next-token ranks (logitspec's does)")
     figure.set_size_inches(9, 3.6)
     single, cumulative = figure.subplots(1, 2)
-    width = 0.8 / len(found)
-    for index, (label, ranks) in enumerate(found.items()):
-        counted = np.bincount([r for r in ranks if r >= 0], minlength=16) / len(ranks)
-        places = np.arange(16) + (index - (len(found) - 1) / 2) * width
-        among = place(comparison, label)
-        single.bar(places, counted[:16], width, label=label, **style(*among))
-        cumulative.plot(
-            np.arange(1, len(counted) + 1),
-            np.cumsum(counted),
-            label=label,
-            **line_style(*among),
-        )
+    shares = {
+        label: np.bincount([r for r in ranks if r >= 0], minlength=16) / len(ranks)
+        for label, ranks in found.items()
+    }
+    grouped_bars(
+        single, comparison, {label: share[:16].tolist() for label, share in shares.items()}
+    )
+    for label, share in shares.items():
+        kind = line_style(*place(comparison, label))
+        cumulative.plot(np.arange(1, len(share) + 1), np.cumsum(share), label=label, **kind)
     single.set_xlabel("rank r in the last logits (0: the next token itself)")
     single.set_ylabel("share of steps: token after next has rank r")
     cumulative.set_xscale("log", base=2)
@@ -168,13 +176,12 @@ def tokens_against_time(figure: Figure, comparison: Comparison, wanted: int | st
         if steps:  # all that is no step comes first: prefill, and reading the prompt
             times = choice["wall_time"][0] - sum(steps) + np.cumsum([0.0, *steps])
             tokens = np.cumsum([0, *choice["accept_lengths"][: len(steps)]])
-            every = max(1, len(steps) // 8)
-            axes.plot(
-                times, tokens, label=trace.label, markevery=every, drawstyle="steps-post", **kind
-            )
+            kind |= {"markevery": max(1, len(steps) // 8), "drawstyle": "steps-post"}
+            axes.plot(times, tokens, label=trace.label, **kind)
         else:
-            end = choice["wall_time"][0], choice["new_tokens"][0]
-            axes.plot([0, end[0]], [0, end[1]], label=f"{trace.label} (mean)", **kind)
+            times = np.array([0, choice["wall_time"][0]])
+            tokens = np.array([0, choice["new_tokens"][0]])
+            axes.plot(times, tokens, label=f"{trace.label} (mean)", **kind)
     axes.set_xlabel("seconds, prefill included")
     axes.set_ylabel("tokens")
     axes.set_title(f"question {wanted}, first turn", fontsize=10)
@@ -209,7 +216,7 @@ def time_per_step(figure: Figure, comparison: Comparison, _: int | str) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 1.45 * max(left))
     axes.set_xlabel("milliseconds per step, mean, without prefill")
-    axes.legend(ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    legend_above(axes, len(names))
 
 
 PICTURES: dict[str, tuple[Draw, str]] = {
@@ -219,21 +226,14 @@ PICTURES: dict[str, tuple[Draw, str]] = {
         acceptance_by_depth,
         "How often one of the drafts at a depth is right, given that the path reached it.",
     ),
-    "rank": (
-        acceptance_by_rank,
-        "Which entry of the last logits the token after the next one is.",
-    ),
+    "rank": (acceptance_by_rank, "Which entry of the last logits the token after the next one is."),
     "time": (tokens_against_time, "Tokens against time for one question."),
     "phases": (time_per_step, "Where a step's time goes."),
 }
 
 
 def chosen_question(comparison: Comparison, text: str | None) -> int | str:
-    """The id of the question that --question names, as text or as JSON; None: of the first one.
-
-    Raises:
-        InputError: it is in none of the traces.
-    """
+    """The id of the question that --question names, as text or as JSON; None: of the first one."""
     asked = [record["question_id"] for record in comparison.traces[0].records]
     named = {str(known): known for known in asked} | {json.dumps(known): known for known in asked}
     if text is None:
@@ -249,16 +249,11 @@ def chosen_question(comparison: Comparison, text: str | None) -> int | str:
 def draw_all(
     comparison: Comparison, folder: Path, *, kind: str = "png", question: str | None = None
 ) -> list[str]:
-    """Write every picture the traces allow; the names written, without their endings.
+    """Write every picture the traces allow as FOLDER/NAME.KIND; the names written.
 
-    Args:
-        comparison: the traces.
-        folder: for the files NAME.KIND; made if it is not there.
-        kind: one of style.FORMATS.
-        question: the id of the one whose tokens are drawn against time; None: the first.
-
-    Raises:
-        InputError: matplotlib is not installed, no such question, or a file cannot be written.
+    `kind` is one of style.FORMATS, `question` the id of the one whose tokens are drawn against
+    time, by default the first. InputError: matplotlib is not installed, no such question, or a
+    file cannot be written.
     """
     require_matplotlib()
     wanted = chosen_question(comparison, question)

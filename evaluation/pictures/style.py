@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from model.logitspec.errors import InputError
 
+from ..command.files import writing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -22,11 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def require_matplotlib() -> Any:
-    """The module matplotlib.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """The module matplotlib; InputError if it is not installed."""
     try:
         import matplotlib
         import matplotlib.figure
@@ -49,17 +47,10 @@ def new_figure(width: float = 6.4, height: float = 4.8) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format that the file's name ends in, one of FORMATS.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    metadata = UNDATED.get(path.suffix[1:])
-    try:
-        with require_matplotlib().rc_context({"svg.hashsalt": "logitspec", "svg.fonttype": "none"}):
-            figure.savefig(path, dpi=120, metadata=metadata)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
+    """Write a figure in the format that the file's name ends in, one of FORMATS."""
+    fixed = {"svg.hashsalt": "logitspec", "svg.fonttype": "none"}
+    with writing(path), require_matplotlib().rc_context(fixed):
+        figure.savefig(path, dpi=120, metadata=UNDATED.get(path.suffix[1:]))
 
 
 def shade(index: int, count: int) -> Any:

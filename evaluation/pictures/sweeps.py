@@ -10,12 +10,11 @@ from typing import Any
 from .style import line_style, new_figure, save_figure
 
 MEASURES = {"mat": "MAT", "speedup": "predicted speedup"}
-
-
+Row = Mapping[str, Any]
 MOST_BARS, MOST_MAPS = 100, 12  # that a picture can hold
 
 
-def draw(rows: Sequence[Mapping[str, Any]], varied: Sequence[str], path: Path) -> None:
+def draw(rows: Sequence[Row], varied: Sequence[str], path: Path) -> None:
     """Draw MAT and predicted speedup of a sweep's rows (replay.csv_row).
 
     One varied option of numbers makes lines over it, a line for each method; two or more make heat
@@ -32,9 +31,7 @@ def draw(rows: Sequence[Mapping[str, Any]], varied: Sequence[str], path: Path) -
         draw_bars(rows, path)
 
 
-def draw_lines(
-    rows: Sequence[Mapping[str, Any]], methods: Sequence[str], key: str, path: Path
-) -> None:
+def draw_lines(rows: Sequence[Row], methods: Sequence[str], key: str, path: Path) -> None:
     figure = new_figure(9.6, 4.0)
     for axes, (measure, label) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
         for index, method in enumerate(methods):
@@ -52,7 +49,7 @@ def draw_lines(
     save_figure(figure, path)
 
 
-def draw_maps(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], path: Path) -> None:
+def draw_maps(rows: Sequence[Row], keys: Sequence[str], path: Path) -> None:
     down, across, *rest = keys
     facets = list(dict.fromkeys(tuple(row[key] for key in rest) for row in rows))
     figure = new_figure(max(6.0, 3.0 * len(facets)), 6.0)
@@ -80,7 +77,7 @@ def draw_maps(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], path: Path
     save_figure(figure, path)
 
 
-def draw_bars(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_bars(rows: Sequence[Row], path: Path) -> None:
     figure = new_figure(9.6, max(2.5, 0.35 * min(len(rows), MOST_BARS) + 1))
     if len(rows) > MOST_BARS:
         rows = sorted(rows, key=lambda row: -float(row["speedup"]))[:MOST_BARS]

@@ -7,9 +7,8 @@ questions, method and baseline resampled together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,69 +23,57 @@ RESAMPLES = 10_000
 PUBLISHED_NOTE = "Published figures are their sources' own, on other machines and models."
 
 
+def speedup(trace: Trace, base: Trace, task: str | None = None) -> float:
+    """The ratio of two traces' mean tokens/s, overall or in a task."""
+    return float(trace.speeds(task).mean() / base.speeds(task).mean())
+
+
 def compare(comparison: Comparison, *, published: bool = False, task_mat: bool = False) -> Table:
     """The table of traces over one benchmark.
 
     Args:
         comparison: the traces.
-        published: append the published figures there are for the benchmark.
+        published: append the published figures of the benchmark; InputError if there are none.
         task_mat: the tasks' columns hold MAT instead of the speedup.
-
-    Raises:
-        InputError: published figures are wanted and there are none for this benchmark.
     """
     (main, baseline), *others = comparison.baselines.items()
-    base = baseline.speeds()
     tasks = comparison.tasks if len(comparison.tasks) > 1 else []
     columns = {f"task:{task}": task for task in tasks}
     columns |= {"mat": "MAT", "tokens_per_second": "tokens/s", "speedup": "speedup [95 %]"}
     columns |= {f"over:{name}": f"over {name}" for name, _ in others}
     rows = []
     for trace in comparison.traces:
-        speeds = trace.speeds()
         values = {
-            f"task:{task}": trace.task_mat(task)
-            if task_mat
-            else float(trace.speeds(task).mean() / baseline.speeds(task).mean())
+            f"task:{task}": trace.task_mat(task) if task_mat else speedup(trace, baseline, task)
             for task in tasks
         }
         values["mat"] = trace.mat
-        values["tokens_per_second"] = float(speeds.mean())
-        values["speedup"] = float(speeds.mean() / base.mean())
-        for name, other in others:
-            values[f"over:{name}"] = float(speeds.mean() / other.speeds().mean())
-        interval = None if trace is baseline else bootstrap_interval(speeds, base)
+        values["tokens_per_second"] = float(trace.speeds().mean())
+        values["speedup"] = speedup(trace, baseline)
+        values |= {f"over:{name}": speedup(trace, other) for name, other in others}
+        own = trace is baseline
+        interval = None if own else bootstrap_interval(trace.speeds(), baseline.speeds())
         rows.append(Row(trace.label, values, interval))
     title = f"{comparison.bench_name or 'Traces'}: speedup over {main}"
+    turns = ", their first turns only" if comparison.first_turns else ""
     notes = [
-        f"{len(baseline.records)} questions"
-        + (", their first turns only" if comparison.first_turns else "")
-        + "; 95 % bootstrap interval over questions"
+        f"{len(baseline.records)} questions{turns}; 95 % bootstrap interval over questions",
+        *(["The tasks' columns are MAT."] if task_mat else []),
+        *comparison.cautions(),
     ]
-    if task_mat:
-        notes.append("The tasks' columns are MAT.")
-    notes += comparison.cautions()
     if published:
         rows += published_rows(comparison.bench_name, "speedup", "mat")
         notes.append(PUBLISHED_NOTE)
     return Table(title, columns, rows, notes)
 
 
-@dataclass(frozen=True)
-class Grouping:
-    """What tells the groups of one table apart.
-
-    Attributes:
-        setting: in which groups differ.
-        name: of it, in the title.
-        heading: before a group's columns; {} is the setting's value.
-        but: settings that may differ between groups.
-    """
+class Grouping(NamedTuple):
+    """What tells the groups of one table apart."""
 
     setting: str
-    name: str
-    heading: str
-    but: tuple[str, ...]
+    name: str  # of the setting, in the title
+    heading: str  # before a group's columns; {} is the setting's value
+    but: tuple[str, ...]  # settings that may differ between groups
 
 
 BENCHES = Grouping("bench_name", "benchmark", "{}", ("bench_name", "questions", "max_new_tokens"))
@@ -98,14 +85,8 @@ def compare_groups(
 ) -> Table:
     """The table of several groups of traces: a MAT and a speedup column each, a row per method.
 
-    Args:
-        comparisons: one per group.
-        grouping: what they differ in.
-        published: append the published figures there are for a group that is a benchmark.
-
-    Raises:
-        InputError: two groups are alike, or of different models, other settings or kinds of
-            baseline.
+    `grouping` is what the groups differ in; InputError if two are alike, or differ in their
+    models, other settings or kinds of baseline. `published`: as in compare().
     """
     values = [c.settings.get(grouping.setting) for c in comparisons]
     names = [grouping.heading.format(value) for value in values]
@@ -114,32 +95,31 @@ def compare_groups(
         raise InputError(f"the {grouping.name}s {shown} are not one of each")
     first = comparisons[0].traces[0]
     main = next(iter(comparisons[0].baselines))
-    for name, other in zip(names, comparisons, strict=True):
-        check_comparable(first, other.traces[0], but=grouping.but)
-        if next(iter(other.baselines)) != main:
-            raise InputError(
-                f"the baseline of {names[0]} is {main}, that of {name} is "
-                f"{next(iter(other.baselines))}; give both one of a kind"
-            )
     columns: dict[str, str] = {}
-    rows: dict[str, Row] = {}
-    others: dict[str, Row] = {}
+    rows: dict[tuple[str, str], Row] = {}
     for name, comparison in zip(names, comparisons, strict=True):
-        columns |= {f"mat:{name}": f"{name} MAT", f"speedup:{name}": f"{name} speedup"}
-        base = comparison.main_baseline.speeds().mean()
-        for trace in comparison.traces:
-            row = rows.setdefault(trace.label, Row(trace.label, {}))
-            row.values[f"mat:{name}"] = trace.mat
-            row.values[f"speedup:{name}"] = float(trace.speeds().mean() / base)
+        check_comparable(first, comparison.traces[0], but=grouping.but)
+        baseline, base = next(iter(comparison.baselines.items()))
+        if baseline != main:
+            raise InputError(
+                f"the baseline of {names[0]} is {main}, that of {name} is {baseline}; "
+                "give both one of a kind"
+            )
+        speedups, mats = f"speedup:{name}", f"mat:{name}"
+        columns |= {mats: f"{name} MAT", speedups: f"{name} speedup"}
+        found = [
+            Row(trace.label, {mats: trace.mat, speedups: speedup(trace, base)})
+            for trace in comparison.traces
+        ]
         if published:
-            for row in published_rows(name, f"speedup:{name}", f"mat:{name}"):
-                known = others.setdefault(f"{row.name} {row.source}", row)
-                known.values |= row.values
+            found += published_rows(name, speedups, mats)
+        for row in found:
+            rows.setdefault((row.name, row.source), row).values.update(row.values)
     notes = [*dict.fromkeys(caution for c in comparisons for caution in c.cautions())]
     if published:
         notes.append(PUBLISHED_NOTE)
     title = f"Speedup over {main}, by {grouping.name}"
-    return Table(title, columns, [*rows.values(), *others.values()], notes)
+    return Table(title, columns, sorted(rows.values(), key=lambda row: bool(row.source)), notes)
 
 
 def bootstrap_interval(
@@ -171,19 +151,12 @@ def published_rows(bench_name: str | None, speedup: str, mat: str) -> list[Row]:
 
 
 def read_groups(
-    paths: Sequence[Path],
-    grouping: Grouping,
-    *,
-    first_turns: bool = False,
-    strict: bool = False,
+    paths: Sequence[Path], grouping: Grouping, *, first_turns: bool = False, strict: bool = False
 ) -> list[Comparison]:
     """Read traces of several groups, each with a baseline, in the order given; numbers rising.
 
     Groups that differ in their temperature answer the same questions: one that a trace of any of
-    them did not answer is left out of all.
-
-    Raises:
-        InputError: as read_comparison(), for any group.
+    them did not answer is left out of all. Errors are those of read_comparison(), for any group.
     """
     found: dict[Any, list[Path]] = {}
     failed = {}

@@ -17,14 +17,14 @@ KIND = "evaluation.tables 1"  # tells this JSON from any other
 
 def describe(comparison: Comparison) -> list[str]:
     """What was run, on what, when: lines of a Markdown list."""
-    first = comparison.traces[0]
-    stamps = [r["tstamp"] for t in comparison.traces for r in t.records if "tstamp" in r]
-    lines = [f"{len(first.records)} questions of {comparison.bench_name or 'a benchmark'}"]
+    questions = len(comparison.traces[0].records)
+    lines = [f"{questions} questions of {comparison.bench_name or 'a benchmark'}"]
     known = comparison.settings
     lines += [f"{key.replace('_', ' ')}: {known[key]}" for key in SHOWN if known]
+    stamps = [r["tstamp"] for t in comparison.traces for r in t.records if "tstamp" in r]
     if stamps:
-        days = sorted({datetime.fromtimestamp(s, timezone.utc).date() for s in stamps})
-        lines.append(f"date: {' to '.join(str(day) for day in dict.fromkeys((days[0], days[-1])))}")
+        ends = [datetime.fromtimestamp(f(stamps), timezone.utc).date() for f in (min, max)]
+        lines.append(f"date: {' to '.join(map(str, dict.fromkeys(ends)))}")
     made = [f"machine: {machine(env)}{commit(env)}" for env in environments(comparison)]
     return [*lines, *dict.fromkeys(made)]
 
@@ -38,11 +38,7 @@ def environments(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def machine(environment: Mapping[str, Any]) -> str:
-    """Hardware and versions of an environment.
-
-    Raises:
-        KeyError or TypeError: it is none.
-    """
+    """Hardware and versions of an environment; KeyError or TypeError if it is none."""
     versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
     found = environment.get("instruction_set")
     return (
@@ -65,15 +61,6 @@ def own_options(trace: Trace) -> dict[str, Any]:
     return {key: value for key, value in trace.settings.items() if key not in skipped}
 
 
-def method_settings(comparison: Comparison) -> list[str]:
-    """The methods' own options: lines of a Markdown list."""
-    return [
-        f"{trace.label}: " + ", ".join(f"{k} {v}" for k, v in own.items())
-        for trace in comparison.traces
-        if (own := own_options(trace))
-    ]
-
-
 def to_json(comparison: Comparison, tables: Mapping[str, Table]) -> dict[str, Any]:
     """Tables with all that they were made with, for `read_tables` and benchmarks.report."""
     return {
@@ -88,11 +75,7 @@ def to_json(comparison: Comparison, tables: Mapping[str, Table]) -> dict[str, An
 
 
 def read_tables(content: Mapping[str, Any]) -> dict[str, Table]:
-    """The tables in what `to_json` gave.
-
-    Raises:
-        KeyError, TypeError or ValueError: it is something else.
-    """
+    """The tables in what `to_json` gave; KeyError, TypeError or ValueError for anything else."""
     if content["kind"] != KIND:
         raise ValueError(f"it is a {content['kind']!r}")
 

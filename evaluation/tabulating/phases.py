@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,105 +11,74 @@ from ..traces.reading import PHASES, Record
 from .table import Row, Table
 
 STEP_PHASES = tuple(phase.removesuffix("_seconds") for phase in PHASES[1:])  # all but prefill
+COLUMNS = {
+    "tree_size": "nodes",
+    "after_prefill": "tokens/s\nafter\nprefill",
+    "first_token": "first\ntoken ms",
+    "first_token_ratio": "÷ base",
+    **{phase: f"{phase}\nms" for phase in STEP_PHASES},
+    "outside": "outside\nverify %",
+}
+Timing = dict[str, "float | None"]  # by column; None for what the trace does not say
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Where the time of one question went, in seconds; None for what its trace does not say."""
+def timing(choice: Record, inside: Sequence[str]) -> Timing:
+    """What a question's answer has in COLUMNS; `inside` are the phases that are not outside."""
 
-    tokens: int
-    steps: int
-    after_prefill: float | None
-    first_token: float | None  # of the first turn
-    phases: dict[str, float]  # of STEP_PHASES those that the trace has, over all turns' steps
+    def total(key: str) -> float | None:
+        values = choice.get(key) or [None]
+        return None if None in values else float(sum(values))
 
-    @classmethod
-    def of(cls, choice: Record) -> Timing:
-        """The timing of a question's answer."""
-
-        def total(key: str) -> float | None:
-            values = choice.get(key) or [None]
-            return None if None in values else float(sum(values))
-
-        prefill = total("prefill_seconds")
-        first = None if prefill is None else float(choice["prefill_seconds"][0])
-        steps = (choice.get("step_seconds") or [[]])[0]
-        if first is None and steps and "prefill_seconds" in choice:
-            # generate() does not time its prefill: its first step is the forward over the prompt.
-            first = float(steps[0])
-        return cls(
-            tokens=int(sum(choice["new_tokens"])),
-            steps=len(choice["accept_lengths"]),
-            after_prefill=None if prefill is None else sum(choice["wall_time"]) - prefill,
-            first_token=first,
-            phases={
-                phase: seconds
-                for phase in STEP_PHASES
-                if (seconds := total(f"{phase}_seconds")) is not None
-            },
-        )
-
-    def outside(self, inside: Sequence[str]) -> float | None:
-        """Percent of the steps' time that is in none of the phases `inside`."""
-        spent = sum(self.phases.values())
-        if len(self.phases) < len(STEP_PHASES) or not spent:
-            return None
-        return 100 * (1 - sum(self.phases[phase] for phase in inside) / spent)
+    prefill, first, after = total("prefill_seconds"), None, None
+    steps = (choice.get("step_seconds") or [[]])[0]
+    if prefill is not None:
+        first, after = choice["prefill_seconds"][0], sum(choice["wall_time"]) - prefill
+    elif steps and "prefill_seconds" in choice:
+        # generate() does not time its prefill: its first step is the forward over the prompt.
+        first = steps[0]
+    seconds = {phase: total(f"{phase}_seconds") for phase in STEP_PHASES}
+    known = {phase: spent for phase, spent in seconds.items() if spent is not None}
+    whole = sum(known.values()) if len(known) == len(STEP_PHASES) else 0
+    count = len(choice["accept_lengths"])
+    return {
+        "after_prefill": sum(choice["new_tokens"]) / after if after else None,
+        "first_token": first and 1e3 * first,
+        "outside": 100 * (1 - sum(known[p] for p in inside) / whole) if whole else None,
+        **{phase: spent and 1e3 * spent / count for phase, spent in seconds.items()},
+    }
 
 
-def timings(trace: Trace) -> list[Timing]:
+def timings(trace: Trace, inside: Sequence[str]) -> list[Timing]:
     """The timing of every question, in the order of the question ids."""
     records = sorted(trace.records, key=lambda record: in_order(record["question_id"]))
-    return [Timing.of(record["choices"][0]) for record in records]
-
-
-def median(values: Sequence[float | None]) -> float | None:
-    """The median; None unless every value is known."""
-    known = [value for value in values if value is not None]
-    return float(np.median(known)) if values and len(known) == len(values) else None
+    return [timing(record["choices"][0], inside) for record in records]
 
 
 def phases(comparison: Comparison) -> Table:
     """The table of nodes per step, time to the first token and milliseconds of each phase.
 
-    What a trace does not hold is a dash.
+    What a trace does not hold is a dash: a median is known if every question's value is.
     """
     name, baseline = next(iter(comparison.baselines.items()))
-    base = timings(baseline)
     on_gpu = comparison.settings.get("device", "cpu") != "cpu"
     inside = ("verify", "accept") if on_gpu else ("verify",)
+    base = [question["first_token"] for question in timings(baseline, inside)]
     rows = []
     for trace in comparison.traces:
-        own = timings(trace)
-        sizes = trace.per_step("tree_sizes")
-        values: dict[str, float | None] = {
-            "tree_size": float(np.mean(sizes)) if sizes else None,
-            "after_prefill": median(
-                [t.tokens / t.after_prefill if t.after_prefill else None for t in own]
-            ),
-            "first_token": median([t.first_token and 1e3 * t.first_token for t in own]),
-            "first_token_ratio": median(
-                [
-                    a.first_token / b.first_token if a.first_token and b.first_token else None
-                    for a, b in zip(own, base, strict=True)
-                ]
-            ),
-            "outside": median([t.outside(inside) for t in own]),
+        own = timings(trace, inside)
+        columns = {key: [question[key] for question in own] for key in own[0]}
+        columns["first_token_ratio"] = [
+            first / other if first and other else None
+            for first, other in zip(columns["first_token"], base, strict=True)
+        ]
+        values = {
+            key: float(np.median([value for value in column if value is not None]))
+            for key, column in columns.items()
+            if None not in column
         }
-        for phase in STEP_PHASES:
-            values[phase] = median(
-                [1e3 * t.phases[phase] / t.steps if phase in t.phases else None for t in own]
-            )
-        known = {key: value for key, value in values.items() if value is not None}
-        rows.append(Row(trace.label, known))
-    columns = {
-        "tree_size": "nodes",
-        "after_prefill": "tokens/s\nafter\nprefill",
-        "first_token": "first\ntoken ms",
-        "first_token_ratio": "÷ base",
-        **{phase: f"{phase}\nms" for phase in STEP_PHASES},
-        "outside": "outside\nverify %",
-    }
+        if sizes := trace.per_step("tree_sizes"):
+            values["tree_size"] = float(np.mean(sizes))
+        rows.append(Row(trace.label, values))
     notes = [
         "Milliseconds per step, prefill left out; medians over questions. `verify` is the model's "
         "forward over the draft tree, layers and head. What a drafter does with the prompt counts "
@@ -124,4 +92,4 @@ def phases(comparison: Comparison) -> Table:
             "as outside."
         )
     title = f"{comparison.bench_name or 'Traces'}: time per step"
-    return Table(title, columns, rows, notes, ranked=False)
+    return Table(title, dict(COLUMNS), rows, notes, ranked=False)

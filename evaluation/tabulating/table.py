@@ -12,6 +12,10 @@ from rich.text import Text
 
 from ..command.terminal import drawn
 
+LATEX = str.maketrans({
+    "\\": r"\textbackslash ", "_": r"\_", "&": r"\&", "%": r"\%", "#": r"\#", "$": r"\$", "–": "--",
+})  # fmt: skip
+
 
 @dataclass
 class Row:
@@ -54,13 +58,12 @@ class Table:
     def best(self, row: Row, key: str) -> bool:
         """Whether a column is ranked and no measured row is better in it, as printed."""
         own = [r.values[key] for r in self.rows if not r.source and key in r.values]
-        return (
-            self.ranked
-            and not row.source
-            and len(own) > 1
-            and key in row.values
-            and round(row.values[key], 2) == round(max(own), 2)
-        )
+        ranked = self.ranked and not row.source and key in row.values and len(own) > 1
+        return ranked and round(row.values[key], 2) == round(max(own), 2)
+
+    def cells(self, row: Row) -> list[tuple[str, bool]]:
+        """A row's numbers as printed, and whether each is the best of its column."""
+        return [(self.cell(row, key), self.best(row, key)) for key in self.columns]
 
 
 def to_terminal(table: Table) -> str:
@@ -70,14 +73,10 @@ def to_terminal(table: Table) -> str:
     for heading in table.columns.values():
         shown.add_column(heading, justify="right")
     for index, row in enumerate(table.rows):
-        cells = [
-            Text(table.cell(row, key), style="bold" if table.best(row, key) else "")
-            for key in table.columns
-        ]
-        ends = index + 1 < len(table.rows) and bool(row.source) != bool(
-            table.rows[index + 1].source
-        )
-        shown.add_row(Text(row.title), *cells, end_section=ends)
+        if row.source and not table.rows[index - 1].source:
+            shown.add_section()
+        cells = [Text(text, "bold" if best else "") for text, best in table.cells(row)]
+        shown.add_row(Text(row.title), *cells)
     return drawn(shown, *(Text(note) for note in table.notes))
 
 
@@ -87,56 +86,37 @@ def to_markdown(table: Table) -> str:
         "|---|" + "---:|" * len(table.columns),
     ]
     for row in table.rows:
-        cells = [
-            f"**{table.cell(row, key)}**" if table.best(row, key) else table.cell(row, key)
-            for key in table.columns
-        ]
         name = row.name if not row.source else f"{row.name} *({row.source})*"
+        cells = [f"**{text}**" if best else text for text, best in table.cells(row)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in (name, *cells)) + " |")
     return "\n".join([*lines, "", *(f"{note}  " for note in table.notes)]) + "\n"
 
 
 def to_latex(table: Table) -> str:
     """A booktabs table; needs \\usepackage{booktabs}."""
-    lines = [
-        r"\begin{tabular}{l" + "r" * len(table.columns) + "}",
-        r"\toprule",
-        " & ".join(map(latex_text, ("method", *table.headings))) + r" \\",
-        r"\midrule",
-    ]
+    lines = [f"% {said}" for said in (table.title, *table.notes)]
+    lines += [r"\begin{tabular}{l" + "r" * len(table.columns) + "}", r"\toprule"]
+    headings = [heading.translate(LATEX) for heading in table.headings]
+    lines += [" & ".join(("method", *headings)) + r" \\", r"\midrule"]
     for index, row in enumerate(table.rows):
         if row.source and not table.rows[index - 1].source:
             lines.append(r"\midrule")
-        cells = [
-            rf"\textbf{{{latex_text(table.cell(row, key))}}}"
-            if table.best(row, key)
-            else latex_text(table.cell(row, key))
-            for key in table.columns
-        ]
-        lines.append(" & ".join([latex_text(row.title), *cells]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([f"% {table.title}", *(f"% {note}" for note in table.notes), *lines]) + "\n"
-
-
-def latex_text(text: str) -> str:
-    for plain, escaped in (
-        ("\\", r"\textbackslash "), ("_", r"\_"), ("&", r"\&"), ("%", r"\%"), ("#", r"\#"),
-        ("$", r"\$"), ("–", "--"),
-    ):  # fmt: skip
-        text = text.replace(plain, escaped)
-    return text
+        cells = [(text.translate(LATEX), best) for text, best in table.cells(row)]
+        marked = [rf"\textbf{{{text}}}" if best else text for text, best in cells]
+        lines.append(" & ".join([row.title.translate(LATEX), *marked]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def to_csv(table: Table) -> str:
     """All numbers in full, the interval's ends in columns of their own."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    interval = ["speedup_low", "speedup_high"] if "speedup" in table.columns else []
-    writer.writerow(["method", "source", *table.columns, *interval])
+    ends = ("speedup_low", "speedup_high")
+    keys = ["method", "source", *table.columns, *(ends if "speedup" in table.columns else ())]
+    writer = csv.DictWriter(out, keys, restval="", lineterminator="\n")
+    writer.writeheader()
     for row in table.rows:
-        ends = ["", ""] if row.interval is None else [repr(end) for end in row.interval]
-        numbers = [repr(row.values[key]) if key in row.values else "" for key in table.columns]
-        writer.writerow([row.name, row.source, *numbers, *(ends if interval else [])])
+        interval = dict(zip(ends, row.interval or (), strict=False))
+        writer.writerow({"method": row.name, "source": row.source, **row.values, **interval})
     return out.getvalue()
 
 
