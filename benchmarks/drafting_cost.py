@@ -10,25 +10,28 @@ from collections.abc import Sequence
 
 from model.logitspec import DRAFTERS, Drafter, DraftTree, InputError
 
-from .measure import Figures, PrintedTable, Results, quartiles, spread
+from .measure import Figures, PrintedTable, Results, quartiles
 
 SEED = 0
 MOST_ACCEPTED = 3  # tokens of a step of DraftingRun
+COLUMNS = {
+    "drafter": (10, "{drafter}"),
+    "context": (7, "{context}"),
+    "µs": (24, "{median:.1f} [{low:.1f}, {high:.1f}]"),
+    "to shortest": (11, "{to_shortest:.2f}"),
+    "nodes": (5, "{mean_nodes:.1f}"),
+    "accepted": (8, "{mean_accepted:.2f}"),
+    "reset µs/token": (14, "{reset_us_per_token:.1f}"),
+}
 
 
 class BigramModel:
-    """A made-up target: what it ranks best after a token depends on that token alone.
+    """A made-up target: what it ranks best after a token depends on that token alone."""
 
-    Args:
-        vocabulary: token ids, from 0.
-        seed: of the rankings.
-    """
-
-    def __init__(self, vocabulary: int = 400, seed: int = SEED) -> None:
-        self._chance = random.Random(seed)
-        self._ranked = [
-            self._chance.sample(range(vocabulary), vocabulary) for _ in range(vocabulary)
-        ]
+    def __init__(self) -> None:
+        self._chance = random.Random(SEED)
+        vocabulary = range(400)
+        self._ranked = [self._chance.sample(vocabulary, len(vocabulary)) for _ in vocabulary]
 
     def best(self, token: int, count: int) -> list[int]:
         return self._ranked[token][:count]
@@ -55,23 +58,20 @@ def measure_drafting(args: argparse.Namespace, results: Results) -> None:
     target = BigramModel()
     text = target.text(contexts[-1] + MOST_ACCEPTED * args.steps + 2)
     table = PrintedTable(
-        f"draft() + observe(), microseconds of {args.steps} steps: median [quartiles]",
-        {"drafter": 10, "context": 7, "µs": 24, "to shortest": 11, "nodes": 5, "accepted": 8,
-         "reset µs/token": 14},
-    )  # fmt: skip
+        f"draft() + observe(), microseconds of {args.steps} steps: median [quartiles]", COLUMNS
+    )
     for name, drafter in DRAFTERS.items():
         try:
             drafter()
         except InputError as error:
             print(f"left out: {error}")
             continue
-        runs = {}
-        for context in contexts:
-            runs[context] = DraftingRun(drafter(), target, text[contexts[-1] - context :], context)
+        runs = [DraftingRun(drafter(), target, text[contexts[-1] - c :], c) for c in contexts]
         for _ in range(args.steps):
-            for run in runs.values():
+            for run in runs:
                 run.step()
-        for context, run in runs.items():
+        shortest = quartiles(runs[0].seconds, 1e6)["median"]
+        for context, run in zip(contexts, runs, strict=True):
             row: Figures = {
                 "drafter": name,
                 "context": context,
@@ -80,25 +80,13 @@ def measure_drafting(args: argparse.Namespace, results: Results) -> None:
                 "mean_accepted": statistics.fmean(run.accepted),
                 "reset_us_per_token": 1e6 * run.reset_seconds / context,
             }
-            shortest = quartiles(runs[contexts[0]].seconds, 1e6)["median"]
             row["to_shortest"] = row["median"] / shortest
             results.add("drafting", row)
-            table.add(
-                name, context, spread(row, 1), f"{row['to_shortest']:.2f}",
-                f"{row['mean_nodes']:.1f}", f"{row['mean_accepted']:.2f}",
-                f"{row['reset_us_per_token']:.1f}",
-            )  # fmt: skip
+            table.add(row)
 
 
 class DraftingRun:
-    """One drafter going through a text, timed.
-
-    Args:
-        drafter: a new one.
-        target: ranks the tokens.
-        text: what the target says: the context, then what is to be drafted.
-        context: tokens of the text that the drafter is reset with.
-    """
+    """A new drafter going through a text, timed: it is reset with `context` tokens of it."""
 
     def __init__(
         self, drafter: Drafter, target: BigramModel, text: Sequence[int], context: int

@@ -21,11 +21,16 @@ MIB = 1 << 20
 WORK_SPACE = ("_rope",)  # attributes of a model that are no weights
 
 
+def in_mib(size: int | None) -> float | None:
+    return None if size is None else size / MIB
+
+
 def held(device: str) -> int | None:
-    """What is held now: the process's resident set, or torch's tensors on a GPU.
+    """What is held once freed memory is given back: the resident set, or torch's tensors on a GPU.
 
     None where the system does not say.
     """
+    trim(device)
     return status("VmRSS") if device == "cpu" else torch.cuda.memory_allocated(device)
 
 

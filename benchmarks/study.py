@@ -13,12 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.asking.engines import KVEngine, Models
-from evaluation.asking.questions import chosen_questions
-from evaluation.asking.settings import AnswerSettings, QuestionSettings, TargetSettings
-from evaluation.asking.target import Target
-from evaluation.command.exits import run_command
-from evaluation.command.flags import add_machine_flags, read
+from evaluation.command.flags import add_machine_flags
 from evaluation.command.parser import Parser, at_least
 from evaluation.recordings.format import load_recording
 from evaluation.recordings.replaying import Configuration, replay_drafter
@@ -28,8 +23,8 @@ from model.logitspec.drafters.calibrated.growth import Drafted, ReadableCore
 from model.logitspec.errors import InputError
 from model.logitspec.sizing.acceptance_table import AcceptanceTable
 
-from .fit_prior import answer, flat_prior
-from .measure import INTERRUPTED, PrintedTable, Results, add_output_flags, add_question_flags
+from .fit_prior import Questionnaire, flat_prior
+from .measure import PrintedTable, Results, add_output_flags, add_question_flags, run_benchmark
 
 TopIds = Sequence[Sequence[int]]
 
@@ -283,33 +278,6 @@ VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
 }
 
 
-Measure = Callable[[CalibratedDrafter], tuple[int, int]]  # a drafter's tokens and steps
-
-
-def live(args: argparse.Namespace) -> tuple[Measure, str, str]:
-    """Ask the model; with a title and the device."""
-    _, questions = chosen_questions(read(QuestionSettings, args))
-    target = Target.resolve(read(TargetSettings, args))
-    settings = read(AnswerSettings, args)
-    models = Models(target, shared=False)
-
-    def measure(drafter: CalibratedDrafter) -> tuple[int, int]:
-        return answer(KVEngine(models, drafter), questions, target, settings)
-
-    return measure, f"{len(questions)} questions of {args.bench_name}", target.device
-
-
-def replayed(args: argparse.Namespace) -> tuple[Measure, str, str]:
-    """Ask a recording instead."""
-    recording = load_recording(args.recording, args.question_stride)
-
-    def measure(drafter: CalibratedDrafter) -> tuple[int, int]:
-        summary = replay_drafter(recording, Configuration("calibrated", (), ()), drafter)
-        return recording.tokens, summary.steps
-
-    return measure, f"replay of {recording.description}", "cpu"
-
-
 def run(args: argparse.Namespace) -> None:
     """Have every variant answer the questions at every capacity, and print a row for each.
 
@@ -320,26 +288,36 @@ def run(args: argparse.Namespace) -> None:
     for name in wanted:
         if name not in VARIANTS:
             raise InputError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
-    measure, title, device = replayed(args) if args.recording else live(args)
-    results = Results(args.json, vars(args), device)
-    columns = {f"MAT at {capacity}": 9 for capacity in args.capacities}
-    table = PrintedTable(
-        title,
-        {"variant": 30, **{k: v for c in columns for k, v in ((c, 9), (f"÷ {c[4:]}", 7))}},
-    )
+    if args.recording:
+        recording = load_recording(args.recording, args.question_stride)
+        title, device = f"replay of {recording.description}", "cpu"
+    else:
+        asked = Questionnaire(args)
+        title, device = asked.title, asked.target.device
+
+    def answer(drafter: CalibratedDrafter) -> tuple[int, int]:
+        """Tokens and steps."""
+        if not args.recording:
+            return asked.answer(drafter)
+        summary = replay_drafter(recording, Configuration("calibrated", (), ()), drafter)
+        return recording.tokens, summary.steps
+
+    results = Results(args, device)
+    columns = {"variant": (30, "{variant}")}
+    for c in args.capacities:
+        columns |= {f"MAT at {c}": (9, f"{{at {c}:.3f}}"), f"÷ {c}": (7, f"{{÷ {c}:.3f}}")}
+    table = PrintedTable(title, columns)
     base: dict[int, float] = {}
     for name in wanted:
-        cells: list[str] = []
+        row: dict[str, Any] = {"variant": name}
         for capacity in args.capacities:
-            tokens, steps = measure(VARIANTS[name](capacity))
+            tokens, steps = answer(VARIANTS[name](capacity))
             mat = tokens / steps
-            base.setdefault(capacity, mat)
-            results.add(
-                "variants",
-                {"variant": name, "capacity": capacity, "mat": mat, "tokens": tokens},
-            )
-            cells += [f"{mat:.3f}", f"{mat / base[capacity]:.3f}"]
-        table.add(name, *cells)
+            found = {"variant": name, "capacity": capacity, "mat": mat, "tokens": tokens}
+            results.add("variants", found)
+            row[f"at {capacity}"] = mat
+            row[f"÷ {capacity}"] = mat / base.setdefault(capacity, mat)
+        table.add(row)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -358,8 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     add_output_flags(parser)
     add_machine_flags(parser)
-    args = parser.parse_args(argv)
-    return run_command(parser.prog, lambda: run(args), INTERRUPTED)
+    return run_benchmark(parser, parser.parse_args(argv), run)
 
 
 if __name__ == "__main__":

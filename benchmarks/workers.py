@@ -15,15 +15,19 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.command.exits import run_command
 from evaluation.command.files import ROOT
 from evaluation.command.parser import Parser, at_least
 from evaluation.traces.reading import Record, read_trace
 from model.logitspec.errors import InputError
 
-from .measure import INTERRUPTED, PrintedTable, Results, add_output_flags, add_question_flags
+from .measure import PrintedTable, Results, add_output_flags, add_question_flags, run_benchmark
 
-COLUMNS = {"round": 5, "one process": 12, "workers": 12, "ratio": 6}
+COLUMNS = {
+    "round": (5, "{round}"),
+    "one process": (12, "{one:.1f}"),
+    "workers": (12, "{workers:.1f}"),
+    "ratio": (6, "{ratio:.2f}"),
+}
 
 
 def throughput(records: Sequence[Record], after: int) -> float:
@@ -60,7 +64,7 @@ def run_once(args: argparse.Namespace, trace: Path, workers: int) -> float:
 
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    results = Results(args.json, vars(args), "cpu")
+    results = Results(args, "cpu")
     table = PrintedTable(
         f"{args.method} on {args.bench_name}: tokens/s of one process and of {args.workers} "
         "workers, on the same cores",
@@ -71,10 +75,11 @@ def report(args: argparse.Namespace) -> None:
         for number in range(1, args.rounds + 1):
             counts = [1, args.workers][:: 1 if number % 2 else -1]
             found = {n: run_once(args, Path(folder, f"{number}-{n}"), n) for n in counts}
-            one, several = found[1], found[args.workers]
-            ratios.append(several / one)
-            results.add("rounds", {"one": one, "workers": several, "ratio": ratios[-1]})
-            table.add(number, f"{one:.1f}", f"{several:.1f}", f"{ratios[-1]:.2f}")
+            row = {"one": found[1], "workers": found[args.workers]}
+            row["ratio"] = row["workers"] / row["one"]
+            ratios.append(row["ratio"])
+            results.add("rounds", row)
+            table.add({"round": number, **row})
     print(f"median ratio of {args.rounds} rounds: {np.median(ratios):.2f}")
 
 
@@ -89,8 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--workers", type=at_least(2), default=2, help="that share the cores")
     add("--rounds", type=at_least(1), default=3, help="of both, in turn")
     add_output_flags(parser)
-    args = parser.parse_args(argv)
-    return run_command(parser.prog, lambda: report(args), INTERRUPTED)
+    return run_benchmark(parser, parser.parse_args(argv), report)
 
 
 if __name__ == "__main__":
