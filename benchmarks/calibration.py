@@ -22,24 +22,11 @@ from model.logitspec import CalibratedDrafter, DraftTree
 from model.logitspec.sizing.budget import Capacity
 
 from .fit_prior import Questionnaire
-from .measure import (
-    Figures,
-    PrintedTable,
-    Results,
-    add_output_flags,
-    add_question_flags,
-    lines,
-    run_benchmark,
-)
+from .measure import Figures, Results, add_question_flags, lines, run_benchmark
 
 DEPTHS = {
-    "all": (1, inf),
-    "1": (1, 1),
-    "2": (2, 2),
-    "3": (3, 3),
-    "4 to 7": (4, 7),
-    "8 on": (8, inf),
-}
+    "all": (1, inf), "1": (1, 1), "2": (2, 2), "3": (3, 3), "4 to 7": (4, 7), "8 on": (8, inf)
+}  # fmt: skip
 BINS = 10  # of path probability, equally wide
 FEWEST = 50  # drafts a point of the picture rests on
 ERRORS = {"depth": (8, "{depth}"), "drafts": (8, "{drafts}"), "error": (7, "{error:.4f}")}
@@ -85,13 +72,8 @@ class Watched(CalibratedDrafter):
 def reliability(predicted: Floats, accepted: Floats) -> tuple[list[Figures], float]:
     """Bins of predicted probability with what was observed, and the expected calibration error.
 
-    Args:
-        predicted: path probability of every draft.
-        accepted: 1 where it was accepted, else 0.
-
-    Returns:
-        A row for every bin that is not empty; and the mean over all drafts of the distance between
-        the mean prediction and the share accepted of their bin.
+    `accepted` is 1 where a draft was, else 0. The error is the mean over all drafts of the distance
+    between the mean prediction and the share accepted of their bin.
     """
     index = np.minimum((predicted * BINS).astype(int), BINS - 1)
     rows: list[Figures] = []
@@ -112,20 +94,21 @@ def reliability(predicted: Floats, accepted: Floats) -> tuple[list[Figures], flo
 def report(drafter: Watched, results: Results) -> None:
     """Print and keep the tables of all depths, and the accept lengths."""
     predicted, depth, accepted = map(np.array, zip(*drafter.drafts, strict=True))
-    table = PrintedTable("expected calibration error", ERRORS)
+    table = results.table("errors", "expected calibration error", ERRORS)
+    bins: list[Figures] = []
     for name, (first, last) in DEPTHS.items():
         here = (depth >= first) & (depth <= last)
         if here.any():
             rows, error = reliability(predicted[here], accepted[here].astype(float))
-            found = {"depth": name, "drafts": int(here.sum()), "error": error}
-            results.add("errors", found)
-            table.add(found)
-            for row in rows:
-                results.add("bins", {"depth": name, **row})
-    table = PrintedTable("predicted path probability and share accepted, all depths", OF_BINS)
-    for row in results.content["bins"]:
+            table.add({"depth": name, "drafts": int(here.sum()), "error": error})
+            bins += [{"depth": name, **row} for row in rows]
+    title = "predicted path probability and share accepted, all depths"
+    table = results.table("bins", title, OF_BINS)
+    for row in bins:
         if row["depth"] == "all":
             table.add(row)
+        else:
+            results.add("bins", row)
     expected, observed = np.array(drafter.steps).T
     both = {"steps": len(observed), "expected": expected.mean(), "observed": observed.mean()}
     results.add("steps", both)
@@ -133,14 +116,13 @@ def report(drafter: Watched, results: Results) -> None:
         f"\naccept length per step: expected {expected.mean():.3f}, observed {observed.mean():.3f} "
         f"over {len(observed)} steps"
     )
-    table = PrintedTable("by the expected accept length", BY_EXPECTED)
+    table = results.table("by_expected", "by the expected accept length", BY_EXPECTED)
     edges = np.quantile(expected, (0, 0.2, 0.4, 0.6, 0.8, 1))
     for low, high in pairwise(edges):
         here = (expected >= low) & ((expected < high) | (high == edges[-1]))
         if here.any():
             row = {"low": low, "high": high, "steps": int(here.sum())}
             row |= {"expected": expected[here].mean(), "observed": observed[here].mean()}
-            results.add("by_expected", row)
             table.add(row)
 
 
@@ -179,9 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--draft-tree-capacity", type=at_least(2), default=64, metavar="C", help="nodes of a tree"
     )
-    add_output_flags(parser, plot=True)
     add_machine_flags(parser)
-    return run_benchmark(parser, parser.parse_args(argv), run)
+    return run_benchmark(parser, argv, run, plot=True)
 
 
 if __name__ == "__main__":

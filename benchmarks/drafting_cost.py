@@ -9,8 +9,9 @@ import time
 from collections.abc import Sequence
 
 from model.logitspec import DRAFTERS, Drafter, DraftTree, InputError
+from model.logitspec.acceptance import longest_path
 
-from .measure import Figures, PrintedTable, Results, quartiles
+from .measure import Figures, Results, quartiles
 
 SEED = 0
 MOST_ACCEPTED = 3  # tokens of a step of DraftingRun
@@ -57,8 +58,10 @@ def measure_drafting(args: argparse.Namespace, results: Results) -> None:
     contexts = sorted(set(args.draft_contexts))
     target = BigramModel()
     text = target.text(contexts[-1] + MOST_ACCEPTED * args.steps + 2)
-    table = PrintedTable(
-        f"draft() + observe(), microseconds of {args.steps} steps: median [quartiles]", COLUMNS
+    table = results.table(
+        "drafting",
+        f"draft() + observe(), microseconds of {args.steps} steps: median [quartiles]",
+        COLUMNS,
     )
     for name, drafter in DRAFTERS.items():
         try:
@@ -81,7 +84,6 @@ def measure_drafting(args: argparse.Namespace, results: Results) -> None:
                 "reset_us_per_token": 1e6 * run.reset_seconds / context,
             }
             row["to_shortest"] = row["median"] / shortest
-            results.add("drafting", row)
             table.add(row)
 
 
@@ -125,9 +127,5 @@ class DraftingRun:
 
 def agreed(tree: DraftTree, text: Sequence[int]) -> list[int]:
     """The longest path of the tree that says the text from its first token on."""
-    paths = {0: [0]}
-    for node in range(1, len(tree)):
-        depth, above = tree.depths[node], paths.get(tree.parents[node])
-        if above is not None and depth < len(text) and tree.tokens[node] == text[depth]:
-            paths[node] = [*above, node]
-    return max(paths.values(), key=len)
+    following = [*text[1:], -1]  # by depth; no token is -1
+    return longest_path(tree, lambda nodes: [following[tree.depths[node]] for node in nodes])[0]

@@ -42,18 +42,18 @@ class Questionnaire:
     """The questions that the flags choose, asked of the model that they name."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        _, self._questions = chosen_questions(read(QuestionSettings, args))
+        _, self.questions = chosen_questions(read(QuestionSettings, args))
         self.target = Target.resolve(read(TargetSettings, args))
-        self._settings = read(AnswerSettings, args)
-        self._models = Models(self.target, shared=False)
-        self.title = f"{len(self._questions)} questions of {args.bench_name}"
+        self.settings = read(AnswerSettings, args)
+        self.models = Models(self.target, shared=False)
+        self.title = f"{len(self.questions)} questions of {args.bench_name}"
 
     def answer(self, drafter: Drafter) -> tuple[int, int]:
         """Have all turns answered; the tokens and steps that took."""
-        engine = KVEngine(self._models, drafter)
-        answerer = Answerer(self.target, engine, "", self._settings)
+        engine = KVEngine(self.models, drafter)
+        answerer = Answerer(self.target, engine, "", self.settings)
         tokens = steps = 0
-        for question in tqdm(self._questions, unit="question"):
+        for question in tqdm(self.questions, unit="question"):
             (choice,) = answerer.answer(question)["choices"]
             tokens += sum(choice["new_tokens"])
             steps += len(choice["accept_lengths"])
@@ -63,12 +63,8 @@ class Questionnaire:
 def fit(sources: Sequence[Source], seen: Floats, right: Floats) -> dict[str, Any]:
     """What calibrated_prior.json holds: the bias, and for each source a weight for every grade.
 
-    They are the weights that make the counts of an acceptance table most likely, ridge-penalized.
-
-    Args:
-        sources: whose grades make up the table's cells.
-        seen: observations of each cell.
-        right: how many of them were right.
+    They make the counts of an acceptance table most likely, ridge-penalized: `seen` are the
+    observations of each cell, `right` how many of them were right.
     """
     cells = np.flatnonzero(seen)
     sizes = [len(source.grades) for source in sources]
@@ -117,16 +113,14 @@ def run(args: argparse.Namespace) -> None:
     widest = LastEvidence.BINS[-1] + 1  # so that every grade is seen
     drafter = CalibratedDrafter(args.draft_tree_capacity, last_width=widest)
     drafter.use_prior(flat_prior(drafter.sources))
+    model = model_name(args.model_path)
     for round_ in range(1, args.rounds + 1):
         tokens, steps = asked.answer(drafter)
         seen, right = np.array(drafter.table.seen, float), np.array(drafter.table.right, float)
         fitted = fit(drafter.sources, seen, right)
         drafter.use_prior(prior_of(fitted, drafter.sources))
         print(f"round {round_}: MAT {tokens / steps:.3f}, {int(seen.sum())} candidates seen")
-        about = (
-            f"python -m benchmarks.fit_prior, {asked.title}, {tokens} tokens, "
-            f"{model_name(args.model_path)}"
-        )
+        about = f"python -m benchmarks.fit_prior, {asked.title}, {tokens} tokens, {model}"
         with writing(args.output, "give another --output"):
             write_atomically(args.output, {"fitted by": about, **fitted})
     print(f"the prior is in {args.output}")

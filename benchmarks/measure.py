@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,27 +60,6 @@ def cells(columns: Columns, row: Figures) -> list[str]:
     return [fill(text, row) for _, text in columns.values()]
 
 
-class PrintedTable:
-    """A table printed row by row, so that an interrupted run has shown what it measured.
-
-    The first column is left-aligned, the others right.
-    """
-
-    def __init__(self, title: str, columns: Columns) -> None:
-        self._columns = columns
-        print(f"\n{title}")
-        self._print(columns)
-
-    def add(self, row: Figures) -> None:
-        self._print(cells(self._columns, row))
-
-    def _print(self, texts: Iterable[str]) -> None:
-        widths = [width for width, _ in self._columns.values()]
-        first, *rest = zip(texts, widths, strict=True)
-        line = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in rest)]
-        print("  ".join(line).rstrip(), flush=True)
-
-
 class Results:
     """Settings, environment and rows; in the file of --json, if one is given, after every row.
 
@@ -99,10 +79,49 @@ class Results:
         self.content.setdefault(section, []).append(row)
         self._write()
 
+    def table(self, section: str, title: str, columns: Columns) -> PrintedTable:
+        """Print the title and the headings of a table whose rows become a section."""
+        return PrintedTable(title, columns, partial(self.add, section))
+
     def _write(self) -> None:
         if self._path is not None:
             with writing(self._path, "give --json another file"):
                 write_atomically(self._path, self.content)
+
+
+class PrintedTable:
+    """A table printed row by row, so that an interrupted run has shown what it measured.
+
+    The first column is left-aligned, the others right.
+    """
+
+    def __init__(
+        self, title: str, columns: Columns, keep: Callable[[Figures], None] | None = None
+    ) -> None:
+        self._columns = columns
+        self._keep = keep
+        print(f"\n{title}")
+        self._print(columns)
+
+    def add(self, row: Figures, **shown: object) -> None:
+        """Keep and print a row; `shown` is printed only."""
+        if self._keep is not None:
+            self._keep(row)
+        self._print(cells(self._columns, {**row, **shown}))
+
+    def _print(self, texts: Iterable[str]) -> None:
+        widths = [width for width, _ in self._columns.values()]
+        first, *rest = zip(texts, widths, strict=True)
+        line = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in rest)]
+        print("  ".join(line).rstrip(), flush=True)
+
+
+def growth(rows: Sequence[Figures], x: str = "first", y: str = "median") -> float | None:
+    """What y grows by while x grows by 1000: a least-squares line. None for fewer than two rows."""
+    if len(rows) < 2:
+        return None
+    slope, _ = np.polyfit([row[x] for row in rows], [row[y] for row in rows], 1)
+    return 1e3 * float(slope)
 
 
 def lines(
@@ -119,24 +138,25 @@ def lines(
 
 
 def run_benchmark(
-    parser: Parser, args: argparse.Namespace, work: Callable[[argparse.Namespace], None]
+    parser: Parser,
+    argv: Sequence[str] | None,
+    work: Callable[[argparse.Namespace], None],
+    *,
+    plot: bool = False,
 ) -> int:
-    """Do the work of a benchmark; its exit status."""
-
-    def run() -> None:
-        if getattr(args, "plot", None):
-            require_matplotlib()  # now, not after the measurements
-        work(args)
-
-    return run_command(parser.prog, run, INTERRUPTED)
-
-
-def add_output_flags(parser: Parser, *, plot: bool = False) -> None:
-    """Where the figures go."""
+    """Add --json (and --plot), parse the flags and do the work; the exit status."""
     add = parser.add_argument
     add("--json", type=Path, metavar="FILE", help="all figures, kept up after every row")
     if plot:
         add("--plot", type=picture, metavar="FILE.png", help="draw them; needs the extra `plots`")
+    args = parser.parse_args(argv)
+
+    def run() -> None:
+        if plot and args.plot is not None:
+            require_matplotlib()  # now, not after the measurements
+        work(args)
+
+    return run_command(parser.prog, run, INTERRUPTED)
 
 
 def add_model_flags(parser: Parser) -> None:

@@ -35,8 +35,8 @@ from .measure import (
     PrintedTable,
     Results,
     add_model_flags,
-    add_output_flags,
     fill,
+    growth,
     lines,
     quartiles,
     run_benchmark,
@@ -51,8 +51,6 @@ METHODS = ("vanilla", "logitspec")  # of the long generation
 CONTEXTS = [256, 512, 1024, 2048, 4096, 8128]  # 8192 positions, less a tree of 64 nodes
 DRAFTED = [256, 512, 1024, 2048, 4096, 8192, 32768]  # contexts of the drafters
 PROMPT = "Write a long story about a lighthouse keeper who learns to read the weather."
-
-
 CONTEXT_COLUMNS = {
     "context": (7, "{context}"),
     "nodes": (5, "{nodes}"),
@@ -62,22 +60,15 @@ CONTEXT_COLUMNS = {
     "held MiB": (8, "{held_mib:.0f}"),
 }
 WINDOW_COLUMNS = {"from token": (10, "{first}"), "steps": (5, "{steps}"), "ms": (24, SPREAD)}
-# Of each measurement's picture: title, both axes, what tells the lines apart, and the x value.
+# Of each measurement's picture: title, both axes, and what tells the lines apart.
 PANELS = {
-    "context": (
-        "a step over the context", "committed tokens", "ms per step", "nodes: {nodes}", "context"
-    ),
-    "output": (
-        "a step within one generation", "generated tokens", "ms per step", "{method}", "first"
-    ),
+    "context": ("a step over the context", "committed tokens", "ms per step", "nodes: {nodes}"),
+    "output": ("a step within one generation", "generated tokens", "ms per step", "{method}"),
     "drafting": (
-        "drafting over the context", "context, tokens", "µs per step, draft and observe",
-        "{drafter}", "context",
+        *("drafting over the context", "context, tokens"),
+        *("µs per step, draft and observe", "{drafter}"),
     ),
-}  # fmt: skip
-
-
-# A step over contexts ---------------------------------------------------------------------------
+}
 
 
 def fitting(contexts: Sequence[int], nodes: Sequence[int], positions: int) -> list[int]:
@@ -108,7 +99,8 @@ def measure_context(
     What a step costs beyond the same at the shortest context is attention, for nothing else in it
     sees the context: so that share leaves out what attention costs there.
     """
-    table = PrintedTable("step time over context: median [quartiles]", CONTEXT_COLUMNS)
+    title = "step time over context: median [quartiles]"
+    table = results.table("context", title, CONTEXT_COLUMNS)
     shortest: dict[int, float] = {}
     for context in contexts:
         times = step_times(model, context, args.nodes, args.rounds)
@@ -119,16 +111,12 @@ def measure_context(
             row["attention_share"] = attention_share(row["median"], first)
             row["cache_mib"] = in_mib(model.caches.nbytes)
             row["held_mib"] = held
-            results.add("context", row)
             table.add(row)
 
 
 def attention_share(milliseconds: float, shortest: float) -> float:
     """Share of a step that grew with the context since the shortest one."""
     return max(0.0, 1 - shortest / milliseconds)
-
-
-# One long generation ----------------------------------------------------------------------------
 
 
 def measure_output(
@@ -168,11 +156,8 @@ def measure_output(
         }
         results.add("output", row)
         table = PrintedTable(
-            fill(
-                "{method}: {new_tokens} tokens after {prompt_tokens} in {steps} steps, "
-                "milliseconds of a step: median [quartiles]",
-                row,
-            ),
+            f"{name}: {len(result.tokens)} tokens after {len(prompt)} in {result.steps} steps, "
+            "milliseconds of a step: median [quartiles]",
             WINDOW_COLUMNS,
         )
         for window in windows:
@@ -198,17 +183,6 @@ def windowed(result: DecodingResult, size: int) -> list[Figures]:
     return windows
 
 
-def growth(windows: Sequence[Figures]) -> float | None:
-    """Milliseconds that a step's median grows by in 1000 tokens: a line through the windows.
-
-    None where there are fewer than two.
-    """
-    if len(windows) < 2:
-        return None
-    slope, _ = np.polyfit([w["first"] for w in windows], [w["median"] for w in windows], 1)
-    return 1e3 * float(slope)
-
-
 def summary(row: Figures) -> str:
     """How a step grew in one generation, and what memory the process held after it."""
     slope = row["growth_ms_per_1000_tokens"]
@@ -220,9 +194,6 @@ def summary(row: Figures) -> str:
         "{peak_mib:.0f}",
         row,
     )
-
-
-# The pictures -----------------------------------------------------------------------------------
 
 
 def logarithmic(axes: Axes, contexts: Sequence[int], rows: Sequence[Figures]) -> None:
@@ -245,10 +216,11 @@ def draw(rows: Mapping[str, Sequence[Figures]], only: Sequence[str], path: Path)
     figure = new_figure(4.6 * len(only), 4)
     panels = figure.subplots(1, len(only), squeeze=False).flat
     for name, axes in zip(only, panels, strict=True):
-        title, xlabel, ylabel, label, x = PANELS[name]
-        shown = rows[name]
+        title, xlabel, ylabel, label = PANELS[name]
+        shown, x = rows[name], "context"
         if name == "output":
             shown = [{"method": row["method"], **w} for row in shown for w in row["windows"]]
+            x = "first"
         for line, own in lines(axes, shown, label, x):
             if name != "drafting":
                 low, high = ([row[end] for row in own] for end in ("low", "high"))
@@ -263,9 +235,6 @@ def draw(rows: Mapping[str, Sequence[Figures]], only: Sequence[str], path: Path)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
     save_figure(figure, path)
-
-
-# The command ------------------------------------------------------------------------------------
 
 
 def chosen(text: str) -> list[str]:
@@ -344,8 +313,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--prompt", default=PROMPT, help="of the long generation")
     add("--draft-contexts", **some, default=DRAFTED, help="tokens before a drafter's steps")
     add("--steps", **one, default=200, help="steps of a drafter at each context")
-    add_output_flags(parser, plot=True)
-    return run_benchmark(parser, parser.parse_args(argv), report)
+    return run_benchmark(parser, argv, report, plot=True)
 
 
 if __name__ == "__main__":

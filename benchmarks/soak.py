@@ -12,26 +12,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from evaluation.asking.answering import allowed_tokens, check_prompts
-from evaluation.asking.engines import KVEngine, Models
+from evaluation.asking.engines import KVEngine
 from evaluation.asking.methods import find_drafter
-from evaluation.asking.questions import chosen_questions
-from evaluation.asking.settings import AnswerSettings, QuestionSettings, TargetSettings
-from evaluation.asking.target import Target
-from evaluation.command.flags import add_machine_flags, read
+from evaluation.command.flags import add_machine_flags
 from evaluation.command.parser import Parser, at_least
 
 from . import memory
-from .measure import (
-    Figures,
-    PrintedTable,
-    Results,
-    add_output_flags,
-    add_question_flags,
-    run_benchmark,
-)
+from .fit_prior import Questionnaire
+from .measure import Figures, Results, add_question_flags, growth, run_benchmark
 
 COLUMNS = {
     "generations": (11, "{generations}"),
@@ -44,23 +33,23 @@ COLUMNS = {
 
 def soak(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    _, questions = chosen_questions(read(QuestionSettings, args))
     drafter = find_drafter(args.method)
-    settings = read(AnswerSettings, args)
-    target = Target.resolve(read(TargetSettings, args))
-    questions = check_prompts(questions, target, settings)
+    asked = Questionnaire(args)
+    target, settings = asked.target, asked.settings
+    questions = check_prompts(asked.questions, target, settings)
     results = Results(args, target.device)
-    engine = KVEngine(Models(target, shared=False), drafter)
-    table = PrintedTable(
+    engine = KVEngine(asked.models, drafter)
+    table = results.table(
+        "soak",
         f"{args.method} on {args.bench_name}, {len(questions)} prompts in a circle, up to "
         f"{args.max_new_tokens} tokens each; a line after every {args.every} generations",
         COLUMNS,
     )
-    asked = itertools.cycle(questions)
+    circle = itertools.cycle(questions)
     for number in range(args.every, args.generations + 1, args.every):
         tokens = steps = 0
         clock = time.perf_counter()
-        for question in itertools.islice(asked, args.every):
+        for question in itertools.islice(circle, args.every):
             prompt = target.prompts.start().ask(question.turns[0])
             result = engine.generate(prompt, allowed_tokens(question, prompt, target, settings))
             tokens, steps = tokens + len(result.tokens), steps + result.steps
@@ -72,7 +61,6 @@ def soak(args: argparse.Namespace) -> None:
             "mat": tokens / steps,
             "tokens_per_second": tokens / seconds,
         }
-        results.add("soak", row)
         table.add(row)
     print("\n".join(summary(results.content["soak"])))
 
@@ -91,10 +79,8 @@ def summary(rows: Sequence[Figures]) -> list[str]:
         f"MAT: {mats[0]:.3f} at first, {mats[-1]:.3f} at last, from {min(mats):.3f} to "
         f"{max(mats):.3f}",
     ]
-    half = rows[len(rows) // 2 :]
-    if len(half) > 1:
-        thousands = [row["generations"] / 1000 for row in half]
-        slope = np.polyfit(thousands, [row["mib"] for row in half], 1)[0]
+    slope = growth(rows[len(rows) // 2 :], "generations", "mib")
+    if slope is not None:
         lines.append(f"slope of memory in the second half: {slope:+.2f} MiB per 1,000 generations")
     return lines
 
@@ -109,13 +95,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--generations", type=at_least(1), default=2040, help="how many")
     several = "of them make a line; best a multiple of the prompts"
     add("--every", type=at_least(1), default=120, help=several)
-    add_output_flags(parser)
     add_machine_flags(parser)
     parser.set_defaults(strict=True, max_new_tokens=32)
-    args = parser.parse_args(argv)
-    if args.every > args.generations:
-        parser.error(f"--every {args.every} is more than the {args.generations} of --generations")
-    return run_benchmark(parser, args, soak)
+
+    def checked(args: argparse.Namespace) -> None:
+        if args.every > args.generations:
+            parser.error(
+                f"--every {args.every} is more than the {args.generations} of --generations"
+            )
+        soak(args)
+
+    return run_benchmark(parser, argv, checked)
 
 
 if __name__ == "__main__":

@@ -36,10 +36,8 @@ from model.logitspec.verification import Verifier, find_verifier
 from .measure import (
     SPREAD,
     Figures,
-    PrintedTable,
     Results,
     add_model_flags,
-    add_output_flags,
     grouped,
     lines,
     quartiles,
@@ -194,15 +192,8 @@ def random_model(
     """A model of random weights, for its step times."""
     config = SHAPES[shape]
     kernels = choose_kernels(config, dtype, device, cpu_kernels)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = LlamaKVForCausalLM(config)
-    finally:
-        torch.set_default_dtype(before)
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
+    with torch.device(device):
+        model = LlamaKVForCausalLM._from_config(config, dtype=dtype)
     model.requires_grad_(False)
     return finish(model, kernels, cpu_kernels, cuda_graphs, keep_weights=False)
 
@@ -250,7 +241,8 @@ def report(args: argparse.Namespace) -> None:
             model = load(args.model_path, dtype=dtype, device_map=device, **kernels)
         name = str(dtype).removeprefix("torch.")
         made = f"{model.kernels.name} kernels{', CUDA graphs' if model.graphs else ''}"
-        table = PrintedTable(
+        table = results.table(
+            "steps",
             f"{args.random_weights or args.model_path}, {name}, {device}, {made}: a step, median "
             f"[quartiles] of {args.rounds} rounds, beside the machine's limits in ms (outside: of "
             "a GPU's step, not in its forward)",
@@ -261,9 +253,9 @@ def report(args: argparse.Namespace) -> None:
             settings = {"dtype": name, "made": made, "context": context}
             results.add("machine", {**settings, **asdict(machine)})
             for row in rows:
-                results.add("steps", {"dtype": name, **row})
                 forward = row["forward_ms"]
-                table.add({**row, "outside": None if forward is None else row["median"] - forward})
+                outside = None if forward is None else row["median"] - forward
+                table.add({"dtype": name, **row}, outside=outside)
             print(
                 f"at context {context} the machine read "
                 f"{machine.read_bytes_per_second / 1e9:.1f} GB/s and multiplied at "
@@ -284,8 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--context", type=at_least(1), nargs="+", default=[100, 700], help="committed tokens")
     add("--nodes", type=at_least(1), nargs="+", default=[8, 16, 32, 64], help="tree sizes, and 1")
     add("--rounds", type=at_least(1), default=15, help="measurements of each size")
-    add_output_flags(parser, plot=True)
-    return run_benchmark(parser, parser.parse_args(argv), report)
+    return run_benchmark(parser, argv, report, plot=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from model.logitspec.errors import InputError
 from model.logitspec.sizing.acceptance_table import AcceptanceTable
 
 from .fit_prior import Questionnaire, flat_prior
-from .measure import PrintedTable, Results, add_output_flags, add_question_flags, run_benchmark
+from .measure import PrintedTable, Results, add_question_flags, run_benchmark
 
 TopIds = Sequence[Sequence[int]]
 
@@ -80,9 +80,8 @@ class ThreeTokenRows(ReadableCore):
         known = pair.get(context[-2:])
         pair[context[-2:]] = row
         found = super().look(tree, context, top_ids)
-        if known is None:
-            del pair[context[-2:]]
-        else:
+        del pair[context[-2:]]
+        if known is not None:
             pair[context[-2:]] = known
         return found
 
@@ -118,8 +117,7 @@ class LatestFollower(ReadableCore):
             for n in range(1, len(context) + 1):
                 followers = whole.get(context[-n:])
                 if isinstance(followers, dict) and len(followers) > 1:
-                    latest = next(reversed(followers))
-                    times = followers[latest]
+                    latest, times = list(followers.items())[-1]
                     whole[context[-n:]] = latest if times == 1 else {latest: times}
         return super().look(tree, context, top_ids)
 
@@ -146,21 +144,6 @@ class Competing(ReadableCore):
         probability.scale = 1.0
         probability.scale = 1 / max(1.0, sum(probability[base + more] for more in named.values()))
         return base, named
-
-
-class FixedPrior(ReadableCore):
-    """Nothing is learnt."""
-
-    def learn(self, candidates: Candidates, true: int) -> None:
-        pass
-
-
-class Flat(CalibratedDrafter):
-    """Every cell begins with the same probability."""
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__(capacity, drafting_core="python")
-        self.use_prior(flat_prior(self.sources))
 
 
 class Forgetting(ReadableCore):
@@ -228,12 +211,18 @@ class MixedTable(AcceptanceTable):
             table.learn(cell // source.stride % len(source.grades), right)
 
 
-class Mixed(CalibratedDrafter):
-    """Estimates are mixed instead of counted together."""
+def flat(capacity: int) -> CalibratedDrafter:
+    """Every cell begins with the same probability."""
+    drafter = CalibratedDrafter(capacity, drafting_core="python")
+    drafter.use_prior(flat_prior(drafter.sources))
+    return drafter
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__(capacity, drafting_core="python")
-        self.use_table(MixedTable(self))
+
+def mixed(capacity: int) -> CalibratedDrafter:
+    """Estimates are mixed instead of counted together."""
+    drafter = CalibratedDrafter(capacity, drafting_core="python")
+    drafter.use_table(MixedTable(drafter))
+    return drafter
 
 
 def on_core(core: type[ReadableCore], **attributes: Any) -> Callable[[int], CalibratedDrafter]:
@@ -267,14 +256,14 @@ VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
     "last logits to rank 12": partial(CalibratedDrafter, last_width=12),
     "last logits to rank 60": partial(CalibratedDrafter, last_width=60),
     "table not kept": partial(CalibratedDrafter, reset_table=True),
-    "prior only, no learning": on_core(FixedPrior),
-    "no prior": Flat,
+    "prior only, no learning": on_core(ReadableCore, learn=lambda *_: None),
+    "no prior": flat,
     "prior weighs 5": partial(CalibratedDrafter, prior_strength=5),
     "prior weighs 100": partial(CalibratedDrafter, prior_strength=100),
     "forgetting": on_core(Forgetting),
     "depth as a feature": on_core(ByDepth),
     "siblings compete": on_core(Competing),
-    "estimates mixed": Mixed,
+    "estimates mixed": mixed,
 }
 
 
@@ -334,9 +323,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--capacities", type=at_least(2), nargs="+", default=[64, 16], metavar="C",
         help="nodes of a tree",
     )  # fmt: skip
-    add_output_flags(parser)
     add_machine_flags(parser)
-    return run_benchmark(parser, parser.parse_args(argv), run)
+    return run_benchmark(parser, argv, run)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from evaluation.command.parser import Parser, at_least
 from evaluation.traces.reading import Record, read_trace
 from model.logitspec.errors import InputError
 
-from .measure import PrintedTable, Results, add_output_flags, add_question_flags, run_benchmark
+from .measure import Results, add_question_flags, run_benchmark
 
 COLUMNS = {
     "round": (5, "{round}"),
@@ -31,22 +31,13 @@ COLUMNS = {
 
 
 def throughput(records: Sequence[Record], after: int) -> float:
-    """Tokens per second of wall time, from the first `after` answers to the last.
-
-    Args:
-        records: of a trace, in the order in which they were written.
-        after: answers that were under way together at first.
-    """
+    """Tokens per second of wall time, from the answers under way together at first to the last."""
     tokens = sum(sum(record["choices"][0]["new_tokens"]) for record in records[after:])
     return float(tokens / (records[-1]["tstamp"] - records[after - 1]["tstamp"]))
 
 
 def run_once(args: argparse.Namespace, trace: Path, workers: int) -> float:
-    """Answer the questions with so many workers; tokens per second.
-
-    Raises:
-        InputError: the run failed.
-    """
+    """Answer the questions with so many workers; tokens per second."""
     command = [
         sys.executable, "-m", "evaluation.run", "--methods", args.method, "--model-path",
         args.model_path, "--model-id", trace.name, "--bench-name", args.bench_name,
@@ -65,7 +56,8 @@ def run_once(args: argparse.Namespace, trace: Path, workers: int) -> float:
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
     results = Results(args, "cpu")
-    table = PrintedTable(
+    table = results.table(
+        "rounds",
         f"{args.method} on {args.bench_name}: tokens/s of one process and of {args.workers} "
         "workers, on the same cores",
         COLUMNS,
@@ -78,8 +70,7 @@ def report(args: argparse.Namespace) -> None:
             row = {"one": found[1], "workers": found[args.workers]}
             row["ratio"] = row["workers"] / row["one"]
             ratios.append(row["ratio"])
-            results.add("rounds", row)
-            table.add({"round": number, **row})
+            table.add(row, round=number)
     print(f"median ratio of {args.rounds} rounds: {np.median(ratios):.2f}")
 
 
@@ -93,8 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dtype", default="auto", help="as in the inference scripts")
     add("--workers", type=at_least(2), default=2, help="that share the cores")
     add("--rounds", type=at_least(1), default=3, help="of both, in turn")
-    add_output_flags(parser)
-    return run_benchmark(parser, parser.parse_args(argv), report)
+    return run_benchmark(parser, argv, report)
 
 
 if __name__ == "__main__":
