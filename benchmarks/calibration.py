@@ -79,14 +79,9 @@ def reliability(predicted: Floats, accepted: Floats) -> tuple[list[Figures], flo
     rows: list[Figures] = []
     for i in np.unique(index):
         here = index == i
-        rows.append(
-            {
-                "bin": f"{i / BINS:.1f} to {(i + 1) / BINS:.1f}",
-                "drafts": int(here.sum()),
-                "predicted": float(predicted[here].mean()),
-                "accepted": float(accepted[here].mean()),
-            }
-        )
+        means = {"predicted": predicted[here].mean(), "accepted": accepted[here].mean()}
+        name = f"{i / BINS:.1f} to {(i + 1) / BINS:.1f}"
+        rows.append({"bin": name, "drafts": int(here.sum()), **means})
     distances = [row["drafts"] * abs(row["predicted"] - row["accepted"]) for row in rows]
     return rows, sum(distances) / len(predicted)
 
@@ -158,9 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Compare the path probabilities of the method calibrated with what was accepted.",
     )
     add_question_flags(parser, stride=12)
-    parser.add_argument(
-        "--draft-tree-capacity", type=at_least(2), default=64, metavar="C", help="nodes of a tree"
-    )
+    add = parser.add_argument
+    add("--draft-tree-capacity", type=at_least(2), default=64, metavar="C", help="nodes of a tree")
     add_machine_flags(parser)
     return run_benchmark(parser, argv, run, plot=True)
 

@@ -94,8 +94,7 @@ class Trials:
             self.trace = next(self._traces)
 
     def _check(self, before: dict[Any, str], *, finished: bool) -> None:
-        """Count what was on disk and is not any more; of a finished trace, what is not as it was
-        in the undisturbed run."""
+        """Count what was on disk and is lost; when finished, what differs from the whole."""
         now = content(self.trace)
         self.lost += sum(now.get(key) != line for key, line in before.items())
         if finished:

@@ -50,8 +50,7 @@ class Questionnaire:
 
     def answer(self, drafter: Drafter) -> tuple[int, int]:
         """Have all turns answered; the tokens and steps that took."""
-        engine = KVEngine(self.models, drafter)
-        answerer = Answerer(self.target, engine, "", self.settings)
+        answerer = Answerer(self.target, KVEngine(self.models, drafter), "", self.settings)
         tokens = steps = 0
         for question in tqdm(self.questions, unit="question"):
             (choice,) = answerer.answer(question)["choices"]

@@ -26,6 +26,7 @@ MODEL = "checkpoints/smollm2-135m-instruct"
 SPREAD = "{median:.2f} [{low:.2f}, {high:.2f}]"  # a table's cell of quartiles
 AS_THERE = "as in the inference scripts"
 INTERRUPTED = "interrupted; what was measured is above, and in the file of --json if one was given"
+Command = Callable[[argparse.Namespace], None]
 Figures = dict[str, Any]
 Columns = Mapping[str, tuple[int, str]]  # heading -> characters, a cell as a format of its row
 
@@ -138,11 +139,7 @@ def lines(
 
 
 def run_benchmark(
-    parser: Parser,
-    argv: Sequence[str] | None,
-    work: Callable[[argparse.Namespace], None],
-    *,
-    plot: bool = False,
+    parser: Parser, argv: Sequence[str] | None, work: Command, *, plot: bool = False
 ) -> int:
     """Add --json (and --plot), parse the flags and do the work; the exit status."""
     add = parser.add_argument

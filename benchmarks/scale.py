@@ -47,7 +47,6 @@ from .step_cost import step_times
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-METHODS = ("vanilla", "logitspec")  # of the long generation
 CONTEXTS = [256, 512, 1024, 2048, 4096, 8128]  # 8192 positions, less a tree of 64 nodes
 DRAFTED = [256, 512, 1024, 2048, 4096, 8192, 32768]  # contexts of the drafters
 PROMPT = "Write a long story about a lighthouse keeper who learns to read the weather."
@@ -65,8 +64,10 @@ PANELS = {
     "context": ("a step over the context", "committed tokens", "ms per step", "nodes: {nodes}"),
     "output": ("a step within one generation", "generated tokens", "ms per step", "{method}"),
     "drafting": (
-        *("drafting over the context", "context, tokens"),
-        *("µs per step, draft and observe", "{drafter}"),
+        "drafting over the context",
+        "context, tokens",
+        "µs per step, draft and observe",
+        "{drafter}",
     ),
 }
 
@@ -123,7 +124,7 @@ def measure_output(
     model: LlamaKVForCausalLM, prompt: list[int], args: argparse.Namespace, results: Results
 ) -> None:
     """A row per method: step time by windows of output, whether the cache moved, memory."""
-    for name in METHODS:
+    for name in ("vanilla", "logitspec"):
         drafter = DRAFTERS[name]()
         slots = len(prompt) + args.new_tokens + node_bucket(drafter.capacity)
         with model.cache(slots) as cache:  # the one that decode() finds
@@ -257,13 +258,9 @@ def measure_model(args: argparse.Namespace, results: Results) -> None:
         prompt = load_tokenizer(args.model_path)(args.prompt).input_ids
         check_lengths(len(prompt), args.new_tokens, positions)
     before = in_mib(memory.held(args.device))
-    model = load(
-        args.model_path,
-        dtype=resolve_dtype(args.dtype, args.device),
-        device_map=args.device,
-        cpu_kernels=args.cpu_kernels,
-        cuda_graphs=args.cuda_graphs,
-    )
+    dtype = resolve_dtype(args.dtype, args.device)
+    kernels = {"cpu_kernels": args.cpu_kernels, "cuda_graphs": args.cuda_graphs}
+    model = load(args.model_path, dtype=dtype, device_map=args.device, **kernels)
     row: Figures = {
         "dtype": str(model.dtype),
         "kernels": str(model.kernels),
@@ -273,11 +270,10 @@ def measure_model(args: argparse.Namespace, results: Results) -> None:
     }
     results.add("load", row)
     said = (
-        "{path}, {dtype}, {device}, kernels {kernels}; MiB held before loading: "
-        "{held_before_mib:.0f}, after: {held_loaded_mib:.0f}, tensors of the model: "
-        "{weights_mib:.0f}"
+        "{dtype}, {device}, kernels {kernels}; MiB held before loading: {held_before_mib:.0f}, "
+        "after: {held_loaded_mib:.0f}, tensors of the model: {weights_mib:.0f}"
     )
-    print(fill(said, {"path": args.model_path, "device": args.device, **row}))
+    print(f"{args.model_path}, {fill(said, {'device': args.device, **row})}")
     if "output" in args.only:  # first: what the process holds then is what a generation needs
         measure_output(model, prompt, args, results)
     if "context" in args.only:

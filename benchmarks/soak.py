@@ -54,7 +54,7 @@ def soak(args: argparse.Namespace) -> None:
             result = engine.generate(prompt, allowed_tokens(question, prompt, target, settings))
             tokens, steps = tokens + len(result.tokens), steps + result.steps
         seconds = time.perf_counter() - clock
-        row: Figures = {
+        row = {
             "generations": number,
             "mib": memory.in_mib(memory.held(target.device) or 0),
             "files": len(list(Path("/dev/fd").iterdir())),

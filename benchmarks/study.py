@@ -268,11 +268,7 @@ VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
 
 
 def run(args: argparse.Namespace) -> None:
-    """Have every variant answer the questions at every capacity, and print a row for each.
-
-    Raises:
-        InputError: a variant that is not there, or what the shared flags name.
-    """
+    """Have every variant answer the questions at every capacity, and print a row for each."""
     wanted = [name.strip() for name in args.variants.split(",")] if args.variants else [*VARIANTS]
     for name in wanted:
         if name not in VARIANTS:
