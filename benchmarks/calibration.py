@@ -7,48 +7,41 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.asking.engines import KVEngine, Models
-from evaluation.asking.questions import chosen_questions
-from evaluation.asking.settings import AnswerSettings, QuestionSettings, TargetSettings
-from evaluation.asking.target import Target
-from evaluation.command.exits import run_command
-from evaluation.command.flags import add_machine_flags, read
+from evaluation.command.flags import add_machine_flags
 from evaluation.command.parser import Parser, at_least
-from evaluation.pictures.style import line_style, new_figure, require_matplotlib, save_figure
+from evaluation.pictures.style import new_figure, save_figure
 from model.logitspec import CalibratedDrafter, DraftTree
 from model.logitspec.sizing.budget import Capacity
 
-from .fit_prior import answer
-from .measure import (
-    INTERRUPTED,
-    Figures,
-    PrintedTable,
-    Results,
-    add_output_flags,
-    add_question_flags,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .fit_prior import Questionnaire
+from .measure import Figures, Results, add_question_flags, lines, run_benchmark
 
 DEPTHS = {
-    "all": (1, None),
-    "1": (1, 1),
-    "2": (2, 2),
-    "3": (3, 3),
-    "4 to 7": (4, 7),
-    "8 on": (8, None),
-}
+    "all": (1, inf), "1": (1, 1), "2": (2, 2), "3": (3, 3), "4 to 7": (4, 7), "8 on": (8, inf)
+}  # fmt: skip
 BINS = 10  # of path probability, equally wide
 FEWEST = 50  # drafts a point of the picture rests on
+ERRORS = {"depth": (8, "{depth}"), "drafts": (8, "{drafts}"), "error": (7, "{error:.4f}")}
+OF_BINS = {
+    "predicted": (10, "{bin}"),
+    "drafts": (8, "{drafts}"),
+    "mean": (6, "{predicted:.3f}"),
+    "accepted": (8, "{accepted:.3f}"),
+}
+BY_EXPECTED = {
+    "expected": (10, "{low:.1f} to {high:.1f}"),
+    "steps": (6, "{steps}"),
+    "mean": (6, "{expected:.2f}"),
+    "observed": (8, "{observed:.2f}"),
+}
 Floats = npt.NDArray[np.float64]
 
 
@@ -79,99 +72,64 @@ class Watched(CalibratedDrafter):
 def reliability(predicted: Floats, accepted: Floats) -> tuple[list[Figures], float]:
     """Bins of predicted probability with what was observed, and the expected calibration error.
 
-    Args:
-        predicted: path probability of every draft.
-        accepted: 1 where it was accepted, else 0.
-
-    Returns:
-        A row for every bin that is not empty; and the mean over all drafts of the distance between
-        the mean prediction and the share accepted of their bin.
+    `accepted` is 1 where a draft was, else 0. The error is the mean over all drafts of the distance
+    between the mean prediction and the share accepted of their bin.
     """
     index = np.minimum((predicted * BINS).astype(int), BINS - 1)
     rows: list[Figures] = []
     for i in np.unique(index):
         here = index == i
-        rows.append(
-            {
-                "bin": f"{i / BINS:.1f} to {(i + 1) / BINS:.1f}",
-                "drafts": int(here.sum()),
-                "predicted": float(predicted[here].mean()),
-                "accepted": float(accepted[here].mean()),
-            }
-        )
+        means = {"predicted": predicted[here].mean(), "accepted": accepted[here].mean()}
+        name = f"{i / BINS:.1f} to {(i + 1) / BINS:.1f}"
+        rows.append({"bin": name, "drafts": int(here.sum()), **means})
     distances = [row["drafts"] * abs(row["predicted"] - row["accepted"]) for row in rows]
     return rows, sum(distances) / len(predicted)
 
 
 def report(drafter: Watched, results: Results) -> None:
-    """Print and keep the tables of all depths, and the accept lengths.
-
-    Args:
-        drafter: has answered questions.
-        results: where the rows go.
-    """
+    """Print and keep the tables of all depths, and the accept lengths."""
     predicted, depth, accepted = map(np.array, zip(*drafter.drafts, strict=True))
-    errors = PrintedTable("expected calibration error", {"depth": 8, "drafts": 8, "error": 7})
+    table = results.table("errors", "expected calibration error", ERRORS)
+    bins: list[Figures] = []
     for name, (first, last) in DEPTHS.items():
-        here = (depth >= first) & (depth <= (last or depth.max()))
-        if not here.any():
-            continue
-        rows, error = reliability(predicted[here], accepted[here].astype(float))
-        results.add("errors", {"depth": name, "drafts": int(here.sum()), "error": error})
-        errors.add(name, int(here.sum()), f"{error:.4f}")
-        for row in rows:
-            results.add("bins", {"depth": name, **row})
-    table = PrintedTable(
-        "predicted path probability and share accepted, all depths",
-        {"predicted": 10, "drafts": 8, "mean": 6, "accepted": 8},
-    )
-    for row in results.rows("bins"):
+        here = (depth >= first) & (depth <= last)
+        if here.any():
+            rows, error = reliability(predicted[here], accepted[here].astype(float))
+            table.add({"depth": name, "drafts": int(here.sum()), "error": error})
+            bins += [{"depth": name, **row} for row in rows]
+    title = "predicted path probability and share accepted, all depths"
+    table = results.table("bins", title, OF_BINS)
+    for row in bins:
         if row["depth"] == "all":
-            mean, share = f"{row['predicted']:.3f}", f"{row['accepted']:.3f}"
-            table.add(row["bin"], row["drafts"], mean, share)
+            table.add(row)
+        else:
+            results.add("bins", row)
     expected, observed = np.array(drafter.steps).T
-    results.add(
-        "steps",
-        {"steps": len(observed), "expected": expected.mean(), "observed": observed.mean()},
-    )
+    both = {"steps": len(observed), "expected": expected.mean(), "observed": observed.mean()}
+    results.add("steps", both)
     print(
         f"\naccept length per step: expected {expected.mean():.3f}, observed {observed.mean():.3f} "
         f"over {len(observed)} steps"
     )
-    table = PrintedTable(
-        "by the expected accept length", {"expected": 10, "steps": 6, "mean": 6, "observed": 8}
-    )
+    table = results.table("by_expected", "by the expected accept length", BY_EXPECTED)
     edges = np.quantile(expected, (0, 0.2, 0.4, 0.6, 0.8, 1))
     for low, high in pairwise(edges):
         here = (expected >= low) & ((expected < high) | (high == edges[-1]))
         if here.any():
-            row = {"steps": int(here.sum()), "expected": expected[here].mean()}
-            row["observed"] = observed[here].mean()
-            results.add("by_expected", {"low": low, "high": high, **row})
-            table.add(
-                f"{low:.1f} to {high:.1f}", row["steps"], f"{row['expected']:.2f}",
-                f"{row['observed']:.2f}",
-            )  # fmt: skip
+            row = {"low": low, "high": high, "steps": int(here.sum())}
+            row |= {"expected": expected[here].mean(), "observed": observed[here].mean()}
+            table.add(row)
 
 
-def draw(results: Results, path: Path) -> None:
+def draw(bins: Sequence[Figures], path: Path) -> None:
     """The reliability diagram, a line for every depth."""
     figure = new_figure(5.2, 4.8)
-    axes: Axes = figure.subplots()
+    axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="calibrated")
-    by_depth: Mapping[str, list[Figures]] = {
-        name: [r for r in results.rows("bins") if r["depth"] == name and r["drafts"] >= FEWEST]
-        for name in DEPTHS
-    }
-    for index, (name, rows) in enumerate(by_depth.items()):
-        axes.plot(
-            [row["predicted"] for row in rows],
-            [row["accepted"] for row in rows],
-            label=f"depth {name}" if name != "all" else "all depths",
-            **line_style(index, len(by_depth)),
-        )
-    axes.set_xlabel("predicted path probability")
-    axes.set_ylabel("share of the drafts accepted")
+    names = {name: f"depth {name}" for name in DEPTHS} | {"all": "all depths"}
+    shown = [{**row, "name": names[row["depth"]]} for row in bins if row["drafts"] >= FEWEST]
+    lines(axes, shown, "{name}", "predicted", "accepted")
+    axes.set(xlabel="predicted path probability", ylabel="share of the drafts accepted")
     axes.set_title("reliability of the method calibrated", fontsize=10)
     axes.legend(fontsize=8)
     save_figure(figure, path)
@@ -179,18 +137,14 @@ def draw(results: Results, path: Path) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Answer the questions, print, keep and draw what the flags ask for."""
-    if args.plot is not None:
-        require_matplotlib()
-    _, questions = chosen_questions(read(QuestionSettings, args))
-    target = Target.resolve(read(TargetSettings, args))
-    results = Results(args.json, vars(args), target.device)
+    asked = Questionnaire(args)
+    results = Results(args, asked.target.device)
     drafter = Watched(args.draft_tree_capacity)
-    engine = KVEngine(Models(target, shared=False), drafter)
-    tokens, steps = answer(engine, questions, target, read(AnswerSettings, args))
-    print(f"{len(questions)} questions of {args.bench_name}: MAT {tokens / steps:.3f}")
+    tokens, steps = asked.answer(drafter)
+    print(f"{asked.title}: MAT {tokens / steps:.3f}")
     report(drafter, results)
     if args.plot is not None:
-        draw(results, args.plot)
+        draw(results.content["bins"], args.plot)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -198,13 +152,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m benchmarks.calibration",
         "Compare the path probabilities of the method calibrated with what was accepted.",
     )
-    add = parser.add_argument
     add_question_flags(parser, stride=12)
+    add = parser.add_argument
     add("--draft-tree-capacity", type=at_least(2), default=64, metavar="C", help="nodes of a tree")
-    add_output_flags(parser, plot=True)
     add_machine_flags(parser)
-    args = parser.parse_args(argv)
-    return run_command(parser.prog, lambda: run(args), INTERRUPTED)
+    return run_benchmark(parser, argv, run, plot=True)
 
 
 if __name__ == "__main__":

@@ -9,26 +9,29 @@ import time
 from collections.abc import Sequence
 
 from model.logitspec import DRAFTERS, Drafter, DraftTree, InputError
+from model.logitspec.acceptance import longest_path
 
-from .measure import Figures, PrintedTable, Results, quartiles, spread
+from .measure import Figures, Results, quartiles
 
-SEED = 0
 MOST_ACCEPTED = 3  # tokens of a step of DraftingRun
+COLUMNS = {
+    "drafter": (10, "{drafter}"),
+    "context": (7, "{context}"),
+    "µs": (24, "{median:.1f} [{low:.1f}, {high:.1f}]"),
+    "to shortest": (11, "{to_shortest:.2f}"),
+    "nodes": (5, "{mean_nodes:.1f}"),
+    "accepted": (8, "{mean_accepted:.2f}"),
+    "reset µs/token": (14, "{reset_us_per_token:.1f}"),
+}
 
 
 class BigramModel:
-    """A made-up target: what it ranks best after a token depends on that token alone.
+    """A made-up target: what it ranks best after a token depends on that token alone."""
 
-    Args:
-        vocabulary: token ids, from 0.
-        seed: of the rankings.
-    """
-
-    def __init__(self, vocabulary: int = 400, seed: int = SEED) -> None:
-        self._chance = random.Random(seed)
-        self._ranked = [
-            self._chance.sample(range(vocabulary), vocabulary) for _ in range(vocabulary)
-        ]
+    def __init__(self) -> None:
+        self._chance = random.Random(0)
+        vocabulary = range(400)
+        self._ranked = [self._chance.sample(vocabulary, len(vocabulary)) for _ in vocabulary]
 
     def best(self, token: int, count: int) -> list[int]:
         return self._ranked[token][:count]
@@ -54,58 +57,44 @@ def measure_drafting(args: argparse.Namespace, results: Results) -> None:
     contexts = sorted(set(args.draft_contexts))
     target = BigramModel()
     text = target.text(contexts[-1] + MOST_ACCEPTED * args.steps + 2)
-    table = PrintedTable(
+    table = results.table(
+        "drafting",
         f"draft() + observe(), microseconds of {args.steps} steps: median [quartiles]",
-        {"drafter": 10, "context": 7, "µs": 24, "to shortest": 11, "nodes": 5, "accepted": 8,
-         "reset µs/token": 14},
-    )  # fmt: skip
+        COLUMNS,
+    )
     for name, drafter in DRAFTERS.items():
         try:
             drafter()
         except InputError as error:
             print(f"left out: {error}")
             continue
-        runs = {}
-        for context in contexts:
-            runs[context] = DraftingRun(drafter(), target, text[contexts[-1] - context :], context)
+        runs = [DraftingRun(drafter(), target, text[contexts[-1] - c :], c) for c in contexts]
         for _ in range(args.steps):
-            for run in runs.values():
+            for run in runs:
                 run.step()
-        for context, run in runs.items():
+        shortest = 0.0
+        for context, run in zip(contexts, runs, strict=True):
+            seconds, nodes, accepted = zip(*run.steps, strict=True)
             row: Figures = {
                 "drafter": name,
                 "context": context,
-                **quartiles(run.seconds, 1e6),
-                "mean_nodes": statistics.fmean(run.nodes),
-                "mean_accepted": statistics.fmean(run.accepted),
+                **quartiles(seconds, 1e6),
+                "mean_nodes": statistics.fmean(nodes),
+                "mean_accepted": statistics.fmean(accepted),
                 "reset_us_per_token": 1e6 * run.reset_seconds / context,
             }
-            shortest = quartiles(runs[contexts[0]].seconds, 1e6)["median"]
+            shortest = shortest or row["median"]
             row["to_shortest"] = row["median"] / shortest
-            results.add("drafting", row)
-            table.add(
-                name, context, spread(row, 1), f"{row['to_shortest']:.2f}",
-                f"{row['mean_nodes']:.1f}", f"{row['mean_accepted']:.2f}",
-                f"{row['reset_us_per_token']:.1f}",
-            )  # fmt: skip
+            table.add(row)
 
 
 class DraftingRun:
-    """One drafter going through a text, timed.
-
-    Args:
-        drafter: a new one.
-        target: ranks the tokens.
-        text: what the target says: the context, then what is to be drafted.
-        context: tokens of the text that the drafter is reset with.
-    """
+    """A new drafter going through a text, timed: it is reset with `context` tokens of it."""
 
     def __init__(
         self, drafter: Drafter, target: BigramModel, text: Sequence[int], context: int
     ) -> None:
-        self.seconds: list[float] = []
-        self.nodes: list[int] = []
-        self.accepted: list[int] = []
+        self.steps: list[tuple[float, int, int]] = []  # seconds, nodes, accepted tokens
         self._drafter, self._target, self._text = drafter, target, text
         self._at = context
         prompt = text[:context]
@@ -129,17 +118,11 @@ class DraftingRun:
         observing = time.perf_counter()
         self._drafter.observe(tree, path, ranked)
         end = time.perf_counter()
-        self.seconds.append(drafted - start + end - observing)
-        self.nodes.append(len(tree))
-        self.accepted.append(len(path))
+        self.steps.append((drafted - start + end - observing, len(tree), len(path)))
         self._at += len(path)
 
 
 def agreed(tree: DraftTree, text: Sequence[int]) -> list[int]:
     """The longest path of the tree that says the text from its first token on."""
-    paths = {0: [0]}
-    for node in range(1, len(tree)):
-        depth, above = tree.depths[node], paths.get(tree.parents[node])
-        if above is not None and depth < len(text) and tree.tokens[node] == text[depth]:
-            paths[node] = [*above, node]
-    return max(paths.values(), key=len)
+    following = [*text[1:], -1]  # by depth; no token is -1
+    return longest_path(tree, lambda nodes: [following[tree.depths[node]] for node in nodes])[0]

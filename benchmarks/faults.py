@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -23,17 +24,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.command.exits import Incomplete, run_command
+from evaluation.command.exits import Incomplete
 from evaluation.command.files import ROOT
 from evaluation.command.parser import Parser, at_least, plain_name
 from evaluation.traces.sidecars import meta_path
 from model.logitspec.errors import InputError
 
-from .measure import INTERRUPTED, Figures, PrintedTable, Results, add_output_flags
+from .measure import AS_THERE, MODEL, Figures, Results, run_benchmark
 
-COLUMNS = {"fault": 34, "tried": 5, "while it ran": 12, "lost": 4, "differing": 9, "exit": 30}
-Start = Callable[..., "subprocess.Popen[bytes]"]
-FAULTS = ("kill", "terminate", "interrupt", "worker", "disk")
+SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
+FAULTS = (*SIGNALS, "worker", "disk")
+WIDTHS = {"fault": 34, "tried": 5, "while it ran": 12, "lost": 4, "differing": 9, "exit": 30}
+COLUMNS = {heading: (width, f"{{{heading}}}") for heading, width in WIDTHS.items()}
+Process = subprocess.Popen[bytes]
+Start = Callable[[Path], Process]  # a run that writes a trace
 
 
 def content(path: Path) -> dict[Any, str]:
@@ -56,35 +60,22 @@ def content(path: Path) -> dict[Any, str]:
 class Trials:
     """Faults of one kind, one after the other, over as many traces as they take.
 
-    Args:
-        start: begins a run that writes the trace it is given.
-        folder: for the traces.
-        whole: what an undisturbed run's trace holds.
-        never: exit statuses that count as a difference.
+    `whole`: what an undisturbed run's trace holds; `never`: exit statuses that are a difference.
     """
 
     def __init__(
         self, start: Start, folder: Path, whole: dict[Any, str], never: Sequence[int] = ()
     ) -> None:
-        self._never = never
-        self._start = start
-        self._folder = folder
-        self._whole = whole
-        self._traces = 0
+        self._start, self._whole, self._never = start, whole, never
+        self._traces = (folder / f"{number}.jsonl" for number in itertools.count(1))
+        self.trace = next(self._traces)
         self.tried = self.hit = self.lost = self.differing = 0
         self.exits: Counter[str] = Counter()
-        self._next()
 
-    def _next(self) -> None:
-        self._traces += 1
-        self.trace = self._folder / f"{self._traces}.jsonl"
-
-    def one(self, after: float, fault: Callable[[subprocess.Popen[bytes]], object]) -> None:
+    def one(self, after: float, fault: Callable[[Process], object]) -> None:
         """Begin, or go on with, a run, do this to it after so many seconds, and look at the trace.
 
-        Args:
-            after: seconds.
-            fault: done to the run's process, unless it has ended by then; False: it hit nothing.
+        Nothing is done to a run that has ended by then; a fault that is False hit nothing.
         """
         before = content(self.trace)
         process = self._start(self.trace)
@@ -94,27 +85,21 @@ class Trials:
             self.hit += fault(process) is not False
         status = process.wait()
         self.tried += 1
-        if status in self._never:
-            self.differing += 1
+        self.differing += status in self._never
         self.exits[str(status)] += 1
-        self.check(before)
+        self._check(before, finished=status == 0)
         if status == 0:
-            self.compare()
             self.trace.unlink()  # a small disk has room for one
             meta_path(self.trace).unlink(missing_ok=True)
-            self._next()
+            self.trace = next(self._traces)
 
-    def check(self, before: dict[Any, str]) -> None:
-        """Count what was on disk and is not any more."""
+    def _check(self, before: dict[Any, str], *, finished: bool) -> None:
+        """Count what was on disk and is lost; when finished, what differs from the whole."""
         now = content(self.trace)
         self.lost += sum(now.get(key) != line for key, line in before.items())
-
-    def compare(self) -> None:
-        """Count in what a trace that is finished differs from an undisturbed one."""
-        found = content(self.trace)
-        self.differing += sum(
-            found.get(key) != self._whole.get(key) for key in found.keys() | self._whole.keys()
-        )
+        if finished:
+            keys = now.keys() | self._whole.keys()
+            self.differing += sum(now.get(key) != self._whole.get(key) for key in keys)
 
     def finish(self) -> None:
         """Go on with the last trace until its end, undisturbed."""
@@ -122,26 +107,28 @@ class Trials:
         status = self._start(self.trace).wait()
         if status != 0:
             raise InputError(f"the run into {self.trace} ended with exit status {status}")
-        self.check(before)
-        self.compare()
+        self._check(before, finished=True)
 
     def row(self, name: str) -> Figures:
         exits = ", ".join(f"{status}: {count}" for status, count in sorted(self.exits.items()))
-        return {
-            "fault": name, "tried": self.tried, "while it ran": self.hit, "lost": self.lost,
-            "differing": self.differing, "exit": exits,
-        }  # fmt: skip
+        figures = (name, self.tried, self.hit, self.lost, self.differing, exits)
+        return dict(zip(COLUMNS, figures, strict=True))
 
 
-def kill_a_worker(process: subprocess.Popen[bytes], chance: random.Random) -> bool:
-    """Kill one of a run's Ray workers; whether there was one."""
-    workers = [
-        pid for pid in descendants(process.pid) if command_line(pid).startswith("ray::Worker")
-    ]
-    if workers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(chance.choice(workers), signal.SIGKILL)
-    return bool(workers)
+def kill_a_worker(process: Process, chance: random.Random) -> bool:
+    """Kill one of a run's Ray workers as soon as there is one; whether there was."""
+    while process.poll() is None:
+        workers = []
+        for pid in descendants(process.pid):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Worker"):
+                    workers.append(pid)
+        if workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(chance.choice(workers), signal.SIGKILL)
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def descendants(pid: int) -> list[int]:
@@ -157,20 +144,9 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-    except OSError:
-        return ""
-
-
 @contextlib.contextmanager
 def small_disk(kib: int) -> Iterator[Path]:
-    """A file system of so many KiB.
-
-    Raises:
-        InputError: it cannot be mounted here.
-    """
+    """A file system of so many KiB; an InputError where it cannot be mounted."""
     with tempfile.TemporaryDirectory() as place:
         command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", place]
         try:
@@ -186,29 +162,23 @@ def small_disk(kib: int) -> Iterator[Path]:
 
 
 class Faults:
-    """Tries the faults.
-
-    Args:
-        args: the flags.
-        folder: for traces.
-    """
+    """Tries the faults; the folder is for traces."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self._args = args
         self._folder = folder
-        self._said = folder / "said.txt"
         self._chance = random.Random(args.seed)
         clock = time.perf_counter()
         whole = folder / "whole.jsonl"
-        if self.start(whole).wait() != 0:
-            said = self._said.read_text().strip().splitlines()
+        if self._start(whole).wait() != 0:
+            said = (folder / "said.txt").read_text().strip().splitlines()
             raise InputError(
                 f"the undisturbed run failed: {said[-1] if said else 'it said nothing'}"
             )
         self.span = time.perf_counter() - clock
         self._whole = content(whole)
 
-    def start(self, trace: Path, *flags: str) -> subprocess.Popen[bytes]:
+    def _start(self, trace: Path, *flags: str) -> Process:
         """A run that answers the questions into this trace, or goes on with it."""
         args = self._args
         command = [
@@ -218,7 +188,7 @@ class Faults:
             "--device", args.device, "--dtype", args.dtype, "--warmup", "0", "--answer-file",
             str(trace), *flags,
         ]  # fmt: skip
-        with self._said.open("wb") as said:
+        with (self._folder / "said.txt").open("wb") as said:
             return subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -228,32 +198,32 @@ class Faults:
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
 
-    def signalled(self, name: str, number: signal.Signals, times: int) -> Figures:
-        trials = self._trials(name)
-        for _ in range(times):
-            trials.one(self._moment(), lambda process: process.send_signal(number))
+    def try_out(self, name: str) -> Figures:
+        """Try one of FAULTS, as often as the flags say; a row of the table."""
+        if name == "disk":
+            return self._disk_full()
+        number = SIGNALS.get(name)
+        flags = () if number else ("--num-workers", "2")
+        folder = self._folder / name
+        folder.mkdir()
+        never = (1, 2, 3)  # a crash, bad input, a question that was given up
+        trials = Trials(lambda trace: self._start(trace, *flags), folder, self._whole, never)
+        for _ in range(self._args.times):
+            trials.one(
+                self._chance.uniform(0, self.span),
+                lambda process: (
+                    process.send_signal(number) if number else kill_a_worker(process, self._chance)
+                ),
+            )
+        if number is None:  # a run whose worker is killed ends well
+            return trials.row("SIGKILL of one of two workers")
         trials.finish()
         return trials.row(f"{number.name} at a random moment")
 
-    def workers_killed(self, times: int) -> Figures:
-        """Kill a worker of each run; the run itself is to end well."""
-        trials = self._trials("worker", "--num-workers", "2")
-
-        def kill(process: subprocess.Popen[bytes]) -> bool:
-            while process.poll() is None:
-                if kill_a_worker(process, self._chance):
-                    return True
-                time.sleep(0.05)
-            return False
-
-        for _ in range(times):
-            trials.one(self._moment(), kill)
-        return trials.row("SIGKILL of one of two workers")
-
-    def disk_full(self) -> Figures:
+    def _disk_full(self) -> Figures:
         """Let the disk fill up, make room, and go on."""
         with small_disk(self._args.disk) as disk:
-            trials = Trials(self.start, disk, self._whole)
+            trials = Trials(self._start, disk, self._whole)
             ballast = disk / "ballast"
             room = self._args.disk * 1024 // 2
             while room >= 4096:  # less each time
@@ -264,39 +234,21 @@ class Faults:
             trials.finish()
         return trials.row(f"disk of {self._args.disk} KiB full")
 
-    def _trials(self, name: str, *flags: str) -> Trials:
-        folder = self._folder / name
-        folder.mkdir()
-        never = (1, 2, 3)  # a crash, bad input, a question that was given up
-        return Trials(lambda trace: self.start(trace, *flags), folder, self._whole, never)
-
-    def _moment(self) -> float:
-        return self._chance.uniform(0, self.span)
-
 
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    results = Results(args.json, vars(args), args.device)
+    results = Results(args, args.device)
     with tempfile.TemporaryDirectory() as folder:
         faults = Faults(args, Path(folder))
-        measures: dict[str, Callable[[], Figures]] = {
-            "kill": lambda: faults.signalled("kill", signal.SIGKILL, args.times),
-            "terminate": lambda: faults.signalled("terminate", signal.SIGTERM, args.times),
-            "interrupt": lambda: faults.signalled("interrupt", signal.SIGINT, args.times),
-            "worker": lambda: faults.workers_killed(args.times),
-            "disk": faults.disk_full,
-        }
-        table = PrintedTable(
+        table = results.table(
+            "faults",
             f"{args.model_path}, {args.questions} questions of {args.bench_name}; an undisturbed "
             f"run took {faults.span:.0f} s",
             COLUMNS,
         )
-        rows = []
         for name in args.only or FAULTS:
-            row = measures[name]()
-            results.add("faults", row)
-            rows.append(row)
-            table.add(*row.values())
+            table.add(faults.try_out(name))
+    rows = results.content["faults"]
     bad = sum(row["lost"] + row["differing"] for row in rows)
     print(f"faults tried: {sum(row['tried'] for row in rows)}, answers lost or changed: {bad}")
     if bad:
@@ -308,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m benchmarks.faults", "Kill, stop and starve runs; count what is lost."
     )
     add = parser.add_argument
-    add("--model-path", default="checkpoints/smollm2-135m-instruct", help="checkpoint")
+    add("--model-path", default=MODEL, help="checkpoint")
     add("--bench-name", default="quick", type=plain_name, help="data/NAME/question.jsonl")
     add("--questions", type=at_least(1), default=16, metavar="N", help="the first N of it")
     add("--max-new-tokens", type=at_least(1), default=48, help="most tokens per turn")
@@ -316,11 +268,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--disk", type=at_least(16), default=128, metavar="KIB", help="size of the disk that fills")
     add("--only", nargs="+", choices=FAULTS, help="these faults alone")
     add("--seed", type=int, default=0, help="of the moments")
-    add("--device", default="cpu", help="as in the inference scripts")
-    add("--dtype", default="auto", help="as in the inference scripts")
-    add_output_flags(parser)
-    args = parser.parse_args(argv)
-    return run_command(parser.prog, lambda: report(args), INTERRUPTED)
+    add("--device", default="cpu", help=AS_THERE)
+    add("--dtype", default="auto", help=AS_THERE)
+    return run_benchmark(parser, argv, report)
 
 
 if __name__ == "__main__":

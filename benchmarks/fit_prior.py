@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from evaluation.asking.answering import Answerer
 from evaluation.asking.engines import KVEngine, Models
-from evaluation.asking.questions import Question, chosen_questions
+from evaluation.asking.questions import chosen_questions
 from evaluation.asking.settings import AnswerSettings, QuestionSettings, TargetSettings
 from evaluation.asking.target import Target, model_name
 from evaluation.command.exits import run_command
 from evaluation.command.files import write_atomically, writing
 from evaluation.command.flags import add_machine_flags, read
 from evaluation.command.parser import Parser, at_least
-from model.logitspec import CalibratedDrafter
+from model.logitspec import CalibratedDrafter, Drafter
 from model.logitspec.drafters.calibrated.drafter import PRIOR, prior_of
 from model.logitspec.drafters.calibrated.evidence import LastEvidence, Source, additive_prior
 from model.logitspec.errors import InputError
@@ -38,40 +38,48 @@ RIDGE = 1.0  # a weight of w costs RIDGE * w * w / 2 of the log-likelihood
 Floats = npt.NDArray[np.float64]
 
 
+class Questionnaire:
+    """The questions that the flags choose, asked of the model that they name."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        _, self.questions = chosen_questions(read(QuestionSettings, args))
+        self.target = Target.resolve(read(TargetSettings, args))
+        self.settings = read(AnswerSettings, args)
+        self.models = Models(self.target, shared=False)
+        self.title = f"{len(self.questions)} questions of {args.bench_name}"
+
+    def answer(self, drafter: Drafter) -> tuple[int, int]:
+        """Have all turns answered; the tokens and steps that took."""
+        answerer = Answerer(self.target, KVEngine(self.models, drafter), "", self.settings)
+        tokens = steps = 0
+        for question in tqdm(self.questions, unit="question"):
+            (choice,) = answerer.answer(question)["choices"]
+            tokens += sum(choice["new_tokens"])
+            steps += len(choice["accept_lengths"])
+        return tokens, steps
+
+
 def fit(sources: Sequence[Source], seen: Floats, right: Floats) -> dict[str, Any]:
-    """The weights that the counts of an acceptance table make most likely, ridge-penalized.
+    """What calibrated_prior.json holds: the bias, and for each source a weight for every grade.
 
-    Args:
-        sources: whose grades make up the table's cells.
-        seen: observations of each cell.
-        right: how many of them were right.
-
-    Returns:
-        What calibrated_prior.json holds: the bias, and for each source a weight for every grade.
+    They make the counts of an acceptance table most likely, ridge-penalized: `seen` are the
+    observations of each cell, `right` how many of them were right.
     """
     cells = np.flatnonzero(seen)
     sizes = [len(source.grades) for source in sources]
     columns = [cells // source.stride % size for source, size in zip(sources, sizes, strict=True)]
-    x = one_hot(columns, sizes)
-    weights = newton(x, seen[cells], right[cells])
-    fitted: dict[str, Any] = {"bias": round(float(weights[0]), 3)}
-    first = 1
+    bias, *weights = newton(one_hot(columns, sizes), seen[cells], right[cells]).round(3).tolist()
+    fitted: dict[str, Any] = {"bias": bias}
     for source in sources:
-        own = weights[first : first + len(source.grades)]
-        fitted[source.name] = dict(zip(source.grades, own.round(3).tolist(), strict=True))
-        first += len(source.grades)
+        own, weights = weights[: len(source.grades)], weights[len(source.grades) :]
+        fitted[source.name] = dict(zip(source.grades, own, strict=True))
     return fitted
 
 
 def one_hot(columns: Sequence[npt.NDArray[np.int64]], sizes: Sequence[int]) -> Floats:
     """[n, 1 + grades]: a column of ones, then for each of `columns` as many as it has grades."""
-    x = np.zeros((len(columns[0]), 1 + sum(sizes)))
-    x[:, 0] = 1
-    first = 1
-    for column, size in zip(columns, sizes, strict=True):
-        x[np.arange(len(column)), first + column] = 1
-        first += size
-    return x
+    parts = [np.eye(size)[column] for column, size in zip(columns, sizes, strict=True)]
+    return np.hstack([np.ones((len(columns[0]), 1)), *parts])
 
 
 def newton(x: Floats, seen: Floats, right: Floats) -> Floats:
@@ -91,19 +99,6 @@ def newton(x: Floats, seen: Floats, right: Floats) -> Floats:
     raise ArithmeticError("the regression does not converge")
 
 
-def answer(
-    engine: KVEngine, questions: Sequence[Question], target: Target, settings: AnswerSettings
-) -> tuple[int, int]:
-    """Have all turns of the questions answered; the tokens and steps that took."""
-    answerer = Answerer(target, engine, "", settings)
-    tokens = steps = 0
-    for question in tqdm(questions, unit="question"):
-        (choice,) = answerer.answer(question)["choices"]
-        tokens += sum(choice["new_tokens"])
-        steps += len(choice["accept_lengths"])
-    return tokens, steps
-
-
 def flat_prior(sources: Sequence[Source]) -> list[float]:
     """The same probability for every cell."""
     return additive_prior(FLAT, [[0.0] * len(source.grades) for source in sources])
@@ -111,25 +106,20 @@ def flat_prior(sources: Sequence[Source]) -> list[float]:
 
 def run(args: argparse.Namespace) -> None:
     """Answer and fit as often as wanted, each time with the prior of the time before."""
-    _, questions = chosen_questions(read(QuestionSettings, args))
     if not args.output.parent.is_dir():
         raise InputError(f"--output {args.output}: there is no folder {args.output.parent}")
-    target = Target.resolve(read(TargetSettings, args))
+    asked = Questionnaire(args)
     widest = LastEvidence.BINS[-1] + 1  # so that every grade is seen
     drafter = CalibratedDrafter(args.draft_tree_capacity, last_width=widest)
-    engine = KVEngine(Models(target, shared=False), drafter)
     drafter.use_prior(flat_prior(drafter.sources))
+    model = model_name(args.model_path)
     for round_ in range(1, args.rounds + 1):
-        tokens, steps = answer(engine, questions, target, read(AnswerSettings, args))
+        tokens, steps = asked.answer(drafter)
         seen, right = np.array(drafter.table.seen, float), np.array(drafter.table.right, float)
         fitted = fit(drafter.sources, seen, right)
-        prior = prior_of(fitted, drafter.sources)
-        drafter.use_prior(prior)
+        drafter.use_prior(prior_of(fitted, drafter.sources))
         print(f"round {round_}: MAT {tokens / steps:.3f}, {int(seen.sum())} candidates seen")
-        about = (
-            f"python -m benchmarks.fit_prior, {len(questions)} questions of {args.bench_name}, "
-            f"{tokens} tokens, {model_name(args.model_path)}"
-        )
+        about = f"python -m benchmarks.fit_prior, {asked.title}, {tokens} tokens, {model}"
         with writing(args.output, "give another --output"):
             write_atomically(args.output, {"fitted by": about, **fitted})
     print(f"the prior is in {args.output}")

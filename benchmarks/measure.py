@@ -1,27 +1,34 @@
-"""What the benchmarks share: interleaved timing, quartiles, tables that grow, results kept on disk.
-
-Variants are measured in turn, round after round, so that drift of the machine hits all alike.
-"""
+"""What the benchmarks share: flags, tables that grow, results kept on disk, lines of a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluation.command.exits import run_command
 from evaluation.command.files import write_atomically, writing
 from evaluation.command.flags import add_slice_flags
 from evaluation.command.parser import Parser, at_least, picture, plain_name
+from evaluation.pictures.style import line_style, require_matplotlib
 from evaluation.traces.environment import describe_environment
 from model.logitspec.errors import InputError
 
-MODEL = "checkpoints/smollm2-135m-instruct"
-Figures = dict[str, Any]
-Key = TypeVar("Key")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
+MODEL = "checkpoints/smollm2-135m-instruct"
+SPREAD = "{median:.2f} [{low:.2f}, {high:.2f}]"  # a table's cell of quartiles
+AS_THERE = "as in the inference scripts"
 INTERRUPTED = "interrupted; what was measured is above, and in the file of --json if one was given"
+Command = Callable[[argparse.Namespace], None]
+Figures = dict[str, Any]
+Columns = Mapping[str, tuple[int, str]]  # heading -> characters, a cell as a format of its row
 
 
 def quartiles(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
@@ -30,79 +37,130 @@ def quartiles(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
     return {"low": float(low), "median": float(median), "high": float(high)}
 
 
-def spread(row: Mapping[str, float], digits: int = 2) -> str:
-    """Quartiles as a table shows them: median [low, high]."""
-    return f"{row['median']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+def grouped(rows: Sequence[Figures], label: str) -> dict[str, list[Figures]]:
+    """Rows by their label, a format of a row."""
+    groups: dict[str, list[Figures]] = {}
+    for row in rows:
+        groups.setdefault(label.format_map(row), []).append(row)
+    return groups
 
 
-class PrintedTable:
-    """A table printed row by row, so that an interrupted run has shown what it measured.
+class Missing:
+    """A figure that the system does not tell: a dash, however it is formatted."""
 
-    Args:
-        title: the line above it.
-        columns: heading -> characters; the first is left-aligned, the others right.
-    """
+    def __format__(self, _: str) -> str:
+        return "-"
 
-    def __init__(self, title: str, columns: Mapping[str, int]) -> None:
-        self._widths = list(columns.values())
-        print(f"\n{title}")
-        self.add(*columns)
 
-    def add(self, *cells: object) -> None:
-        first, *rest = zip(map(str, cells), self._widths, strict=True)
-        line = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in rest)]
-        print("  ".join(line).rstrip(), flush=True)
+def fill(text: str, row: Figures) -> str:
+    """A format with a row's figures in it."""
+    return text.format_map({k: Missing() if v is None else v for k, v in row.items()})
+
+
+def cells(columns: Columns, row: Figures) -> list[str]:
+    return [fill(text, row) for _, text in columns.values()]
 
 
 class Results:
-    """Settings, environment and rows; in a file, where one is wanted, after every row.
-
-    Args:
-        path: the JSON file, or None.
-        settings: all flags by name.
-        device: what is measured on.
+    """Settings, environment and rows; in the file of --json, if one is given, after every row.
 
     Raises:
         InputError: the file is there or cannot be written; said before anything is measured.
     """
 
-    def __init__(self, path: Path | None, settings: Mapping[str, object], device: str) -> None:
-        flags = {key: plain(value) for key, value in settings.items()}
+    def __init__(self, args: argparse.Namespace, device: str) -> None:
+        flags = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         self.content: Figures = {"settings": flags, "environment": describe_environment(device)}
-        self._path = path
-        if path is not None and path.exists():
-            raise InputError(f"--json {path} is there already; move it away or give another")
+        self._path: Path | None = args.json
+        if self._path is not None and self._path.exists():
+            raise InputError(f"--json {self._path} is there already; move it away or give another")
         self._write()
 
     def add(self, section: str, row: Figures) -> None:
         self.content.setdefault(section, []).append(row)
         self._write()
 
-    def rows(self, section: str) -> list[Figures]:
-        found: list[Figures] = self.content.get(section, [])
-        return found
+    def table(self, section: str, title: str, columns: Columns) -> PrintedTable:
+        """Print the title and the headings of a table whose rows become a section."""
+        return PrintedTable(title, columns, partial(self.add, section))
 
     def _write(self) -> None:
-        if self._path is None:
-            return
-        with writing(self._path, "give --json another file"):
-            write_atomically(self._path, self.content)
+        if self._path is not None:
+            with writing(self._path, "give --json another file"):
+                write_atomically(self._path, self.content)
 
 
-def add_output_flags(parser: Parser, *, plot: bool = False) -> None:
-    """Where the figures go."""
+class PrintedTable:
+    """A table printed row by row, so that an interrupted run has shown what it measured.
+
+    The first column is left-aligned, the others right.
+    """
+
+    def __init__(
+        self, title: str, columns: Columns, keep: Callable[[Figures], None] | None = None
+    ) -> None:
+        self._columns = columns
+        self._keep = keep
+        print(f"\n{title}")
+        self._print(columns)
+
+    def add(self, row: Figures, **shown: object) -> None:
+        """Keep and print a row; `shown` is printed only."""
+        if self._keep is not None:
+            self._keep(row)
+        self._print(cells(self._columns, {**row, **shown}))
+
+    def _print(self, texts: Iterable[str]) -> None:
+        widths = [width for width, _ in self._columns.values()]
+        first, *rest = zip(texts, widths, strict=True)
+        line = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in rest)]
+        print("  ".join(line).rstrip(), flush=True)
+
+
+def growth(rows: Sequence[Figures], x: str = "first", y: str = "median") -> float | None:
+    """What y grows by while x grows by 1000: a least-squares line. None for fewer than two rows."""
+    if len(rows) < 2:
+        return None
+    slope, _ = np.polyfit([row[x] for row in rows], [row[y] for row in rows], 1)
+    return 1e3 * float(slope)
+
+
+def lines(
+    axes: Axes, rows: Sequence[Figures], label: str, x: str, y: str = "median"
+) -> list[tuple[Line2D, list[Figures]]]:
+    """Draw a line for the rows of each label, a format; the lines with their rows."""
+    groups = grouped(rows, label)
+    drawn = []
+    for index, (name, own) in enumerate(groups.items()):
+        style = line_style(index, len(groups))
+        (line,) = axes.plot([r[x] for r in own], [r[y] for r in own], label=name, **style)
+        drawn.append((line, own))
+    return drawn
+
+
+def run_benchmark(
+    parser: Parser, argv: Sequence[str] | None, work: Command, *, plot: bool = False
+) -> int:
+    """Add --json (and --plot), parse the flags and do the work; the exit status."""
     add = parser.add_argument
     add("--json", type=Path, metavar="FILE", help="all figures, kept up after every row")
     if plot:
         add("--plot", type=picture, metavar="FILE.png", help="draw them; needs the extra `plots`")
+    args = parser.parse_args(argv)
+
+    def run() -> None:
+        if plot and args.plot is not None:
+            require_matplotlib()  # now, not after the measurements
+        work(args)
+
+    return run_command(parser.prog, run, INTERRUPTED)
 
 
 def add_model_flags(parser: Parser) -> None:
     """The model and what it runs on, all but its dtype."""
-    add = parser.add_argument
-    add("--model-path", default=MODEL, help="checkpoint or hub id")
+    parser.add_argument("--model-path", default=MODEL, help="checkpoint or hub id")
     for flag in ("--device", "--cpu-kernels", "--cuda-graphs"):
-        add(flag, default="auto", help="as in the inference scripts")
+        parser.add_argument(flag, default="auto", help=AS_THERE)
 
 
 def add_question_flags(parser: Parser, *, bench_name: str = "spec_bench", stride: int = 1) -> None:
@@ -112,10 +170,5 @@ def add_question_flags(parser: Parser, *, bench_name: str = "spec_bench", stride
     add("--bench-name", default=bench_name, type=plain_name, help="data/NAME/question.jsonl")
     add_slice_flags(parser, stride)
     add("--max-new-tokens", type=at_least(1), default=128, help="most tokens per answer")
-    add("--conv-template", metavar="NAME", help="as in the inference scripts")
+    add("--conv-template", metavar="NAME", help=AS_THERE)
     parser.set_defaults(cap_new_tokens=True, num_choices=1, seed=0)
-
-
-def plain(value: object) -> object:
-    """A flag's value as JSON can hold it."""
-    return str(value) if isinstance(value, Path) else value

@@ -1,6 +1,6 @@
 """Where memory goes: what the process or the GPU holds, and the tensors a model holds.
 
-For benchmarks/scale.py. Everything is in bytes.
+For scale and soak. Everything is in bytes.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -21,11 +22,16 @@ MIB = 1 << 20
 WORK_SPACE = ("_rope",)  # attributes of a model that are no weights
 
 
+def in_mib(size: int | None) -> float | None:
+    return None if size is None else size / MIB
+
+
 def held(device: str) -> int | None:
-    """What is held now: the process's resident set, or torch's tensors on a GPU.
+    """What is held once freed memory is given back: the resident set, or torch's tensors on a GPU.
 
     None where the system does not say.
     """
+    trim(device)
     return status("VmRSS") if device == "cpu" else torch.cuda.memory_allocated(device)
 
 
@@ -39,21 +45,18 @@ def reset_peak(device: str) -> bool:
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         return True
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # see proc(5)
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def trim(device: str) -> None:
     """Give freed memory back, so that the resident set holds what is used."""
     gc.collect()
     if device == "cpu":
-        try:
+        with suppress(AttributeError, OSError, TypeError):  # not glibc
             ctypes.CDLL(None).malloc_trim(0)
-        except (AttributeError, OSError, TypeError):
-            return  # not glibc
 
 
 def status(key: str) -> int | None:
@@ -92,20 +95,16 @@ def reachable_tensors(thing: object, seen: set[int]) -> Iterator[torch.Tensor]:
     if id(thing) in seen or isinstance(thing, KVCache):
         return
     seen.add(id(thing))
+    parts: Iterable[object] = ()
     if isinstance(thing, torch.Tensor):
         yield thing
-        return
-    for part in parts(thing):
+    elif isinstance(thing, dict):
+        parts = thing.values()
+    elif isinstance(thing, list | tuple | set):
+        parts = thing
+    elif isinstance(thing, types.FunctionType):
+        parts = [cell.cell_contents for cell in thing.__closure__ or ()]
+    elif isinstance(thing, nn.Module) or type(thing).__module__.startswith("model.logitspec"):
+        parts = [part for name, part in vars(thing).items() if name not in WORK_SPACE]
+    for part in parts:
         yield from reachable_tensors(part, seen)
-
-
-def parts(thing: object) -> list[object]:
-    if isinstance(thing, dict):
-        return list(thing.values())
-    if isinstance(thing, list | tuple | set):
-        return list(thing)
-    if isinstance(thing, types.FunctionType):
-        return [cell.cell_contents for cell in thing.__closure__ or ()]
-    if isinstance(thing, nn.Module) or type(thing).__module__.startswith("model.logitspec"):
-        return [part for name, part in vars(thing).items() if name not in WORK_SPACE]
-    return []

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluation.command.exits import run_command
-from evaluation.command.files import write_text
+from evaluation.command.files import make_folder, write_text
 from evaluation.command.parser import Parser
 from evaluation.pictures.style import require_matplotlib
 from evaluation.tabulating.origin import machine, read_tables
@@ -18,98 +18,69 @@ from evaluation.tabulating.table import to_markdown
 from model.logitspec.errors import InputError
 
 from . import scale, step_cost
-from .measure import Figures, spread
+from .measure import Columns, Figures, cells, fill, grouped
 
 Content = dict[str, Any]
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def markdown_table(columns: Columns, rows: Sequence[Figures]) -> str:
     """The first column to the left, the others to the right."""
+    texts = [list(columns), *(cells(columns, row) for row in rows)]
+    lines = ["| " + " | ".join(line) + " |" for line in texts]
     rule = "|---|" + "---:|" * (len(columns) - 1)
-    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (columns, *rows)]
     return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
 
 
 def step_section(content: Content, folder: Path) -> str:
     """Of step_cost's results."""
-    picture = folder / "step-cost.png"
-    step_cost.draw(content["steps"], picture)
-    made = {row["dtype"]: row["made"] for row in content["machine"]}
-    settings = content["settings"]
+    step_cost.draw(content["steps"], folder / "step-cost.png")
     text = (
         "## A step by the number of nodes\n\n"
         "`python -m benchmarks.step_cost`: milliseconds, median [quartiles] of "
-        f"{settings['rounds']} rounds, beside what reading all weights and the cache once, and "
-        "multiplying, would take at the rates measured in the same minute; the last column is the "
-        "distance to the larger of the two.\n\n"
-        f"![step time over nodes]({folder.name}/{picture.name})\n"
+        f"{content['settings']['rounds']} rounds, beside what reading all weights and the cache "
+        "once, and multiplying, would take at the rates measured in the same minute; the last "
+        "column is the distance to the larger of the two.\n\n"
+        f"![step time over nodes]({folder.name}/step-cost.png)\n"
     )
+    made = {row["dtype"]: row["made"] for row in content["machine"]}
+    rows = grouped(content["steps"], "{dtype}")
     for dtype, how in made.items():
-        rows = [
-            (
-                row["context"],
-                row["nodes"],
-                spread(row),
-                f"{row['over_one']:.2f}",
-                f"{row['reading_ms']:.2f}",
-                f"{row['arithmetic_ms']:.2f}",
-                f"{row['over_limit']:.2f}",
-            )
-            for row in content["steps"]
-            if row["dtype"] == dtype
-        ]
-        columns = ("context", "nodes", "ms", "x one node", "reading", "arithmetic", "x limit")
-        text += f"\n{dtype}, {how}:\n\n{markdown_table(columns, rows)}"
+        text += f"\n{dtype}, {how}:\n\n{markdown_table(step_cost.COLUMNS, rows[dtype])}"
     return text
 
 
 def scale_section(content: Content, folder: Path) -> str:
     """Of scale's results."""
-    picture = folder / "scale.png"
-    found = [name for name in scale.MEASUREMENTS if content.get(name)]
-    scale.draw(content, found, picture)
+    found = [name for name in scale.PANELS if content.get(name)]
+    scale.draw(content, found, folder / "scale.png")
     made = content["load"][0]
+    columns = {
+        {"attention": "grown since the shortest"}.get(heading, heading): cell
+        for heading, cell in scale.CONTEXT_COLUMNS.items()
+    }
     text = (
         "## As context and output grow\n\n"
         f"`python -m benchmarks.scale`, {made['dtype'].removeprefix('torch.')}, "
-        f"{made['kernels']} kernels.\n\n![scale]({folder.name}/{picture.name})\n\n"
+        f"{made['kernels']} kernels.\n\n![scale]({folder.name}/scale.png)\n\n"
+        + markdown_table(columns, content["context"])
     )
-    columns: tuple[str, ...]
-    rows: list[tuple[object, ...]]
-    columns = ("context", "nodes", "ms", "grown since the shortest", "cache MiB", "held MiB")
-    rows = [
-        (
-            row["context"],
-            row["nodes"],
-            spread(row),
-            f"{row['attention_share']:.0%}",
-            scale.shown(row["cache_mib"]),
-            scale.shown(row["held_mib"]),
-        )
-        for row in content["context"]
-    ]
-    text += markdown_table(columns, rows)
     for row in content["output"]:
-        text += (
-            f"\n{row['method']}, {row['new_tokens']} tokens in one generation, {row['steps']} "
-            f"steps; {scale.summary(row)}.\n\n"
-        )
-        columns = ("from token", "steps", "ms")
-        windows = [(w["first"], w["steps"], spread(w)) for w in row["windows"]]
-        text += markdown_table(columns, windows)
-    contexts = sorted({row["context"] for row in content["drafting"]})
+        said = "{method}, {new_tokens} tokens in one generation, {steps} steps"
+        text += f"\n{fill(said, row)}; {scale.summary(row)}.\n\n"
+        text += markdown_table(scale.WINDOW_COLUMNS, row["windows"])
     text += (
         "\nDrafting, `draft` and `observe` together, microseconds per step by the tokens that came "
         "before:\n\n"
     )
-    drafters: dict[str, list[Figures]] = {}
-    for row in content["drafting"]:
-        drafters.setdefault(row["drafter"], []).append(row)
+    shown: dict[str, tuple[int, str]] = {"drafter": (0, "{drafter}")}
+    for context in sorted({row["context"] for row in content["drafting"]}):
+        shown[f"{context}"] = (0, f"{{at {context}:.1f}}")
+    shown["longest to shortest"] = (0, "{to_shortest:.2f}")
     rows = [
-        (name, *(f"{row['median']:.1f}" for row in own), f"{own[-1]['to_shortest']:.2f}")
-        for name, own in drafters.items()
+        {**own[-1], **{f"at {row['context']}": row["median"] for row in own}}
+        for own in grouped(content["drafting"], "{drafter}").values()
     ]
-    return text + markdown_table(("drafter", *map(str, contexts), "longest to shortest"), rows)
+    return text + markdown_table(shown, rows)
 
 
 def methods_section(content: Content, _: Path) -> str:
@@ -135,51 +106,29 @@ SECTIONS: dict[str, Callable[[Content, Path], str]] = {
 }
 
 
-def read(source: Path) -> dict[Path, Content]:
-    """The files of the page that are in a folder, in the order of their sections.
+def sections(source: Path, pictures: Path) -> tuple[list[str], str]:
+    """The page's parts from a folder's files, and what the numbers were measured with.
+
+    The parts' pictures are written into a folder.
 
     Raises:
-        InputError: there are none, or one is no JSON object.
+        InputError: there are no files, one is of another make or does not say what it was measured
+            with, or they were measured on different machines.
     """
-    paths = [path for name in SECTIONS for path in sorted(source.glob(name))]
+    paths = [(path, make) for name, make in SECTIONS.items() for path in sorted(source.glob(name))]
     if not paths:
         raise InputError(f"{source} holds none of {', '.join(SECTIONS)}")
-    found: dict[Path, Content] = {}
-    for path in paths:
-        try:
-            found[path] = {**json.loads(path.read_text(encoding="utf-8"))}
-        except (OSError, TypeError, ValueError) as error:
-            raise not_whole(path) from error
-    return found
-
-
-def not_whole(path: Path) -> InputError:
-    return InputError(f"{path} is not all that the benchmark writes; measure it again, whole")
-
-
-def sections(contents: Mapping[Path, Content], pictures: Path) -> Iterator[str]:
-    """The page's parts; their pictures are written into a folder.
-
-    Raises:
-        InputError: a file is of another make.
-    """
-    for path, content in contents.items():
-        make = next(make for name, make in SECTIONS.items() if path.match(name))
-        try:
-            yield make(content, pictures)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise not_whole(path) from error
-
-
-def describe(contents: Mapping[Path, Content]) -> str:
-    """What the numbers were measured with.
-
-    Raises:
-        InputError: a file does not say, or the files were measured on different machines.
-    """
+    parts: list[str] = []
     machines: dict[str, str] = {}
-    commits = set()
-    for path, content in contents.items():
+    commits: set[str] = set()
+    for path, make in paths:
+        try:
+            content = {**json.loads(path.read_text(encoding="utf-8"))}
+            parts.append(make(content, pictures))
+        except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path} is not all that the benchmark writes; measure it again, whole"
+            ) from error
         try:
             for environment in content.get("environments") or [content["environment"]]:
                 # Older files do not name the instruction set.
@@ -190,9 +139,9 @@ def describe(contents: Mapping[Path, Content]) -> str:
             raise InputError(f"{path} does not say what it was measured with") from error
     if len(machines) > 1:
         raise InputError(
-            f"{path.parent} holds results of several machines: {'; '.join(machines.values())}"
+            f"{source} holds results of several machines: {'; '.join(machines.values())}"
         )
-    return f"{next(iter(machines.values()))}; commit {', '.join(sorted(commits))}."
+    return parts, f"{next(iter(machines.values()))}; commit {', '.join(sorted(commits))}."
 
 
 def report(args: argparse.Namespace) -> None:
@@ -201,16 +150,15 @@ def report(args: argparse.Namespace) -> None:
     if not args.results.is_dir():
         raise InputError(f"no folder {args.results}; give one with the benchmarks' JSON files")
     pictures = args.output.with_suffix("")
-    try:
-        notes = args.notes.read_text(encoding="utf-8") if args.notes else ""
-        pictures.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror}; give another file") from error
-    contents = read(args.results)
-    parts = [part.strip() for part in (notes, *sections(contents, pictures)) if part]
-    made = describe(contents)
+    make_folder(pictures)
+    parts, made = sections(args.results, pictures)
+    if args.notes:
+        try:
+            parts.insert(0, args.notes.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{args.notes}: {error.strerror}; give another file") from error
     text = f"# Performance\n\nWritten by `python -m benchmarks.report`. {made}\n"
-    text += "".join(f"\n{part}\n" for part in parts)
+    text += "".join(f"\n{part.strip()}\n" for part in parts)
     write_text(args.output, text)
     print(f"{args.output}, pictures in {pictures}")
 
@@ -218,12 +166,8 @@ def report(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("python -m benchmarks.report", "A page from the benchmarks' JSON files.")
     add = parser.add_argument
-    add(
-        "results",
-        type=Path,
-        metavar="FOLDER",
-        help=f"with any of {', '.join(SECTIONS)}, as --json wrote them",
-    )
+    known = f"with any of {', '.join(SECTIONS)}, as --json wrote them"
+    add("results", type=Path, metavar="FOLDER", help=known)
     add("--output", type=Path, required=True, metavar="FILE.md", help="pictures go beside it")
     add("--notes", type=Path, metavar="FILE", help="Markdown to put before the first section")
     args = parser.parse_args(argv)

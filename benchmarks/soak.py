@@ -12,71 +12,57 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from evaluation.asking.answering import allowed_tokens, check_prompts
-from evaluation.asking.engines import KVEngine, Models
+from evaluation.asking.engines import KVEngine
 from evaluation.asking.methods import find_drafter
-from evaluation.asking.questions import chosen_questions
-from evaluation.asking.settings import AnswerSettings, QuestionSettings, TargetSettings
-from evaluation.asking.target import Target
-from evaluation.command.exits import run_command
-from evaluation.command.flags import add_machine_flags, read
+from evaluation.command.flags import add_machine_flags
 from evaluation.command.parser import Parser, at_least
 
 from . import memory
-from .measure import (
-    INTERRUPTED,
-    Figures,
-    PrintedTable,
-    Results,
-    add_output_flags,
-    add_question_flags,
-)
+from .fit_prior import Questionnaire
+from .measure import Figures, Results, add_question_flags, growth, run_benchmark
 
-COLUMNS = {"generations": 11, "MiB": 9, "files": 5, "MAT": 6, "tokens/s": 8}
+COLUMNS = {
+    "generations": (11, "{generations}"),
+    "MiB": (9, "{mib:.1f}"),
+    "files": (5, "{files}"),
+    "MAT": (6, "{mat:.3f}"),
+    "tokens/s": (8, "{tokens_per_second:.1f}"),
+}
 
 
 def soak(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    _, questions = chosen_questions(read(QuestionSettings, args))
     drafter = find_drafter(args.method)
-    settings = read(AnswerSettings, args)
-    target = Target.resolve(read(TargetSettings, args))
-    questions = check_prompts(questions, target, settings)
-    results = Results(args.json, vars(args), target.device)
-    engine = KVEngine(Models(target, shared=False), drafter)
-    table = PrintedTable(
+    asked = Questionnaire(args)
+    target, settings = asked.target, asked.settings
+    questions = check_prompts(asked.questions, target, settings)
+    results = Results(args, target.device)
+    engine = KVEngine(asked.models, drafter)
+    table = results.table(
+        "soak",
         f"{args.method} on {args.bench_name}, {len(questions)} prompts in a circle, up to "
         f"{args.max_new_tokens} tokens each; a line after every {args.every} generations",
         COLUMNS,
     )
-    tokens = steps = 0
-    clock = time.perf_counter()
-    for number, question in enumerate(
-        itertools.islice(itertools.cycle(questions), args.generations), start=1
-    ):
-        prompt = target.prompts.start().ask(question.turns[0])
-        result = engine.generate(prompt, allowed_tokens(question, prompt, target, settings))
-        tokens, steps = tokens + len(result.tokens), steps + result.steps
-        if number % args.every == 0:
-            seconds = time.perf_counter() - clock
-            memory.trim(target.device)
-            row: Figures = {
-                "generations": number,
-                "mib": (memory.held(target.device) or 0) / memory.MIB,
-                "files": len(list(Path("/dev/fd").iterdir())),
-                "mat": tokens / steps,
-                "tokens_per_second": tokens / seconds,
-            }
-            results.add("soak", row)
-            table.add(
-                number, f"{row['mib']:.1f}", row["files"], f"{row['mat']:.3f}",
-                f"{row['tokens_per_second']:.1f}",
-            )  # fmt: skip
-            tokens = steps = 0
-            clock = time.perf_counter()
-    print("\n".join(summary(results.rows("soak"))))
+    circle = itertools.cycle(questions)
+    for number in range(args.every, args.generations + 1, args.every):
+        tokens = steps = 0
+        clock = time.perf_counter()
+        for question in itertools.islice(circle, args.every):
+            prompt = target.prompts.start().ask(question.turns[0])
+            result = engine.generate(prompt, allowed_tokens(question, prompt, target, settings))
+            tokens, steps = tokens + len(result.tokens), steps + result.steps
+        seconds = time.perf_counter() - clock
+        row = {
+            "generations": number,
+            "mib": memory.in_mib(memory.held(target.device) or 0),
+            "files": len(list(Path("/dev/fd").iterdir())),
+            "mat": tokens / steps,
+            "tokens_per_second": tokens / seconds,
+        }
+        table.add(row)
+    print("\n".join(summary(results.content["soak"])))
 
 
 def summary(rows: Sequence[Figures]) -> list[str]:
@@ -93,10 +79,8 @@ def summary(rows: Sequence[Figures]) -> list[str]:
         f"MAT: {mats[0]:.3f} at first, {mats[-1]:.3f} at last, from {min(mats):.3f} to "
         f"{max(mats):.3f}",
     ]
-    half = rows[len(rows) // 2 :]
-    if len(half) > 1:
-        thousands = [row["generations"] / 1000 for row in half]
-        slope = np.polyfit(thousands, [row["mib"] for row in half], 1)[0]
+    slope = growth(rows[len(rows) // 2 :], "generations", "mib")
+    if slope is not None:
         lines.append(f"slope of memory in the second half: {slope:+.2f} MiB per 1,000 generations")
     return lines
 
@@ -109,19 +93,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--method", default="calibrated@auto", metavar="NAME", help="of evaluation.run")
     add("--generations", type=at_least(1), default=2040, help="how many")
-    add(
-        "--every",
-        type=at_least(1),
-        default=120,
-        help="of them make a line; best a multiple of the prompts",
-    )
-    add_output_flags(parser)
+    several = "of them make a line; best a multiple of the prompts"
+    add("--every", type=at_least(1), default=120, help=several)
     add_machine_flags(parser)
     parser.set_defaults(strict=True, max_new_tokens=32)
-    args = parser.parse_args(argv)
-    if args.every > args.generations:
-        parser.error(f"--every {args.every} is more than the {args.generations} of --generations")
-    return run_command(parser.prog, lambda: soak(args), INTERRUPTED)
+
+    def checked(args: argparse.Namespace) -> None:
+        if args.every > args.generations:
+            parser.error(
+                f"--every {args.every} is more than the {args.generations} of --generations"
+            )
+        soak(args)
+
+    return run_benchmark(parser, argv, checked)
 
 
 if __name__ == "__main__":

