@@ -1,7 +1,7 @@
 """Write docs/flags.md, the flags of every command: python -m docs.make_flags
 
 The page is made from the parsers' actions, not from the text of --help, which changes with the
-version of Python and the width of the terminal. tests/test_docs.py compares the page with it.
+version of Python and the width of the terminal. tests/docs/test_docs.py compares the page with it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,93 @@
+"""The study's variants of the method calibrated, and what measures them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import calibration, fit_prior, study
+from model.logitspec import LlamaKVForCausalLM, VanillaDrafter, decode
+from model.logitspec.drafters.calibrated.drafter import PRIOR
+from model.logitspec.sizing.measuring import MeasuredModel
+
+from ..conftest import question
+
+PROMPT = [1, 5, 9, 5, 9, 7]
+
+
+@pytest.mark.parametrize("name", study.VARIANTS)
+def test_a_variant_changes_accept_lengths_at_most(tiny: LlamaKVForCausalLM, name: str) -> None:
+    wanted = decode(tiny, PROMPT, VanillaDrafter(), max_new_tokens=60).tokens
+    drafter = study.VARIANTS[name](12)
+    for _ in range(2):
+        assert decode(tiny, PROMPT, drafter, max_new_tokens=60).tokens == wanted
+    assert len(drafter.path_probabilities) > 1
+    assert all(0 < path <= 1 for path in drafter.path_probabilities)
+
+
+@pytest.mark.parametrize("name", [name for name in study.VARIANTS if name != "as it is"])
+def test_a_variant_is_one(tiny: LlamaKVForCausalLM, name: str) -> None:
+    """It drafts other trees, or the same ones with other probabilities."""
+
+    def paths(name: str) -> list[list[float]]:
+        drafter = study.VARIANTS[name](24)
+        drafter.prepare(MeasuredModel(tiny))
+        found = []
+        context = [1, 2, 3, 4, 1, 2, 5, 1, 2, 3, 6, 1, 2, 3, 4, 8, 9, 1, 2, 3, 4]
+        for _ in range(2):
+            drafter.reset(context, [[(t + i) % 90 for i in range(2, 10)] for t in context])
+            for step, root in enumerate((8, 9, 1, 2, 3, 4, 1, 2, 8, 9, 1, 2, 5, 1, 2, 7, 1, 2)):
+                top = [root, *range(20, 84)][: drafter.top_k]
+                tree = drafter.draft(root, top)
+                found.append([*drafter.path_probabilities, *map(float, tree.tokens)])
+                width = drafter.node_top_k
+                after = [[(t + i + step) % 90 for i in range(width)] for t in tree.tokens]
+                drafter.observe(tree, [0, 1] if len(tree) > 1 else [0], after)
+        return found
+
+    assert paths(name) != paths("as it is")
+
+
+def test_the_commands(
+    chat_path: str,
+    make_bench: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_bench(question(1, "Hello?", "And?"), question(2, "Who?"))
+    shared = ["--model-path", chat_path, "--bench-name", "mine", "--max-new-tokens", "20"]
+    before = PRIOR.read_bytes()
+    prior = tmp_path / "prior.json"
+    assert fit_prior.main([*shared, "--output", str(prior), "--rounds", "1"]) == 0
+    assert PRIOR.read_bytes() == before
+    assert json.loads(prior.read_text()).keys() == json.loads(before).keys()
+    plot, figures = tmp_path / "x.png", tmp_path / "x.json"
+    assert calibration.main([*shared, "--question-stride", "1", "--plot", str(plot)]) == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    some = ["--variants", "as it is,no prior", "--capacities", "8", "--question-stride", "1"]
+    assert study.main([*shared, *some, "--json", str(figures)]) == 0
+    rows = json.loads(figures.read_text())["variants"]
+    assert [row["variant"] for row in rows] == ["as it is", "no prior"]
+    assert rows[0]["tokens"] == rows[1]["tokens"]
+    said = capsys.readouterr().out
+    assert "expected calibration error" in said and "no prior" in said
+    assert study.main([*shared, "--variants", "nonsense"]) == 2
+
+
+def test_a_better_feature_has_a_lower_loss() -> None:
+    chance = np.random.default_rng(0)
+    told = chance.integers(0, 2, 4000)
+    right = (chance.random(4000) < 0.1 + 0.8 * told).astype(float)
+    test = np.arange(4000) % 2 == 1
+
+    def log_loss(x: fit_prior.Floats) -> float:
+        ones = np.ones(int((~test).sum()))
+        p = 1 / (1 + np.exp(-x[test] @ fit_prior.newton(x[~test], ones, right[~test])))
+        return float(-np.log(np.where(right[test] > 0, p, 1 - p)).sum())
+
+    nothing = fit_prior.one_hot([np.zeros(4000, dtype=np.int64)], [1])
+    assert log_loss(fit_prior.one_hot([told], [2])) < 0.6 * log_loss(nothing)
