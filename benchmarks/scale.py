@@ -209,7 +209,8 @@ def logarithmic(axes: Axes, contexts: Sequence[int], rows: Sequence[Figures]) ->
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     medians = [row["median"] for row in rows]
-    axes.set_ylim(min(medians) / 1.5, max(medians) * 3)  # room for the legend
+    names = -(-len(axes.lines) // 3)  # rows of the legend
+    axes.set_ylim(min(medians) / 1.5, max(medians) * 3**names)  # room for it
 
 
 def draw(rows: Mapping[str, Sequence[Figures]], only: Sequence[str], path: Path) -> None:
