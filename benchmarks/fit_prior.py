@@ -2,7 +2,7 @@
 
 The drafter answers questions that no benchmark here asks (data/fit, of our own writing); what its
 acceptance table has counted then is fitted by a logistic regression with one weight for each grade
-of each source of evidence. The weights are all that calibrated_prior.json holds.
+of each source of evidence. The weights are all that prior.json holds.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Questionnaire:
 
 
 def fit(sources: Sequence[Source], seen: Floats, right: Floats) -> dict[str, Any]:
-    """What calibrated_prior.json holds: the bias, and for each source a weight for every grade.
+    """What prior.json holds: the bias, and for each source a weight for every grade.
 
     They make the counts of an acceptance table most likely, ridge-penalized: `seen` are the
     observations of each cell, `right` how many of them were right.

@@ -163,10 +163,11 @@ class ByDepth(ReadableCore):
 
     TABLES = 4
 
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
-        self._cells_each = len(self.table.prior)
-        self.table = AcceptanceTable(self.table.prior * self.TABLES, self.table.strength)
+    def use(self, table: AcceptanceTable) -> None:
+        self._cells_each = len(table.prior)
+        for name in ("prior", "probability", "nothing", "seen", "right"):
+            setattr(table, name, getattr(table, name) * self.TABLES)
+        super().use(table)
 
     def look(self, tree: Drafted, context: tuple[int, ...], top_ids: Sequence[int]) -> Candidates:
         base, named = super().look(tree, context, top_ids)

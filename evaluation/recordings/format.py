@@ -77,7 +77,7 @@ class RecordedQuestion:
     turns: list[RecordedTurn]
 
 
-@dataclass
+@dataclass(eq=False)
 class Recording:
     """A whole recording."""
 
@@ -114,11 +114,11 @@ class Recording:
         )
 
     def step_cost(self, top_k: int, node_top_k: int = 0) -> StepCost:
-        """As LlamaKVForCausalLM.step_cost, as far as it is recorded."""
+        """As MeasuredModel.step_cost, as far as it is recorded."""
         return closest_curve(self.step_costs, node_top_k, rejected=False)
 
     def successors(self, count: int, width: int) -> list[list[int]]:
-        """As LlamaKVForCausalLM.successors, as far as they are recorded."""
+        """As MeasuredModel.successors, as far as they are recorded."""
         known, recorded_width = self.rows.shape
         if known < min(count, self.settings["vocab_size"]):
             raise InputError(

@@ -32,7 +32,7 @@ class GraphVerifier:
     A padded node carries the token -1, which nothing agrees with, sees itself and what is
     committed, and writes behind the tree. Graphs are captured when first needed and share memory.
 
-    Where the best tokens are not what is chosen, the graph ends at the logits.
+    If the chooser is not greedy, the graph ends at the logits.
     """
 
     head_seconds = 0.0

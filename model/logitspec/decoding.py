@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from .cuda_graphs import node_bucket
 from .draft_tree import DraftTree
 from .drafters.base import Drafter
 from .errors import InputError, is_whole
+from .kv_cache import KVCache
 from .ledger import DecodingResult, Ledger
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .prefill import prefill
@@ -55,8 +56,8 @@ def decode(
         on_step: the same with the tree that was verified.
         stop: asked after every token with all tokens so far; the first that it says yes to, which
             is kept, ends the generation.
-        chooser: of the target's tokens, after all of the prompt but its last token; None: the best
-            ones.
+        chooser: of the target's tokens; its context is the prompt without its last token. None: the
+            best ones.
 
     Several threads may decode with one model at a time, and a callback may decode again: each call
     has a KV cache of its own.
@@ -68,11 +69,10 @@ def decode(
     check_lengths(len(prompt_ids), max_new_tokens, model.max_positions)
     chooser = chooser or greedy()
     chooser.until(len(prompt_ids) + max_new_tokens, len(prompt_ids), eos_token_ids)
-    slots = len(prompt_ids) + max_new_tokens + node_bucket(drafter.capacity)
-    with prepared(drafter, model), model.cache(slots) as cache:
+    with prepared(drafter, model), cache_for(model, drafter, prompt_ids, max_new_tokens) as cache:
+        verifier = find_verifier(model, cache, drafter.top_k, drafter.node_top_k, chooser)
         ledger = Ledger(len(prompt_ids), eos_token_ids)
         tokens = ledger.result.tokens
-        step = find_verifier(model, cache, drafter.top_k, drafter.node_top_k, chooser)
         verdict = prefill(model, prompt_ids, cache, drafter.top_k, drafter.prompt_top_k, chooser)
         ledger.lap("prefill")
         drafter.reset(prompt_ids, verdict.node_top_ids)
@@ -86,13 +86,14 @@ def decode(
             tree = whole.only(nodes)
             ledger.lap("draft")
 
-            step.build(tree)
+            origins = drafter.origins(whole) if on_step is not None else []
+            verifier.build(tree)
             ledger.lap("build")
-            step.forward()
+            verifier.forward()
             ledger.lap("verify")
 
-            verdict = step.accept()
-            ledger.lap("accept", in_model=step.head_seconds)
+            verdict = verifier.accept()
+            ledger.lap("accept", in_model=verifier.head_seconds)
 
             path, ended = until_end(tree, verdict.path, tokens, eos_token_ids, stop)
             committed = [tree.tokens[node] for node in path]
@@ -105,9 +106,15 @@ def decode(
             if on_commit is not None:
                 on_commit(committed)
             if on_step is not None:
-                origins = drafter.origins(whole)
                 on_step(Step(tree, path, [origins[node] for node in nodes]))
     return ledger.result
+
+
+def cache_for(
+    model: LlamaKVForCausalLM, drafter: Drafter, prompt_ids: Sequence[int], max_new_tokens: int
+) -> AbstractContextManager[KVCache]:
+    """A cache with slots for prompt, answer and a draft tree."""
+    return model.cache(len(prompt_ids) + max_new_tokens + node_bucket(drafter.capacity))
 
 
 def rows_of_all(rows: list[list[int]], nodes: Sequence[int], count: int) -> Sequence[Sequence[int]]:

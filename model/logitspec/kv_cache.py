@@ -89,7 +89,7 @@ class KVCache:
         self.devices = list(devices)
         self.capacity = capacity
         self.length = 0
-        self.graphs: dict[Any, Any] = {}  # what verification.py captured over this memory
+        self.graphs: dict[Any, Any] = {}  # what cuda_graphs.py captured over this memory
         self.workspace = torch.empty(0, dtype=torch.uint8)  # of the native layers, as they need it
         with torch.inference_mode(False):  # writable inside and outside of inference mode
             self._store: dict[torch.device, torch.Tensor] = {

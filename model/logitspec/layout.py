@@ -27,7 +27,8 @@ def finish(
         model: with its weights.
         kernels: from choose_kernels.
         cpu_kernels: what they were chosen by; auto: plain ones do where matrices are not plain.
-        cuda_graphs: as load(), and keep_weights.
+        cuda_graphs: as in load().
+        keep_weights: as in load().
 
     Raises:
         InputError: kernels or graphs that were asked for do not run here.

@@ -1,6 +1,6 @@
 """The model's matrix products: linears of one input side by side, on whatever computes them best.
 
-cpu/layout.py puts products on weights that are laid out for a CPU's kernels here.
+layout.py puts products on weights that are laid out for a CPU's kernels here.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ class LlamaKVForCausalLM(PreTrainedModel):
         self.model = LlamaKVModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.eos_token_ids: set[int] = set()  # the checkpoint's
-        self.graphs = False  # whether steps are captured as CUDA graphs: verification.py
+        self.graphs = False  # whether steps are captured: cuda_graphs.py
         self.caches = CachePool()
         self.head = Linear(self, "lm_head")
         self.kernels = Kernels("plain")

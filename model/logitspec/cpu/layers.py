@@ -20,7 +20,7 @@ SOURCE = Path(__file__).with_name("layers.cpp")
 FLAGS = ("-O3", "-march={target}", "-fopenmp")
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-BLOCK = 64  # columns of a block, see layers.cpp
+BLOCK = 64  # columns of a block, see vectors.h
 CHUNK = 256  # most tokens of one call: what a prompt needs beside its cache hardly grows with it
 MOST_GROUPS = 48  # query heads that share a key head
 

@@ -1,12 +1,14 @@
-// Vectors of 16 floats, and the one kernel of all matrix products, attention's included: a few rows of
-// input times a block of 64 columns. A block is laid out input by input, in bfloat16 two inputs at a
-// time: the pairs that the CPU's dot product instruction takes. Sums are float32.
+// Vectors of 16 floats, and the one kernel of all matrix products, attention's included: a few rows
+// of input times a block of 64 columns. A block is laid out input by input, in bfloat16 two inputs
+// at a time: the pairs that the CPU's dot product instruction takes. Sums are float32.
 
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
+#include <omp.h>
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif

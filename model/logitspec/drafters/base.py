@@ -40,7 +40,7 @@ class Drafter(ABC):
         Nothing is to be done for a target that equals the last one.
 
         Args:
-            target: a loaded model, or a recording of one.
+            target: a loaded model as sizing.measuring.MeasuredModel, or a recording of one.
         """
 
     @abstractmethod
@@ -77,7 +77,7 @@ class Drafter(ABC):
 
     def origins(self, tree: DraftTree) -> list[str]:
         """Where the nodes of the tree that was drafted last come from, for people to see: one of
-        origins.ORIGINS for each, the root's first."""
+        origins.ORIGINS for each, the root's first. Asked before observe()."""
         return [origins.NEXT, *[origins.RETRIEVED] * (len(tree) - 1)]
 
     def forget(self) -> None:  # noqa: B027 - most methods keep nothing

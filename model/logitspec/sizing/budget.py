@@ -7,12 +7,12 @@ from typing import Literal
 import numpy as np
 
 from ..errors import InputError, require_positive
-from .step_cost import SIZES, Measurable, StepCost
+from .step_cost import MEASURED_NODES, Measurable, StepCost
 
 Capacity = int | Literal["auto"]
 
-AUTO_CAPACITY = SIZES[-1]  # most nodes of a tree that sizes itself
-STRIDE = 64  # committed tokens after which the curve is taken anew
+AUTO_CAPACITY = MEASURED_NODES[-1]  # most nodes of a tree that sizes itself
+CURVE_STRIDE = 64  # committed tokens after which the curve is taken anew
 
 
 def resolve_capacity(capacity: Capacity) -> int:
@@ -64,14 +64,14 @@ class Budget:
         if self._cost is None:
             raise InputError(
                 "draft_tree_capacity is auto, and what a step costs is not known; "
-                "call the drafter's prepare(model) first, or give a number"
+                "call the drafter's prepare(MeasuredModel(model)) first, or give a number"
             )
         if capacity > self._cost.nodes[-1]:
             raise InputError(
                 f"the step costs end at {self._cost.nodes[-1]} nodes, trees that size themselves "
                 f"have up to {capacity}; give costs up to that, or a number as the capacity"
             )
-        if self._context is None or abs(context - self._context) >= STRIDE:
+        if self._context is None or abs(context - self._context) >= CURVE_STRIDE:
             self._context = context
             curve = np.array(self._cost.curve(context))
             nodes = np.arange(len(curve))

@@ -26,7 +26,7 @@ from ..prefill import prefill
 from ..storage import remembered
 from ..successors import successors
 from ..verification import verify
-from .step_cost import SIZES, StepCost, rising
+from .step_cost import MEASURED_NODES, StepCost, rising
 
 log = logging.getLogger(__name__)
 Key = TypeVar("Key")
@@ -76,7 +76,9 @@ SHAPE = (
 
 def sizes(model: LlamaKVForCausalLM) -> list[int]:
     """The numbers of nodes to measure: where trees are padded, one of each bucket."""
-    return sorted({node_bucket(n) for n in SIZES}) if model.graphs else list(SIZES)
+    return (
+        sorted({node_bucket(n) for n in MEASURED_NODES}) if model.graphs else list(MEASURED_NODES)
+    )
 
 
 def measure(model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> StepCost:
@@ -104,7 +106,7 @@ class Meter:
         self, model: LlamaKVForCausalLM, top_k: int, node_top_k: int, *, rejected: bool = False
     ) -> None:
         self._rejected = rejected
-        room = model.max_positions - SIZES[-1]
+        room = model.max_positions - MEASURED_NODES[-1]
         self._model = model
         self._widths = top_k, node_top_k
         self._nodes = sizes(model)
@@ -114,7 +116,7 @@ class Meter:
     def run(self, few: int, many: int) -> None:
         """Measure so many rounds of the sizes up to FEW, and of the larger ones."""
         for context in self._contexts:
-            with filled_cache(self._model, context, room=SIZES[-1]) as cache:
+            with filled_cache(self._model, context, room=MEASURED_NODES[-1]) as cache:
                 root, true = continuation(self._model, cache)
                 child = true if not self._rejected else int(not true)
                 for rounds, wanted in ((few, True), (many, False)):

@@ -38,7 +38,7 @@ class CompiledCore:
     """The same as growth.ReadableCore, compiled.
 
     Args:
-        evidence: what is looked into; only its settings are read, the contents are C++'s.
+        evidence: only its settings are read; C++ collects the evidence itself.
         table: learnt from and into; its numbers become arrays.
         capacity: most nodes of a tree.
 

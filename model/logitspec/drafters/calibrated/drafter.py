@@ -173,12 +173,14 @@ class CalibratedDrafter(Drafter):
 
     def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
         self._core.begin(prompt_ids)
+        self.drafted = Drafted([], [], [], [])
         if self._reset_table:
             self.table.reset()
         self._committed = len(prompt_ids)
 
     def forget(self) -> None:
         self._core.forget()
+        self.drafted = Drafted([], [], [], [])
         self.table.reset()
 
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
@@ -190,6 +192,8 @@ class CalibratedDrafter(Drafter):
     def observe(
         self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
     ) -> None:
+        if len(tree) != len(self.drafted.tokens):
+            raise ValueError(f"a tree of {len(tree)} nodes is not the last that was drafted")
         self._committed += len(path)
         self._core.observe(self.drafted, path, top_ids)
 

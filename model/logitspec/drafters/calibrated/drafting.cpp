@@ -1,6 +1,6 @@
-// The drafting of the method calibrated: the same as evidence.py and growth.py do in Python, which say
-// what all of it means. compiled.py compiles this file and calls it; a test holds that both grow the
-// same trees. One handle serves one drafter.
+// The drafting of the method calibrated: the same as evidence.py and growth.py do in Python, which
+// say what all of it means. compiled.py compiles this file and calls it. A test holds that both
+// grow the same trees. One handle serves one drafter.
 
 #include <queue>
 #include <tuple>
@@ -176,7 +176,7 @@ struct Drafting {
         }
     }
 
-    // Grows a tree into `tree` and counts its nodes; `whole` tells whether it is the tree that would
+    // Grows a tree into `tree`, counts its nodes; `whole` tells whether it is the tree that would
     // have grown without a floor.
     int64_t grow(Token root, const int64_t* top, int64_t tops, double floor, const Table& table,
                  const Costs* costs, Tree& tree, bool& whole) {
