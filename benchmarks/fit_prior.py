@@ -44,7 +44,7 @@ class Questionnaire:
     def __init__(self, args: argparse.Namespace) -> None:
         _, self.questions = chosen_questions(read(QuestionSettings, args))
         self.target = Target.resolve(read(TargetSettings, args))
-        self.settings = read(AnswerSettings, args)
+        self.settings = read(AnswerSettings, args, strict=True)
         self.models = Models(self.target, shared=False)
         self.title = f"{len(self.questions)} questions of {args.bench_name}"
 

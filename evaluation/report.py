@@ -16,9 +16,8 @@ from model.logitspec.errors import InputError
 from .command.exits import run_command
 from .command.files import check_writable, write_text, writing
 from .command.parser import Parser
+from .command.traces import add_picture_flags, add_trace_flags, read_traces
 from .pictures.from_traces import PICTURES, draw_all
-from .plots import add_picture_flags
-from .tables import add_trace_flags, read_traces
 from .tabulating.columns import BENCHES, TEMPERATURES, compare, compare_groups, read_groups
 from .tabulating.origin import describe, own_options
 from .tabulating.phases import phases
@@ -60,7 +59,9 @@ def section(heading: str, name: str, table: Table, folder: Path) -> list[str]:
 def page(args: argparse.Namespace, notes: str, folder: Path) -> list[str]:
     """The lines of the report; its tables and pictures are written into the folder."""
     comparison, *others = benches = read_benches(args)
-    warm = read_groups(args.temperatures or (), TEMPERATURES, strict=args.strict)
+    warm = read_groups(
+        args.temperatures or (), TEMPERATURES, first_turns=args.first_turns, strict=args.strict
+    )
     table = compare(comparison, published=args.published)
     lines = [f"# {table.title}", ""]
     lines += ["Written by `python -m evaluation.report` from the traces of these runs.", ""]

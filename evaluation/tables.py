@@ -12,6 +12,7 @@ from model.logitspec.errors import InputError
 from .command.exits import run_command
 from .command.files import write_text
 from .command.parser import Parser
+from .command.traces import add_trace_flags, read_traces
 from .tabulating.columns import (
     BENCHES,
     TEMPERATURES,
@@ -23,7 +24,6 @@ from .tabulating.columns import (
 from .tabulating.origin import to_json
 from .tabulating.phases import phases
 from .tabulating.table import FORMATS, Table
-from .traces.comparing import Comparison, read_comparison
 
 
 def by_group(args: argparse.Namespace, grouping: Grouping) -> Table:
@@ -50,10 +50,18 @@ def by_group(args: argparse.Namespace, grouping: Grouping) -> Table:
 
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
-    taken = {path.resolve() for path in args.traces}
+    taken = {path.resolve() for path in (*args.traces, args.base_path) if path is not None}
     for flag, path in (("--output", args.output), ("--json", args.json)):
         if path is not None and path.resolve() in taken:
             raise InputError(f"{flag} {path} is one of the traces; choose another file")
+    outputs = [path.resolve() for path in (args.json, args.output) if path is not None]
+    if len(set(outputs)) < len(outputs):
+        raise InputError(f"--json and --output are both {args.json}; choose two files")
+    if args.phases and (args.task_mat or args.published):
+        raise InputError(
+            "the table of --phases has no tasks and no published figures; leave out --task-mat and "
+            "--published"
+        )
     grouping = BENCHES if args.by_bench else TEMPERATURES if args.by_temperature else None
     if grouping is not None:
         table = by_group(args, grouping)
@@ -72,24 +80,6 @@ def report(args: argparse.Namespace) -> None:
         print(text, end="")
     else:
         write_text(args.output, text)
-
-
-def add_trace_flags(parser: Parser) -> None:
-    """The traces, for the commands that compare them."""
-    add, switch = parser.add_argument, partial(parser.add_argument, action="store_true")
-    add("traces", type=Path, nargs="+", metavar="TRACE", help="one per method")
-    base = "the baseline (default: the trace made with the method baseline, else vanilla)"
-    add("--base-path", type=Path, metavar="TRACE", help=base)
-    switch("--first-turns", help="count only the first turn of each question")
-    switch("--strict", help="refuse traces that were made on different machines or with different "
-           "versions, instead of saying so")  # fmt: skip
-
-
-def read_traces(args: argparse.Namespace) -> Comparison:
-    """The traces of add_trace_flags, of one benchmark."""
-    return read_comparison(
-        args.traces, args.base_path, first_turns=args.first_turns, strict=args.strict
-    )
 
 
 def main(argv: list[str] | None = None) -> int:

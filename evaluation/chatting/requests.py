@@ -68,7 +68,7 @@ class StreamOptions(BaseModel):
 class Asked(BaseModel):
     """Fields of both kinds of request."""
 
-    model_config = ConfigDict(extra="allow")  # UNSUPPORTED says which are refused
+    model_config = ConfigDict(extra="allow")  # HARMLESS says which are taken
 
     model: str
     max_tokens: int | None = Field(None, ge=1)

@@ -270,9 +270,10 @@ def draw_all(
             draw(figure, comparison, wanted)
         except NothingToDraw as missing:
             print(f"no picture `{name}`: {missing}")
-            for old in FORMATS:  # of other traces
-                (folder / f"{name}.{old}").unlink(missing_ok=True)
-            continue
-        save_figure(figure, folder / f"{name}.{kind}")
-        written.append(name)
+        else:
+            save_figure(figure, folder / f"{name}.{kind}")
+            written.append(name)
+        for other in FORMATS:  # of other traces
+            if name not in written or other != kind:
+                (folder / f"{name}.{other}").unlink(missing_ok=True)
     return written

@@ -276,6 +276,9 @@ def test_bad_input(traces: list[Path], tmp_path: Path, capsys: pytest.CaptureFix
         ([*traces, traces[0]], "one trace is given twice"),
         ([*traces, broken], "broken.meta.json does not say how the trace was made"),
         ([*traces, "--output", traces[1]], "is one of the traces; choose another file"),
+        ([traces[2], "--base-path", traces[0], "--json", traces[0]], "is one of the traces"),
+        ([*traces, "--json", tmp_path / "x", "--output", tmp_path / "x"], "choose two files"),
+        ([*traces, "--phases", "--published"], "leave out --task-mat and --published"),
         ([*traces, "--output", "/dev/null/x"], "cannot write /dev/null/x"),
         ([*traces, "--by-bench", "--base-path", traces[0]], "leave it out of a table by benchmark"),
     ):

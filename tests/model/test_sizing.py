@@ -96,7 +96,7 @@ def test_auto_without_a_curve_is_refused() -> None:
         LogitSpecDrafter(draft_tree_capacity="auto"),
     ):
         drafter.reset([1, 2])
-        with pytest.raises(InputError, match=r"prepare\(model\)"):
+        with pytest.raises(InputError, match=r"prepare\(MeasuredModel\(model\)\)"):
             drafter.draft(1, [1, 2])
 
 
