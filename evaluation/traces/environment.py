@@ -23,7 +23,7 @@ VERSIONED = (
 
 def describe_environment(device: str) -> dict[str, Any]:
     """Versions, hardware and commit, for the sidecar."""
-    changes = git("status", "--porcelain")
+    changes = git("status", "--porcelain", "--untracked-files=no")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     versions = {"python": platform.python_version()}
     for name in VERSIONED:

@@ -1,9 +1,9 @@
 """Acceptance: the longest path on which the target agrees with a draft tree. For verification.py.
 
-The rule is one (docs/method.md, 4): a node is accepted if it is the token that the target chooses
-after its parent and its parent is accepted; of the accepted nodes the deepest ends the path, and of
-equally deep ones that which was drafted first. It is written twice. `longest_path` runs on the host
-and asks for the target's choices level by level. `find_answer` does the same with tensors, so that
+The rule (docs/method.md, 4): a node is accepted if its parent is accepted and the target chooses
+the node's token after the parent. The deepest accepted node ends the path. Among equally deep nodes
+the one that was drafted first does. The rule is written twice. `longest_path` runs on the host and
+asks for the target's choices level by level. `find_answer` does the same with tensors, so that
 everything comes down from a GPU in one transfer.
 """
 
