@@ -76,7 +76,7 @@ results() {
     set --
     for temperature in 0.0 0.3 0.7 1.0; do
         methods=$seven,racer,calibrated,calibrated@auto
-        ask temperature-$temperature spec_bench 60 $methods --dtype bfloat16 --temperature $temperature
+        ask temperature-$temperature spec_bench 120 $methods --dtype bfloat16 --temperature $temperature
         # shellcheck disable=SC2046
         set -- "$@" $(traces temperature-$temperature spec_bench $methods)
     done
