@@ -133,10 +133,6 @@ class Comparison:
     left_out: str = ""  # which questions, and why
 
     @property
-    def main_baseline(self) -> Trace:
-        return next(iter(self.baselines.values()))
-
-    @property
     def settings(self) -> dict[str, Any]:
         """The settings that the traces share; empty if none has a sidecar."""
         return next((trace.settings for trace in self.traces if trace.settings), {})

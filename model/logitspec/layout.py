@@ -50,7 +50,6 @@ def lay_out(model: LlamaKVForCausalLM, kernels: Kernels, *, keep_weights: bool) 
 
     Args:
         model: fused and on the CPU, where the kernels are not plain.
-        kernels: from choose_kernels, for this model.
         keep_weights: hold the plain weights too, at twice the memory, for another model that shares
             them. Otherwise they are freed, all but the embedding: where the head is tied to it,
             that one matrix is held twice.

@@ -51,12 +51,7 @@ class DecodingResult:
 
 
 class Ledger:
-    """Keeps a DecodingResult while its generation runs.
-
-    Args:
-        prompt_tokens: length of the prompt.
-        eos_token_ids: what ends the generation.
-    """
+    """Keeps a DecodingResult while its generation runs."""
 
     def __init__(self, prompt_tokens: int, eos_token_ids: Collection[int] = ()) -> None:
         self.result = DecodingResult(prompt_tokens)
@@ -64,11 +59,7 @@ class Ledger:
         self._clock = time.perf_counter()
 
     def begin_step(self, before: Verdict) -> None:
-        """Begin a step; the time since the last one belongs to no phase.
-
-        Args:
-            before: the verdict that chose the step's root.
-        """
+        """Begin a step whose root a verdict chose; the time since the last belongs to no phase."""
         self._top_ids = before.top_ids
         self._step_began = self._clock = time.perf_counter()
 
@@ -89,13 +80,9 @@ class Ledger:
         setattr(self.result, name, getattr(self.result, name) + seconds)
 
     def enter(self, tree: DraftTree, path: Sequence[int], verdict: Verdict, *, ended: bool) -> None:
-        """Enter a step; the time since the last lap is commit.
+        """Enter a step with its committed path; the time since the last lap is commit.
 
-        Args:
-            tree: as it was verified.
-            path: its committed nodes.
-            verdict: on the tree.
-            ended: whether the last committed node ends the generation.
+        `tree` is as it was verified; `ended`: the last committed node ends the generation.
         """
         result = self.result
         result.tokens += [tree.tokens[node] for node in path]

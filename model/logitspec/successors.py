@@ -27,7 +27,6 @@ def successors(model: LlamaKVForCausalLM, count: int, width: int) -> list[list[i
     Tokenizers give frequent tokens low ids, so the first ones are those that matter.
 
     Args:
-        model: the target, loaded.
         count: how many tokens; no more than the vocabulary has.
         width: how many best ids of each, best first.
     """

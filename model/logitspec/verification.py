@@ -53,7 +53,6 @@ def find_verifier(
     """The verifier of a model over a cache; graphs are kept with the cache and used again.
 
     Args:
-        model: the target.
         cache: where it writes; never committed to.
         top_k: best token ids to report of the logits that choose the next root.
         node_top_k: the same of every node.

@@ -44,7 +44,6 @@ def step_cost(model: LlamaKVForCausalLM, top_k: int, node_top_k: int = 0) -> Ste
     It is stored for this model shape, dtype, device and way to run, in the user's cache folder.
 
     Args:
-        model: the target, loaded.
         top_k: best token ids that are read of the logits that choose the next root.
         node_top_k: the same of every node.
     """
@@ -200,11 +199,7 @@ def interleaved(
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """A model as drafters see it (sizing.step_cost.Measurable); equal for one model.
-
-    Args:
-        model: the target, loaded.
-    """
+    """A loaded model as drafters see it (sizing.step_cost.Measurable); equal for one model."""
 
     model: LlamaKVForCausalLM
 
