@@ -60,7 +60,7 @@ def drafting(comparison: Comparison) -> list[Trace]:
 
 def speedup_per_task(figure: Figure, comparison: Comparison, _: int | str) -> None:
     """Grouped bars: a group per task, a bar per method."""
-    name, base = next(iter(comparison.baselines.items()))
+    name, base = comparison.main_baseline
     traces = [trace for trace in comparison.traces if trace is not base]
     if not traces:
         raise NothingToDraw("the baseline is the only trace")

@@ -94,12 +94,12 @@ def compare_groups(
         shown = ", ".join("''" if value is None else repr(value) for value in values)
         raise InputError(f"the {grouping.name}s {shown} are not one of each")
     first = comparisons[0].traces[0]
-    main = next(iter(comparisons[0].baselines))
+    main, _ = comparisons[0].main_baseline
     columns: dict[str, str] = {}
     rows: dict[tuple[str, str], Row] = {}
     for name, comparison in zip(names, comparisons, strict=True):
         check_comparable(first, comparison.traces[0], but=grouping.but)
-        baseline, base = next(iter(comparison.baselines.items()))
+        baseline, base = comparison.main_baseline
         if baseline != main:
             raise InputError(
                 f"the baseline of {names[0]} is {main}, that of {name} is {baseline}; "

@@ -59,7 +59,7 @@ def phases(comparison: Comparison) -> Table:
 
     What a trace does not hold is a dash: a median is known if every question's value is.
     """
-    name, baseline = next(iter(comparison.baselines.items()))
+    name, baseline = comparison.main_baseline
     on_gpu = comparison.settings.get("device", "cpu") != "cpu"
     inside = ("verify", "accept") if on_gpu else ("verify",)
     base = [question["first_token"] for question in timings(baseline, inside)]

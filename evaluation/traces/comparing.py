@@ -133,6 +133,11 @@ class Comparison:
     left_out: str = ""  # which questions, and why
 
     @property
+    def main_baseline(self) -> tuple[str, Trace]:
+        """What speedups are over: its name, and the trace."""
+        return next(iter(self.baselines.items()))
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings that the traces share; empty if none has a sidecar."""
         return next((trace.settings for trace in self.traces if trace.settings), {})

@@ -116,9 +116,7 @@ class DraftTree:
 
     def first(self, nodes: int) -> DraftTree:
         """The same tree without any but its first nodes; itself when it has no more."""
-        if len(self) <= nodes:
-            return self
-        return DraftTree.of(self.tokens[:nodes], self.parents[:nodes], self.capacity)
+        return self.only(range(min(nodes, len(self))))
 
     def path_tokens(self, node: int) -> list[int]:
         """The tokens from the root down to a node, both included."""

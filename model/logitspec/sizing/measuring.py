@@ -204,9 +204,7 @@ class MeasuredModel:
     model: LlamaKVForCausalLM
 
     def step_cost(self, top_k: int, node_top_k: int = 0) -> StepCost:
-        """What a step costs by its nodes, measured in a few seconds or remembered."""
         return step_cost(self.model, top_k, node_top_k)
 
     def successors(self, count: int, width: int) -> list[list[int]]:
-        """The best tokens after each of the first token ids alone, found or remembered."""
         return successors(self.model, count, width)
