@@ -16,10 +16,11 @@ from typing import Any
 from .instruction_set import compiler_target
 from .storage import cache_folder
 
-FLAGS = ("-std=c++17", "-shared", "-fPIC", "-w")
+FLAGS = ("-std=c++20", "-shared", "-fPIC", "-w")
 
 Pointer = ctypes.c_void_p
 Int = ctypes.c_int64
+Double = ctypes.c_double
 
 
 def structure(name: str, **fields: Any) -> type[ctypes.Structure]:

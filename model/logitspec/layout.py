@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .cpu.choice import Kernels
-from .cpu.layers import Matrix, NativeLayers
+from .cpu.layers import Matrix, NativeLayers, stored
 from .cpu.packed import packed
 from .cuda_graphs import use_graphs
 from .errors import InputError
@@ -58,8 +58,8 @@ def lay_out(model: LlamaKVForCausalLM, kernels: Kernels, *, keep_weights: bool) 
     if kernels.name == "plain":
         return
     if kernels.name == "native":
-        model.native = NativeLayers(model.config)
-        model.head.product = Matrix(matrix(model.head))
+        model.native = NativeLayers(model.config, model.dtype)
+        model.head.product = Matrix(stored(model.lm_head), model.dtype)
     else:
         model.head.product = packed(matrix(model.head), model.head.bias)
     for layer in model.layers:

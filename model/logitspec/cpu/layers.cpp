@@ -1,23 +1,35 @@
 // The decoder layers of a Llama-family model on a CPU, for the few rows that verification of a
 // draft tree has. layers.py compiles this file, lays the weights out and calls it.
 //
-// One parallel region runs all layers: its threads meet at barriers instead of being started and
-// stopped for every operator. The matrix products are in vectors.h.
-//
-// What a row comes to does not depend on how many rows are computed together with it, only on the
-// slots that its keys and values are in.
+// All layers are one job of the crew (crew.h), a few phases a layer. The matrix products are in
+// matrices.h.
 
-#include <initializer_list>
-#include <omp.h>
-
+#include "crew.h"
 #include "vectors.h"
+
+namespace {
+
+// Numbers of a step are rounded to T, its dtype, and held as X, which products take.
+template <class T, class X> void put(floats x, X* p) {
+    if constexpr (std::is_same_v<T, X>) {
+        store(x, p);
+    } else {
+        T narrow[LANES];
+        store(x, narrow);
+        store(load(narrow), p);
+    }
+}
+
+}  // namespace
+
+#include "attention.h"
 
 extern "C" {
 
-struct Layer {  // matrices in blocks, vectors as they are; what the model lacks is null
-    const void *qkv, *qkv_bias, *output, *output_bias;
-    const void *gate_up, *gate_up_bias, *down, *down_bias;
-    const void *input_norm, *post_norm, *q_norm, *k_norm;
+struct Layer {  // vectors are float32; what the model lacks is null
+    Matrix q, k, v, output, gate, up, down;
+    const float *q_bias, *k_bias, *v_bias, *output_bias, *gate_bias, *up_bias, *down_bias;
+    const float *input_norm, *post_norm, *q_norm, *k_norm;
 };
 
 struct Model {
@@ -32,336 +44,403 @@ struct Step {
     const void *cos, *sin;           // [rows][head_dim]; the first half of sin is negated
     const uint8_t* sees;             // [rows][rows], which new tokens a row sees; null: causal
     void* cache;                     // [layers][2][kv_heads][capacity][head_dim]
-    float* x;                        // [rows][hidden], in and out
+    void* x;                         // [rows][hidden], in and out
     char* workspace;                 // null: only tell its size
 };
 }
 
 namespace {
 
-constexpr int QUERIES = 48;  // rows of attention that share a packed block of keys or values
+constexpr int FEW = 16;  // rows that every thread normalizes for itself, sooner than wait for others
 
-template <class T> void norm(const float* x, const void* weight, const Model& m, T* out) {
-    float scale = scale_of(x, m.hidden, m.eps);
-    for (int64_t i = 0; i < m.hidden; i += LANES)
-        store(load(x + i) * scale * load((const T*)weight + i), out + i);
+template <class T, class X>
+void norm(const float* x, const float* weight, int64_t size, double eps, X* out) {
+    float scale = scale_of(x, size, eps);
+    for (int64_t i = 0; i < size; i += LANES)
+        put<T>(load(x + i) * scale * load(weight + i), out + i);
 }
 
 // One head of one token: normalized where the model does, turned to its position, scaled.
-template <class T>
-void turn(const float* x, const void* weight, const Model& m, const T* cos, const T* sin,
-          float factor, T* out) {
+template <class T, class X>
+void turn(const float* x, const float* weight, const Model& m, const T* cos, const T* sin,
+          float factor, X* out) {
     int64_t half = m.head_dim / 2;
     float scale = weight ? scale_of(x, m.head_dim, m.eps) : 1;
     for (int64_t d = 0; d < m.head_dim; d += LANES) {
         int64_t other = d < half ? d + half : d - half;
         floats here = load(x + d) * scale, there = load(x + other) * scale;
         if (weight) {
-            here *= load((const T*)weight + d);
-            there *= load((const T*)weight + other);
+            here *= load(weight + d);
+            there *= load(weight + other);
         }
-        store((here * load(cos + d) + there * load(sin + d)) * factor, out + d);
+        put<T>((here * load(cos + d) + there * load(sin + d)) * factor, out + d);
     }
 }
 
-template <int S> inline void exchange(ints* m) {  // one stage of the transposition
-    constexpr auto low = [](int j) { return j & S ? LANES + (j ^ S) : j; };
-    constexpr auto high = [](int j) { return j & S ? LANES + j : j ^ S; };
-    const ints lows = {low(0), low(1), low(2), low(3), low(4), low(5), low(6), low(7),
-                       low(8), low(9), low(10), low(11), low(12), low(13), low(14), low(15)};
-    const ints highs = {high(0), high(1), high(2), high(3), high(4), high(5), high(6), high(7),
-                        high(8), high(9), high(10), high(11), high(12), high(13), high(14), high(15)};
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES; i++)
-        if (!(i & S)) {
-            ints a = m[i], b = m[i | S];
-            m[i] = __builtin_shuffle(a, b, lows);
-            m[i | S] = __builtin_shuffle(a, b, highs);
-        }
+inline floats with_bias(const float* sums, const float* bias, int64_t at) {
+    return bias ? load(sums) + load(bias + at) : load(sums);
 }
 
-// The block whose columns are 64 keys [count][size]; missing ones are zero.
-template <class T> void pack_keys(const T* keys, int64_t count, int64_t size, T* block) {
-    for (int64_t c = 0; c < COLUMNS; c++)
-        for (int64_t d = 0; d < size; d += LANES * PAIR<T>) {
-            ints m[LANES];
-            for (int64_t k = 0; k < LANES; k++) {
-                int64_t key = c * LANES + k;
-                m[k] = key < count ? *(const ints_anywhere*)(keys + key * size + d) : ints{};
-            }
-            exchange<1>(m);
-            exchange<2>(m);
-            exchange<4>(m);
-            exchange<8>(m);
-            for (int64_t i = 0; i < LANES; i++)
-                *(ints_anywhere*)(block + d * BLOCK + (i * BLOCK + c * LANES) * PAIR<T>) = m[i];
-        }
+inline int64_t largest(std::initializer_list<int64_t> numbers) {
+    int64_t most = 0;
+    for (int64_t number : numbers) most = number > most ? number : most;
+    return most;
 }
 
-// The block whose inputs are 64 values [count][size], its columns 64 of their dimensions.
-template <class T> void pack_values(const T* values, int64_t count, int64_t size, T* block) {
-    static const T nothing[BLOCK] = {};
-    for (int64_t k = 0; k < BLOCK; k += PAIR<T>) {
-        const T* first = k < count ? values + k * size : nothing;
-        const T* second = k + 1 < count ? values + (k + 1) * size : nothing;
-        for (int64_t d = 0; d < BLOCK; d++) {
-            block[k * BLOCK + d * PAIR<T>] = first[d];
-            if (PAIR<T> == 2) block[k * BLOCK + d * 2 + 1] = second[d];
-        }
-    }
-}
-
-// softmax of scores [seen], whole blocks
-template <class T> void softmax(float* scores, int64_t seen, T* shares) {
-    floats best = load(scores);
-    for (int64_t t = LANES; t < seen; t += LANES) {
-        floats s = load(scores + t);
-        best = s > best ? s : best;
-    }
-    float top = best[0];
-    for (int i = 1; i < LANES; i++) top = best[i] > top ? best[i] : top;
-    floats sums = {};
-    for (int64_t t = 0; t < seen; t += LANES) {
-        floats e = exponential(load(scores + t) - top);
-        sums += e;
-        store(e, scores + t);
-    }
-    float scale = 1 / total(sums);
-    for (int64_t t = 0; t < seen; t += LANES) store(load(scores + t) * scale, shares + t);
-}
-
-template <class T> struct Workspace {
-    float* qkv;     // [rows][heads + 2 kv_heads][head_dim]
-    T* input;       // [rows][hidden], behind a norm
-    T* queries;     // [kv_heads][rows][groups][head_dim]
-    T* attended;    // [rows][heads][head_dim]
-    T* activated;   // [rows][intermediate]
+// What a job's threads share, and what each has of its own.
+template <class X> struct Workspace {
+    float* x;       // [rows][hidden], the residual stream
+    X* normal;      // [rows][hidden], behind a norm; of each thread where rows are few
+    X* queries;     // [kv_heads][rows][groups][head_dim]
+    X* attended;    // [rows][heads][head_dim]
+    X* activated;   // [rows][intermediate]
+    float* head;    // of each thread, [rows][head_dim]
+    float* sums;    // of each thread, of every 16 inputs: [rows][inputs / 16]
+    float* out;     // of each thread, [2][rows or QUERIES][BLOCK]
+    float* widened; // of each thread, [PANEL][BLOCK]
     float* scores;  // of each thread, [QUERIES][seen]
-    T* shares;      // of each thread, [QUERIES][seen]: the scores' softmax
-    T* block;       // of each thread, [the larger of head_dim and 64][64]
-    int64_t seen, block_size, bytes = 0;
+    X* shares;      // of each thread, [QUERIES][seen]: the scores' softmax
+    char* block;    // of each thread, [the larger of head_dim and BLOCK][BLOCK]
+    int64_t seen, inputs, out_size, block_size, bytes = 0;
 
     Workspace(const Model& m, const Step& s) {
         seen = (s.length + s.rows + BLOCK - 1) / BLOCK * BLOCK;
-        block_size = BLOCK * (m.head_dim > BLOCK ? m.head_dim : BLOCK);
+        inputs = largest({m.hidden, m.heads * m.head_dim, m.intermediate});
+        out_size = largest({s.rows, QUERIES}) * BLOCK;
+        block_size = 4 * BLOCK * largest({m.head_dim, BLOCK});
         auto take = [&](auto*& pointer, int64_t count) {
             pointer = (decltype(pointer + 0))(s.workspace + bytes);
             bytes += (count * int64_t(sizeof(*pointer)) + 63) / 64 * 64;
         };
-        take(qkv, s.rows * (m.heads + 2 * m.kv_heads) * m.head_dim);
-        take(input, s.rows * m.hidden);
+        take(x, s.rows * m.hidden);
+        take(normal, (s.rows > FEW ? 1 : s.threads) * s.rows * m.hidden);
         take(queries, s.rows * m.heads * m.head_dim);
         take(attended, s.rows * m.heads * m.head_dim);
         take(activated, s.rows * m.intermediate);
+        take(head, s.threads * s.rows * m.head_dim);
+        take(sums, s.threads * s.rows * inputs / CHUNK);
+        take(out, s.threads * 2 * out_size);
+        take(widened, s.threads * PANEL * BLOCK);
         take(scores, s.threads * QUERIES * seen);
         take(shares, s.threads * QUERIES * seen);
         take(block, s.threads * block_size);
     }
 };
 
-// One task of attention: all query heads of one key head, for the rows [first, last).
-template <class T>
-void attend(const Model& m, const Step& s, const Workspace<T>& w, int64_t head, int64_t first,
-            int64_t last, const T* keys, const T* values) {
-    int64_t me = omp_get_thread_num(), size = m.head_dim, groups = m.heads / m.kv_heads;
-    int64_t queries = (last - first) * groups;
-    int64_t seen = s.length + (s.sees ? s.rows : last);
-    int64_t padded = (seen + BLOCK - 1) / BLOCK * BLOCK;
-    float* scores = w.scores + me * QUERIES * w.seen;
-    T* shares = w.shares + me * QUERIES * w.seen;
-    T* block = w.block + me * w.block_size;
+constexpr int PHASES = 7;  // of a layer, at most
 
-    const T* q = w.queries + (head * s.rows + first) * groups * size;
-    for (int64_t t = 0; t < seen; t += BLOCK) {
-        pack_keys(keys + t * size, seen - t, size, block);
-        times_block(q, size, queries, block, size, [&](int64_t query, const float* sums) {
-            memcpy(scores + query * w.seen + t, sums, BLOCK * sizeof(float));
-        });
-    }
-    for (int64_t query = 0; query < queries; query++) {
-        int64_t row = first + query / groups;
-        float* line = scores + query * w.seen;
-        for (int64_t t = s.length; t < padded; t++) {
-            int64_t node = t - s.length;
-            bool visible = node < s.rows && (s.sees ? s.sees[row * s.rows + node] : node <= row);
-            if (!visible) line[t] = -INFINITY;
+// One thread's part in a step. T: of the cache; X: of the inputs of products.
+template <class T, class X> struct Runner {
+    const Model m;
+    const Step s;
+    const Workspace<X> w;
+    Worker worker;
+    float* out = w.out + worker.me * 2 * w.out_size;
+    float* widened = w.widened + worker.me * PANEL * BLOCK;
+    int64_t size = m.head_dim, groups = m.heads / m.kv_heads;
+
+    // Rows as inputs of a matrix or several, with the sums that their minima need.
+    Rows<X> input(const X* x, int64_t inputs, bool needs_sums) {
+        Rows<X> rows{x, s.rows, inputs};
+        if (needs_sums) {
+            rows.sum_stride = inputs / CHUNK;
+            float* sums = w.sums + worker.me * s.rows * w.inputs / CHUNK;
+            for (int64_t row = 0; row < s.rows; row++)
+                sum_inputs(x + row * inputs, inputs, sums + row * rows.sum_stride);
+            rows.sums = sums;
         }
-        softmax(line, padded, shares + query * w.seen);
+        return rows;
     }
-    for (int64_t d = 0; d < size; d += BLOCK) {
-        for (int64_t t = 0; t < seen; t += BLOCK) {
-            pack_values(values + t * size + d, seen - t, size, block);
-            times_block(shares + t, w.seen, queries, block, BLOCK,
-                        [&](int64_t query, const float* sums) {
-                float* sum = scores + query * w.seen;  // the scores are not needed any more
-                for (int64_t i = 0; i < BLOCK; i += LANES)
-                    store(t ? load(sum + i) + load(sums + i) : load(sums + i), sum + i);
+
+    // A phase of products: piece(rows of input, its number). The input is made by the threads that
+    // get a piece; behind a norm if there is a weight for that.
+    template <class Piece>
+    void products(int64_t pieces, const float* Layer::* norm_weight, const X* x, int64_t inputs,
+                  std::initializer_list<Matrix Layer::*> matrices, int64_t l, Piece piece) {
+        if (norm_weight && s.rows > FEW) {
+            worker.share(s.rows, [&](int64_t row) {
+                norm<T>(w.x + row * m.hidden, m.layer[l].*norm_weight, inputs, m.eps, w.normal + row * inputs);
             });
         }
-        for (int64_t query = 0; query < queries; query++) {
-            int64_t row = first + query / groups, of = head * groups + query % groups;
-            T* out = w.attended + (row * m.heads + of) * size + d;
-            for (int64_t i = 0; i < BLOCK; i += LANES)
-                store(load(scores + query * w.seen + i), out + i);
-        }
-    }
-}
-
-template <class T> int64_t forward(const Model& m, const Step& s) {
-    Workspace<T> w(m, s);
-    if (!s.workspace) return w.bytes;
-    int64_t size = m.head_dim, groups = m.heads / m.kv_heads, all_heads = m.heads + 2 * m.kv_heads;
-    int64_t rows_per_task = QUERIES / groups;
-    int64_t tasks_per_head = (s.rows + rows_per_task - 1) / rows_per_task;
-
-#pragma omp parallel num_threads(int(s.threads))
-    for (int64_t l = 0; l < m.layers; l++) {
-        const Layer& layer = m.layer[l];
-        T* keys = (T*)s.cache + l * 2 * m.kv_heads * s.capacity * size;
-        T* values = keys + m.kv_heads * s.capacity * size;
-        Share mine(s.rows);
-        auto add_to_x = [&](const void* bias) {
-            return [&s, &m, bias](int64_t row, int64_t b, const float* sums) {
-                for (int64_t i = 0; i < BLOCK; i += LANES) {
-                    float* x = s.x + row * m.hidden + b * BLOCK + i;
-                    store(load(x) + with_bias<T>(sums + i, bias, b * BLOCK + i), x);
+        Rows<X> rows{};
+        worker.share(pieces, [&](int64_t number) {
+            const Layer& layer = m.layer[l];
+            if (!rows.x) {
+                if (norm_weight) {
+                    X* normal = w.normal + (s.rows > FEW ? 0 : worker.me * s.rows * m.hidden);
+                    for (int64_t row = 0; row < (s.rows > FEW ? 0 : s.rows); row++)
+                        norm<T>(w.x + row * m.hidden, layer.*norm_weight, inputs, m.eps, normal + row * inputs);
+                    x = normal;
                 }
-            };
-        };
-
-        for (int64_t row = mine.begin; row < mine.end; row++)
-            norm(s.x + row * m.hidden, layer.input_norm, m, w.input + row * m.hidden);
-#pragma omp barrier
-        product(w.input, s.rows, layer.qkv, m.hidden, all_heads * size / BLOCK,
-                [&](int64_t row, int64_t b, const float* sums) {
-            float* out = w.qkv + row * all_heads * size + b * BLOCK;
-            for (int64_t i = 0; i < BLOCK; i += LANES)
-                store(with_bias<T>(sums + i, layer.qkv_bias, b * BLOCK + i), out + i);
-        });
-#pragma omp barrier
-        Share heads(s.rows * all_heads);
-        for (int64_t i = heads.begin; i < heads.end; i++) {
-            int64_t row = i / all_heads, head = i % all_heads;
-            const float* x = w.qkv + i * size;
-            const T *cos = (const T*)s.cos + row * size, *sin = (const T*)s.sin + row * size;
-            int64_t slot = s.length + row;
-            if (head < m.heads) {
-                int64_t at = (head / groups * s.rows + row) * groups + head % groups;
-                float factor = 1 / std::sqrt(float(size));
-                turn(x, layer.q_norm, m, cos, sin, factor, w.queries + at * size);
-            } else if (head < m.heads + m.kv_heads) {
-                T* key = keys + ((head - m.heads) * s.capacity + slot) * size;
-                turn(x, layer.k_norm, m, cos, sin, 1.0f, key);
-            } else {
-                T* value = values + ((head - m.heads - m.kv_heads) * s.capacity + slot) * size;
-                for (int64_t d = 0; d < size; d += LANES) store(load(x + d), value + d);
+                bool needs_sums = false;
+                for (auto matrix : matrices) needs_sums |= (layer.*matrix).minima != nullptr;
+                rows = input(x, inputs, needs_sums);
             }
-        }
-#pragma omp barrier
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < m.kv_heads * tasks_per_head; task++) {
-            int64_t head = task / tasks_per_head, part = task % tasks_per_head;
-            attend(m, s, w, head, s.rows * part / tasks_per_head,
-                   s.rows * (part + 1) / tasks_per_head, keys + head * s.capacity * size,
-                   values + head * s.capacity * size);
-        }
-        product(w.attended, s.rows, layer.output, m.heads * size, m.hidden / BLOCK,
-                add_to_x(layer.output_bias));
-#pragma omp barrier
-        for (int64_t row = mine.begin; row < mine.end; row++)
-            norm(s.x + row * m.hidden, layer.post_norm, m, w.input + row * m.hidden);
-#pragma omp barrier
-        // A block holds 32 columns of the gate, then the same 32 of up.
-        product(w.input, s.rows, layer.gate_up, m.hidden, 2 * m.intermediate / BLOCK,
-                [&](int64_t row, int64_t b, const float* sums) {
-            for (int64_t i = 0; i < BLOCK / 2; i += LANES) {
-                int64_t at = b * BLOCK + i;
-                floats gate = with_bias<T>(sums + i, layer.gate_up_bias, at);
-                floats up = with_bias<T>(sums + BLOCK / 2 + i, layer.gate_up_bias, at + BLOCK / 2);
-                store(gate / (1.0f + exponential(-gate)) * up,
-                      w.activated + row * m.intermediate + b * BLOCK / 2 + i);
-            }
+            piece(layer, rows, number);
         });
-#pragma omp barrier
-        product(w.activated, s.rows, layer.down, m.intermediate, m.hidden / BLOCK,
-                add_to_x(layer.down_bias));
-#pragma omp barrier
     }
-    return w.bytes;
+
+    // One head of queries, keys or values: the product, turned, to where attention reads it.
+    void project(int64_t l, const Rows<X>& rows, int64_t head) {
+        const Layer& layer = m.layer[l];
+        bool query = head < m.heads, key = !query && head < m.heads + m.kv_heads;
+        int64_t of = query ? head : key ? head - m.heads : head - m.heads - m.kv_heads;
+        const Matrix& matrix = query ? layer.q : key ? layer.k : layer.v;
+        const float* bias = query ? layer.q_bias : key ? layer.k_bias : layer.v_bias;
+        float* product = w.head + worker.me * s.rows * size;
+        for (int64_t d = 0; d < size; d += BLOCK) {
+            int64_t b = (of * size + d) / BLOCK;
+            times_block(rows, matrix, b, b + 1, out, widened);
+            for (int64_t row = 0; row < s.rows; row++)
+                for (int64_t i = 0; i < BLOCK; i += LANES)
+                    store(with_bias(out + row * BLOCK + i, bias, of * size + d + i),
+                          product + row * size + d + i);
+        }
+        T* cache = slots(l, !key, of) + s.length * size;
+        for (int64_t row = 0; row < s.rows; row++) {
+            const float* x = product + row * size;
+            const T *cos = (const T*)s.cos + row * size, *sin = (const T*)s.sin + row * size;
+            if (query) {
+                int64_t at = (of / groups * s.rows + row) * groups + of % groups;
+                turn<T>(x, layer.q_norm, m, cos, sin, 1 / std::sqrt(float(size)),
+                        w.queries + at * size);
+            } else if (key) {
+                turn<T>(x, layer.k_norm, m, cos, sin, 1.0f, cache + row * size);
+            } else {
+                for (int64_t d = 0; d < size; d += LANES) store(load(x + d), cache + row * size + d);
+            }
+        }
+    }
+
+    // The keys or values of a key head: [capacity][head_dim].
+    T* slots(int64_t l, bool values, int64_t head) const {
+        return (T*)s.cache + ((l * 2 + values) * m.kv_heads + head) * s.capacity * size;
+    }
+
+    void attend(int64_t l, int64_t task, int64_t tasks_per_head) {
+        int64_t head = task / tasks_per_head, part = task % tasks_per_head, me = worker.me;
+        Attention<T, X> attention{
+            slots(l, false, head), slots(l, true, head), w.queries + head * s.rows * groups * size,
+            size, groups, s.rows, s.length, s.rows * part / tasks_per_head,
+            s.rows * (part + 1) / tasks_per_head, s.sees, w.scores + me * QUERIES * w.seen,
+            w.shares + me * QUERIES * w.seen, w.seen, w.block + me * w.block_size, out};
+        attention.run([&](int64_t row, int64_t group, int64_t d, const float* sums) {
+            X* attended = w.attended + (row * m.heads + head * groups + group) * size + d;
+            for (int64_t i = 0; i < BLOCK; i += LANES) put<T>(load(sums + i), attended + i);
+        });
+    }
+
+    void add_to_x(const Rows<X>& rows, const Matrix& matrix, const float* bias, int64_t b) {
+        times_block(rows, matrix, b, b + 1, out, widened);
+        for (int64_t row = 0; row < s.rows; row++)
+            for (int64_t i = 0; i < BLOCK; i += LANES) {
+                float* x = w.x + row * m.hidden + b * BLOCK + i;
+                store(load(x) + with_bias(out + row * BLOCK + i, bias, b * BLOCK + i), x);
+            }
+    }
+
+    void activate(const Layer& layer, const Rows<X>& rows, int64_t b) {
+        float* ups = out + w.out_size;
+        times_block(rows, layer.gate, b, b + 1, out, widened);
+        times_block(rows, layer.up, b, b + 1, ups, widened);
+        for (int64_t row = 0; row < s.rows; row++)
+            for (int64_t i = 0; i < BLOCK; i += LANES) {
+                int64_t at = b * BLOCK + i;
+                if (at >= m.intermediate) break;
+                floats gate = with_bias(out + row * BLOCK + i, layer.gate_bias, at);
+                floats up = with_bias(ups + row * BLOCK + i, layer.up_bias, at);
+                put<T>(gate / (1.0f + exponential(-gate)) * up,
+                       w.activated + row * m.intermediate + at);
+            }
+    }
+
+    void run() {
+        int64_t rows_per_task = QUERIES / groups, width = m.heads * size;
+        int64_t tasks_per_head = (s.rows + rows_per_task - 1) / rows_per_task;
+        for (int64_t l = 0; l < m.layers; l++) {
+            products(m.heads + 2 * m.kv_heads, &Layer::input_norm, nullptr, m.hidden,
+                     {&Layer::q, &Layer::k, &Layer::v}, l,
+                     [&](const Layer&, const Rows<X>& rows, int64_t head) { project(l, rows, head); });
+            worker.share(m.kv_heads * tasks_per_head,
+                         [&](int64_t task) { attend(l, task, tasks_per_head); });
+            products(m.hidden / BLOCK, nullptr, w.attended, width, {&Layer::output}, l,
+                     [&](const Layer& layer, const Rows<X>& rows, int64_t b) {
+                         add_to_x(rows, layer.output, layer.output_bias, b);
+                     });
+            products((m.intermediate + BLOCK - 1) / BLOCK, &Layer::post_norm, nullptr, m.hidden,
+                     {&Layer::gate, &Layer::up}, l,
+                     [&](const Layer& layer, const Rows<X>& rows, int64_t b) {
+                         activate(layer, rows, b);
+                     });
+            products(m.hidden / BLOCK, nullptr, w.activated, m.intermediate, {&Layer::down}, l,
+                     [&](const Layer& layer, const Rows<X>& rows, int64_t b) {
+                         add_to_x(rows, layer.down, layer.down_bias, b);
+                     });
+        }
+    }
+};
+
+template <class T> int64_t forward(const Model& model, const Step& step) {
+    using X = std::conditional_t<HAS_DOT, T, float>;
+    Workspace<X> workspace(model, step);
+    if (!step.workspace) return workspace.bytes;
+    T* x = (T*)step.x;
+    for (int64_t i = 0; i < step.rows * model.hidden; i += LANES) store(load(x + i), workspace.x + i);
+    Crew::run(int(step.threads), PHASES * model.layers, [=](Worker worker) {
+        Runner<T, X>{model, step, workspace, worker}.run();
+    });
+    for (int64_t i = 0; i < step.rows * model.hidden; i += LANES) store(load(workspace.x + i), x + i);
+    return workspace.bytes;
 }
 
-// out [rows][outputs] = x [rows][inputs] times a matrix whose last block may be padded
+// out [rows][outputs] = x [rows][inputs], behind a norm if there is a weight for that, times a matrix
 template <class T>
-void multiply(const T* x, int64_t rows, const void* matrix, int64_t inputs, int64_t outputs, T* out,
-              int64_t threads) {
-#pragma omp parallel num_threads(int(threads))
-    product(x, rows, matrix, inputs, (outputs + BLOCK - 1) / BLOCK,
-            [&](int64_t row, int64_t b, const float* sums) {
-        alignas(64) T narrow[BLOCK];
-        for (int64_t i = 0; i < BLOCK; i += LANES) store(load(sums + i), narrow + i);
-        int64_t left = outputs - b * BLOCK;
-        memcpy(out + row * outputs + b * BLOCK, narrow, sizeof(T) * (left < BLOCK ? left : BLOCK));
+void multiply(const T* x, int64_t rows, const float* norm_weight, double eps, const Matrix& m, T* out,
+              int threads) {
+    using X = std::conditional_t<HAS_DOT, T, float>;
+    std::vector<X> inputs(rows * m.inputs);
+    std::vector<float> wide(m.inputs), sums;
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t i = 0; i < m.inputs; i += LANES)
+            store(load(x + row * m.inputs + i), wide.data() + i);
+        X* to = inputs.data() + row * m.inputs;
+        if (norm_weight) norm<T>(wide.data(), norm_weight, m.inputs, eps, to);
+        else for (int64_t i = 0; i < m.inputs; i += LANES) put<T>(load(wide.data() + i), to + i);
+    }
+    Rows<X> input{inputs.data(), rows, m.inputs};
+    if (m.minima) {
+        input.sum_stride = m.inputs / CHUNK;
+        sums.resize(rows * input.sum_stride);
+        for (int64_t row = 0; row < rows; row++)
+            sum_inputs(input.x + row * m.inputs, m.inputs, sums.data() + row * input.sum_stride);
+        input.sums = sums.data();
+    }
+    Crew::run(threads, 1, [m, input, out](Worker worker) {
+        worker.share((m.outputs + BLOCK - 1) / BLOCK, [&](int64_t b) {
+            static thread_local std::vector<float> room;
+            room.resize(input.count * BLOCK + PANEL * BLOCK);
+            times_block(input, m, b, b + 1, room.data(), room.data() + input.count * BLOCK);
+            int64_t left = m.outputs - b * BLOCK, count = left < BLOCK ? left : BLOCK;
+            for (int64_t row = 0; row < input.count; row++) {
+                alignas(64) T narrow[BLOCK];
+                for (int64_t i = 0; i < BLOCK; i += LANES)
+                    store(load(room.data() + row * BLOCK + i), narrow + i);
+                memcpy(out + row * m.outputs + b * BLOCK, narrow, sizeof(T) * count);
+            }
+        });
     });
+}
+
+// Enters a token into the best of a row of logits, [held] of most `count`, best first; of equal ones
+// the first that was entered stays first.
+template <class T>
+void enter(const T* line, int64_t token, int64_t count, int64_t* found, int64_t& held) {
+    float value = widen(line[token]);
+    if (held == count && !(value > widen(line[found[count - 1]]))) return;
+    int64_t place = held < count ? held++ : count - 1;
+    for (; place > 0 && value > widen(line[found[place - 1]]); place--)
+        found[place] = found[place - 1];
+    found[place] = token;
+}
+
+// The best of the tokens from `start` up to `end`; returns how many there are.
+template <class T>
+int64_t best_of(const T* line, int64_t start, int64_t end, int64_t count, int64_t* found) {
+    constexpr int64_t SOME = 8 * LANES;  // most of so many hold nothing that gets in
+    int64_t held = 0;
+    for (; start < end; start += SOME) {
+        int64_t stop = start + SOME < end ? start + SOME : end;
+        if (held == count && stop - start == SOME) {
+            floats top = load(line + start);
+            for (int64_t i = LANES; i < SOME; i += LANES) {
+                floats x = load(line + start + i);
+                top = x > top ? x : top;
+            }
+            ints better = top > widen(line[found[count - 1]]);
+            bool any = false;
+            for (int i = 0; i < LANES; i++) any |= better[i] != 0;
+            if (!any) continue;
+        }
+        for (int64_t token = start; token < stop; token++) enter(line, token, count, found, held);
+    }
+    return held;
 }
 
 // The `count` best of each row of logits [rows][vocab], best first; of equal ones the first.
 template <class T>
-void best(const T* logits, int64_t rows, int64_t vocab, int64_t count, int64_t* out,
-          int64_t threads) {
-#pragma omp parallel for num_threads(int(threads)) if (rows > 1)
+void best(const T* logits, int64_t rows, int64_t vocab, int64_t count, int64_t* out, int threads) {
+    int64_t parts = rows < threads ? threads : 1;
+    std::vector<int64_t> found(rows * parts * count), held(rows * parts);
+    Crew::run(threads, 1, [=, &found, &held](Worker worker) {
+        worker.share(rows * parts, [&](int64_t piece) {
+            const T* line = logits + piece / parts * vocab;
+            int64_t part = piece % parts;
+            held[piece] = best_of(line, vocab * part / parts, vocab * (part + 1) / parts, count,
+                                  found.data() + piece * count);
+        });
+    });
     for (int64_t row = 0; row < rows; row++) {
-        const T* line = logits + row * vocab;
-        int64_t* found = out + row * count;  // sorted; most blocks hold nothing that gets in
-        float least = -INFINITY;             // the value of the last one, once there are enough
-        int64_t held = 0;
-        for (int64_t start = 0; start < vocab; start += BLOCK) {
-            int64_t end = start + BLOCK < vocab ? start + BLOCK : vocab;
-            if (held == count && end - start == BLOCK) {
-                floats top = load(line + start);
-                for (int64_t i = LANES; i < BLOCK; i += LANES) {
-                    floats x = load(line + start + i);
-                    top = x > top ? x : top;
-                }
-                ints better = top > least;
-                bool any = false;
-                for (int i = 0; i < LANES; i++) any |= better[i] != 0;
-                if (!any) continue;
-            }
-            for (int64_t token = start; token < end; token++) {
-                float value = widen(line[token]);
-                if (held == count && !(value > least)) continue;
-                int64_t place = held < count ? held++ : count - 1;
-                for (; place > 0 && value > widen(line[found[place - 1]]); place--)
-                    found[place] = found[place - 1];
-                found[place] = token;
-                least = held == count ? widen(line[found[count - 1]]) : -INFINITY;
-            }
-        }
+        int64_t entered = 0;
+        for (int64_t piece = row * parts; piece < (row + 1) * parts; piece++)
+            for (int64_t i = 0; i < held[piece]; i++)
+                enter(logits + row * vocab, found[piece * count + i], count, out + row * count, entered);
     }
+}
+
+// values [blocks][inputs / 16][…] of q [outputs][inputs], which start out as zeros
+template <int BITS>
+void lay_out(const int8_t* q, int64_t outputs, int64_t inputs, char* values, int threads) {
+    using V = Wholes<BITS>;
+    Crew::run(threads, 1, [=](Worker worker) {
+        worker.share((outputs + BLOCK - 1) / BLOCK, [&](int64_t b) {
+            for (int64_t column = 0; column < BLOCK && b * BLOCK + column < outputs; column++) {
+                const int8_t* line = q + (b * BLOCK + column) * inputs;
+                for (int64_t i = 0; i < inputs; i++) {
+                    char* chunk = values + (b * (inputs / CHUNK) + i / CHUNK) * V::CHUNK_BYTES;
+                    int32_t* words = (int32_t*)chunk + column / LANES * V::WORDS * LANES;
+                    V::set(words + column % LANES, int(i % CHUNK), line[i]);
+                }
+            }
+        });
+    });
 }
 
 }  // namespace
 
 extern "C" {
 
+int64_t block_columns() { return BLOCK; }
+
 // Runs all layers over s.rows new tokens, or tells the bytes of workspace that this takes.
 int64_t forward_float32(const Model* m, const Step* s) { return forward<float>(*m, *s); }
 int64_t forward_bfloat16(const Model* m, const Step* s) { return forward<bfloat16>(*m, *s); }
 
-void multiply_float32(const float* x, int64_t rows, const void* matrix, int64_t inputs,
-                      int64_t outputs, float* out, int64_t threads) {
-    multiply(x, rows, matrix, inputs, outputs, out, threads);
+void multiply_float32(const float* x, int64_t rows, const float* norm, double eps, const Matrix* m,
+                      float* out, int64_t threads) {
+    multiply(x, rows, norm, eps, *m, out, int(threads));
 }
-void multiply_bfloat16(const bfloat16* x, int64_t rows, const void* matrix, int64_t inputs,
-                       int64_t outputs, bfloat16* out, int64_t threads) {
-    multiply(x, rows, matrix, inputs, outputs, out, threads);
+void multiply_bfloat16(const bfloat16* x, int64_t rows, const float* norm, double eps,
+                       const Matrix* m, bfloat16* out, int64_t threads) {
+    multiply(x, rows, norm, eps, *m, out, int(threads));
 }
 void best_float32(const float* logits, int64_t rows, int64_t vocab, int64_t count, int64_t* out,
                   int64_t threads) {
-    best(logits, rows, vocab, count, out, threads);
+    best(logits, rows, vocab, count, out, int(threads));
 }
 void best_bfloat16(const bfloat16* logits, int64_t rows, int64_t vocab, int64_t count,
                    int64_t* out, int64_t threads) {
-    best(logits, rows, vocab, count, out, threads);
+    best(logits, rows, vocab, count, out, int(threads));
+}
+void lay_out_wholes(const int8_t* q, int64_t outputs, int64_t inputs, int64_t bits, char* values,
+                    int64_t threads) {
+    if (bits == 4) lay_out<4>(q, outputs, inputs, values, int(threads));
+    if (bits == 6) lay_out<6>(q, outputs, inputs, values, int(threads));
+    if (bits == 8) lay_out<8>(q, outputs, inputs, values, int(threads));
+}
+// out [count][inputs]: rows of the weight, of these outputs
+void weights_of(const Matrix* m, const int64_t* outputs, int64_t count, float* out) {
+    for (int64_t row = 0; row < count; row++)
+        for (int64_t i = 0; i < m->inputs; i++)
+            out[row * m->inputs + i] = weight_of(*m, outputs[row], i);
 }
 }

@@ -12,24 +12,38 @@ from typing import Any
 
 import torch
 
-from ..compiler import Int, Pointer, Unavailable, library, structure
+from ..compiler import Double, Int, Pointer, Unavailable, library, structure
 from ..config import heads
 from ..kv_cache import KVCache
+from ..stored import Quantized, StoredLinear
 
 SOURCE = Path(__file__).with_name("layers.cpp")
 FLAGS = ("-O3", "-march={target}", "-fopenmp")
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-BLOCK = 64  # columns of a block, see vectors.h
 CHUNK = 256  # most tokens of one call: what a prompt needs beside its cache hardly grows with it
-MOST_GROUPS = 48  # query heads that share a key head
+MOST_GROUPS = 48  # query heads that share a key head: QUERIES of attention.h
+INPUTS = 32  # the inputs of a matrix are a multiple of it: a group, or two chunks of matrices.h
 
-POINTERS = (
-    *("qkv", "qkv_bias", "output", "output_bias", "gate_up", "gate_up_bias", "down", "down_bias"),
-    *("input_norm", "post_norm", "q_norm", "k_norm"),
+# Forms of a matrix, as in matrices.h
+FORMS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+WHOLES = {4: 3, 6: 4, 8: 5}  # by bits
+
+Stored = torch.Tensor | Quantized
+MatrixStruct = structure(
+    "Matrix",
+    **dict.fromkeys(("form", "inputs", "outputs", "group"), Int),
+    **dict.fromkeys(("values", "scales", "minima"), Pointer),
 )
+PARTS = ("q", "k", "v", "output", "gate", "up", "down")
+NORMS = ("input_norm", "post_norm", "q_norm", "k_norm")
 SIZES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate")
-Layer = structure("Layer", **dict.fromkeys(POINTERS, Pointer))
+Layer = structure(
+    "Layer",
+    **dict.fromkeys(PARTS, MatrixStruct),
+    **dict.fromkeys((f"{part}_bias" for part in PARTS), Pointer),
+    **dict.fromkeys(NORMS, Pointer),
+)
 Model = structure("Model", **dict.fromkeys(SIZES, Int), eps=ctypes.c_double, layer=Pointer)
 Step = structure(
     "Step",
@@ -47,33 +61,89 @@ def layers_library() -> ctypes.CDLL:
     return library(SOURCE, FLAGS)
 
 
+def block_columns() -> int:
+    """Columns of a block: four vectors of this instruction set (matrices.h)."""
+    return int(layers_library().block_columns())
+
+
 def blocks(weight: torch.Tensor) -> torch.Tensor:
-    """A matrix [out, in] in blocks of 64 outputs, input by input, as layers.cpp reads it."""
+    """A matrix [out, in] in blocks of outputs, input by input, as matrices.h reads it.
+
+    In bfloat16 two inputs at a time.
+    """
+    columns = block_columns()
     out, inputs = weight.shape
-    pair = 4 // weight.element_size()
-    padded = torch.nn.functional.pad(weight, (0, 0, 0, -out % BLOCK))
-    lanes = padded.view(-1, BLOCK, inputs // pair, pair)
+    pair = 2 if weight.dtype == torch.bfloat16 else 1
+    padded = torch.nn.functional.pad(weight, (0, 0, 0, -out % columns))
+    lanes = padded.view(-1, columns, inputs // pair, pair)
     return lanes.transpose(1, 2).contiguous()
 
 
 class Matrix:
-    """x [n, in] -> x W^T [n, out], its weight in blocks.
+    """x [n, in] -> x W^T [n, out], the weight laid out in the form that it is stored in.
 
     Args:
-        weight: [out, in], float32 or bfloat16, on the CPU.
+        weight: [out, in], float32, bfloat16, float16 or Quantized, on the CPU.
+        dtype: of x and of what comes out: float32, or bfloat16 for a bfloat16 weight.
+        norm: an RMSNorm that x goes through first.
     """
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.blocks = blocks(weight)
-        self._outputs, self._inputs = weight.shape
-        self._multiply = getattr(layers_library(), f"multiply_{NAMES[weight.dtype]}")
+    def __init__(
+        self, weight: Stored, dtype: torch.dtype = torch.float32, norm: Any = None
+    ) -> None:
+        self.outputs, self.inputs = weight.shape
+        self._dtype = dtype
+        self._norm = None if norm is None else norm.weight.detach().float().clone()
+        self._eps = 0.0 if norm is None else norm.eps
+        self._kept: list[torch.Tensor] = []  # what the structure points to
+        self.struct = MatrixStruct(inputs=self.inputs, outputs=self.outputs)
+        if isinstance(weight, Quantized):
+            self._lay_out(weight)
+        else:
+            self.struct.form = FORMS[weight.dtype]
+            self.struct.values = self._keep(blocks(weight.detach()))
+
+    def _keep(self, tensor: torch.Tensor) -> int:
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+    def _lay_out(self, weight: Quantized) -> None:
+        library, q = layers_library(), weight.q.contiguous()
+        out, inputs = q.shape
+        room = -(-out // block_columns()) * block_columns() * inputs * weight.bits // 8
+        values = torch.zeros(room, dtype=torch.uint8)
+        library.lay_out_wholes(
+            Pointer(q.data_ptr()), Int(out), Int(inputs), Int(weight.bits),
+            Pointer(values.data_ptr()), Int(torch.get_num_threads()),
+        )  # fmt: skip
+        self.struct.form, self.struct.group = WHOLES[weight.bits], weight.group
+        self.struct.values = self._keep(values)
+        self.struct.scales = self._keep(blocks(weight.scale))
+        if weight.minimum is not None:
+            self.struct.minima = self._keep(blocks(weight.minimum))
+
+    @property
+    def bytes(self) -> int:
+        """Of memory that is read to multiply."""
+        return sum(tensor.nbytes for tensor in self._kept)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.contiguous()
-        out = x.new_empty(len(x), self._outputs)
-        self._multiply(
-            Pointer(x.data_ptr()), Int(len(x)), Pointer(self.blocks.data_ptr()), Int(self._inputs),
-            Int(self._outputs), Pointer(out.data_ptr()), Int(torch.get_num_threads()),
+        x = x.to(self._dtype).contiguous()
+        out = x.new_empty(len(x), self.outputs)
+        norm = None if self._norm is None else Pointer(self._norm.data_ptr())
+        getattr(layers_library(), f"multiply_{NAMES[self._dtype]}")(
+            Pointer(x.data_ptr()), Int(len(x)), norm, Double(self._eps), ctypes.byref(self.struct),
+            Pointer(out.data_ptr()), Int(torch.get_num_threads()),
+        )  # fmt: skip
+        return out
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """The weight's rows of some outputs [n], in float32: [n, in]."""
+        ids = ids.contiguous()
+        out = torch.empty(len(ids), self.inputs)
+        layers_library().weights_of(
+            ctypes.byref(self.struct), Pointer(ids.data_ptr()), Int(len(ids)),
+            Pointer(out.data_ptr()),
         )  # fmt: skip
         return out
 
@@ -99,10 +169,11 @@ class NativeLayers:
 
     Args:
         config: of a model that `check` finds nothing wrong with; its layers are to be appended.
+        dtype: of activations and cache: float32, or bfloat16 where all matrices are.
     """
 
-    def __init__(self, config: Any) -> None:
-        self._kept: list[torch.Tensor] = []  # what the structures point to
+    def __init__(self, config: Any, dtype: torch.dtype) -> None:
+        self._kept: list[Any] = []  # what the structures point to
         self._layers = (Layer * config.num_hidden_layers)()
         query_heads, kv_heads, head_dim = heads(config)
         self._model = Model(
@@ -114,32 +185,31 @@ class NativeLayers:
             eps=config.rms_norm_eps,
             layer=ctypes.addressof(self._layers),
         )
+        self._dtype = dtype
+        self._forward = getattr(layers_library(), f"forward_{NAMES[dtype]}")
+        self._forward.restype = Int
 
     def append(self, layer: Any) -> None:
-        """Take over the next decoder layer, whose q/k/v and gate/up are one Linear each."""
+        """Take over the next decoder layer."""
         attention, mlp = layer.self_attn, layer.mlp
-        tensors = {
-            "qkv": blocks(attention.qkv.weight),
-            "qkv_bias": attention.qkv.bias,
-            "output": blocks(attention.output.weight),
-            "output_bias": attention.output.bias,
-            "gate_up": blocks(interleaved(mlp.gate_up.weight)),
-            "gate_up_bias": None if mlp.gate_up.bias is None else interleaved(mlp.gate_up.bias),
-            "down": blocks(mlp.down.weight),
-            "down_bias": mlp.down.bias,
-            "input_norm": layer.input_layernorm.weight,
-            "post_norm": layer.post_attention_layernorm.weight,
-            "q_norm": getattr(attention.q_norm, "weight", None),
-            "k_norm": getattr(attention.k_norm, "weight", None),
-        }
-        # Not the parameters: what these point to may be replaced.
-        self._kept += [tensor.detach() for tensor in tensors.values() if tensor is not None]
-        addresses = {name: t.data_ptr() for name, t in tensors.items() if t is not None}
-        self._layers[self._model.layers] = Layer(**addresses)
+        linears = dict(zip(PARTS, (
+            attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
+            mlp.gate_proj, mlp.up_proj, mlp.down_proj,
+        ), strict=True))  # fmt: skip
+        norms = zip(NORMS, (
+            layer.input_layernorm, layer.post_attention_layernorm, attention.q_norm,
+            attention.k_norm,
+        ), strict=True)  # fmt: skip
+        matrices = {part: Matrix(stored(linear), self._dtype) for part, linear in linears.items()}
+        vectors = {f"{part}_bias": linear.bias for part, linear in linears.items()}
+        vectors |= {name: getattr(norm, "weight", None) for name, norm in norms}
+        wide = {name: v.detach().float().clone() for name, v in vectors.items() if v is not None}
+        self._kept += [*matrices.values(), *wide.values()]
+        self._layers[self._model.layers] = Layer(
+            **{part: matrix.struct for part, matrix in matrices.items()},
+            **{name: vector.data_ptr() for name, vector in wide.items()},
+        )
         self._model.layers += 1
-        self._dtype = attention.qkv.weight.dtype
-        self._forward = getattr(layers_library(), f"forward_{NAMES[self._dtype]}")
-        self._forward.restype = Int
 
     def __call__(
         self,
@@ -152,7 +222,7 @@ class NativeLayers:
         """Hidden states [n, hidden] behind the last layer.
 
         Args:
-            x: [n, hidden], the embedded tokens.
+            x: [n, hidden], the embedded tokens; overwritten.
             cos: [n, 1, head_dim].
             sin: the same, its first half negated.
             sees: [n, n] bool, which of the n tokens each sees; None: those up to it.
@@ -169,12 +239,12 @@ class NativeLayers:
             raise ValueError(f"a cache {tuple(store.shape)} of {store.dtype} is not of this model")
         if sees is not None and (sees.dtype != torch.bool or sees.shape != (len(x), len(x))):
             raise ValueError(f"a mask {tuple(sees.shape)} of {sees.dtype} for {len(x)} tokens")
-        wide = x.float()  # the residual stream is float32 in every dtype
+        x = x.contiguous()
         size = len(x) if sees is not None else CHUNK
         for first in range(0, len(x), size):
             part = slice(first, first + size)
-            self._run(wide[part], cos[part], sin[part], sees, cache, cache.length + first)
-        return wide.to(x.dtype)
+            self._run(x[part], cos[part], sin[part], sees, cache, cache.length + first)
+        return x
 
     def _run(
         self,
@@ -206,10 +276,9 @@ class NativeLayers:
         self._forward(model, ctypes.byref(step))
 
 
-def interleaved(gate_up: torch.Tensor) -> torch.Tensor:
-    """Gate over up, reordered so that every 64 rows are 32 of the gate and the same 32 of up."""
-    halves = gate_up.view(2, -1, BLOCK // 2, *gate_up.shape[1:])
-    return halves.transpose(0, 1).reshape(gate_up.shape)
+def stored(linear: Any) -> Stored:
+    """The weight of a linear as the checkpoint stores it."""
+    return linear.read() if isinstance(linear, StoredLinear) else linear.weight
 
 
 def check(config: Any, dtype: torch.dtype) -> None:
@@ -219,9 +288,9 @@ def check(config: Any, dtype: torch.dtype) -> None:
     for wrong, why in (
         (dtype not in NAMES, f"the weights are {dtype}, not float32 or bfloat16"),
         (config.hidden_act != "silu", f"the activation is {config.hidden_act}, not silu"),
-        (hidden % BLOCK, f"the hidden size {hidden} is no multiple of {BLOCK}"),
-        (head_dim % BLOCK, f"the head size {head_dim} is no multiple of {BLOCK}"),
-        (intermediate % 32, f"the intermediate size {intermediate} is no multiple of 32"),
+        (hidden % 64, f"the hidden size {hidden} is no multiple of 64"),
+        (head_dim % 64, f"the head size {head_dim} is no multiple of 64"),
+        (intermediate % INPUTS, f"the intermediate size {intermediate} is no multiple of {INPUTS}"),
         (
             query_heads // kv_heads > MOST_GROUPS,
             f"{query_heads // kv_heads} query heads share a key head, more than {MOST_GROUPS}",

@@ -1,0 +1,332 @@
+// Matrices in the form that they are stored in, and the one kernel of all matrix products: a tile of
+// a few rows of input times a few vectors of columns. What is stored in fewer bits is widened in
+// registers, once for all rows of a tile. Sums are float32.
+//
+// A matrix is cut into blocks of BLOCK columns. A block's values follow one another 16 inputs (a
+// chunk) after 16 inputs, in whichever way its form wants them. Where the columns of a block have a
+// scale for every group of 16 or 32 inputs, the values are whole numbers: what comes out of a group
+// is times its scale, plus the sum of the group's inputs times its minimum.
+//
+// What a row comes to does not depend on how many rows are computed together with it.
+
+#pragma once
+
+#include "vectors.h"
+
+namespace {
+
+constexpr int COLUMNS = 4, BLOCK = LANES * COLUMNS;  // vectors and columns of a block
+constexpr int CHUNK = 16;                            // inputs
+constexpr int ROWS = 6;                              // most rows of a tile
+// Vectors of columns that a tile of so many rows has its sums of in registers.
+constexpr int width_of(int rows) { return REGISTERS < 32 && rows > 2 ? 2 : COLUMNS; }
+constexpr int PANEL = 768;  // most inputs after which the rows of many tiles take turns
+
+// Forms. CHUNK_BYTES: of a block's values of 16 inputs. get(): the weights of inputs i, …,
+// i + STEP - 1 of a chunk, and of a vector of columns. add(): times as many inputs, added to sums.
+
+struct Floats {
+    static constexpr int CHUNK_BYTES = CHUNK * BLOCK * 4, STEP = 1, SPAN = 4;
+    static floats get(const char* p, int i, int c) {
+        return load((const float*)p + i * BLOCK + c * LANES);
+    }
+    static floats add(floats sum, const float* x, floats weights) {
+        return sum + all(*x) * weights;
+    }
+};
+
+struct Float16s {
+    static constexpr int CHUNK_BYTES = CHUNK * BLOCK * 2, STEP = 1, SPAN = 4;
+    static floats get(const char* p, int i, int c) {
+        return load((const float16*)p + i * BLOCK + c * LANES);
+    }
+    static constexpr auto add = Floats::add;
+};
+
+struct Bfloat16s {  // two inputs side by side
+    static constexpr int CHUNK_BYTES = CHUNK * BLOCK * 2, STEP = 1, SPAN = 4;
+    static ints pair(const char* p, int i, int c) {
+        return load_ints((const ints*)p + i / 2 * COLUMNS + c);
+    }
+    static floats get(const char* p, int i, int c) {
+        ints both = pair(p, i, c);
+        return (floats)(i % 2 ? both & int32_t(0xffff0000) : both << 16);
+    }
+    static constexpr auto add = Floats::add;
+};
+
+struct Bfloat16Pairs {  // the same, for inputs that are bfloat16 too, where the CPU multiplies pairs
+    static constexpr int CHUNK_BYTES = Bfloat16s::CHUNK_BYTES, STEP = 2, SPAN = 2;
+    static constexpr auto get = Bfloat16s::pair;
+    static floats add(floats sum, const bfloat16* x, ints weights) {
+        int32_t pair;
+        memcpy(&pair, x, 4);
+#if defined(__AVX512BF16__)
+        return (floats)_mm512_dpbf16_ps(
+            (__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)weights);
+#else
+        return sum;  // not called: HAS_DOT is false
+#endif
+    }
+};
+
+// Whole numbers of so many bits. A lane's chunk is BITS / 2 words. Of 4 and 8 bits a word holds as
+// many as fit, of 6 bits 5 and two bits of a sixteenth number.
+template <int BITS> struct Wholes {
+    static constexpr int WORDS = BITS / 2, CHUNK_BYTES = WORDS * BLOCK * 4, STEP = 1, SPAN = 16;
+    static constexpr int PER_WORD = 32 / BITS, FIRST = 32 % BITS;
+    static floats get(const char* p, int i, int c) {
+        auto word = [&](int w) { return load_ints((const ints*)p + c * WORDS + w); };
+        if (i == PER_WORD * WORDS) {  // the sixteenth of 6 bits
+            ints bits = word(2) << 30 | (word(1) & 3) << 28 | (word(0) & 3) << 26;
+            return __builtin_convertvector(bits >> 26, floats);
+        }
+        int shift = FIRST + i % PER_WORD * BITS;
+#if defined(__AVX512F__)
+        if (BITS == 4) {  // the permutation looks at four bits of a lane
+            const floats numbers = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
+            return (floats)_mm512_permutexvar_ps(
+                (__m512i)(word(i / PER_WORD) >> shift), (__m512)numbers);
+        }
+#endif
+        ints high = shift + BITS < 32 ? word(i / PER_WORD) << (32 - BITS - shift) : word(i / PER_WORD);
+        return __builtin_convertvector(high >> (32 - BITS), floats);
+    }
+    // The reverse, for one lane: sets the chunk's i-th number in words [WORDS * LANES apart by LANES].
+    static void set(int32_t* words, int i, int q) {
+        uint32_t bits = uint32_t(q) & ((1u << BITS) - 1);
+        if (i == PER_WORD * WORDS) {
+            for (int w = 0; w < 3; w++) words[w * LANES] |= int32_t(bits >> 2 * w & 3);
+        } else {
+            words[i / PER_WORD * LANES] |= int32_t(bits << (FIRST + i % PER_WORD * BITS));
+        }
+    }
+    static constexpr auto add = Floats::add;
+};
+
+enum Form : int64_t { FLOAT32, BFLOAT16, FLOAT16, WHOLE4, WHOLE6, WHOLE8 };
+
+}  // namespace
+
+extern "C" {
+struct Matrix {
+    int64_t form, inputs, outputs, group;  // group: 0 where there are no scales
+    const char* values;                    // [blocks][inputs / 16][…]
+    const float *scales, *minima;          // [blocks][inputs / group][BLOCK]; minima: or null
+};
+}
+
+namespace {
+
+// Rows of input, [count][stride]; sums: of every 16 inputs, [count][sum_stride], or null.
+template <class X> struct Rows {
+    const X* x;
+    int64_t count, stride;
+    const float* sums = nullptr;
+    int64_t sum_stride = 0;
+};
+
+// The part of a block that a tile is multiplied with.
+struct Part {
+    const char* values;
+    int64_t chunks, group_chunks;  // the second is the first where there are no scales
+    const float *scales, *minima;
+    const char* next;   // values that are needed next
+    int64_t next_step;  // bytes of them to ask for with each chunk of each tile
+};
+
+// out [R][BLOCK] += R rows of x times C vectors of columns from vector `c0` on.
+template <class V, bool SCALED, int R, int C, class X>
+void tile(const X* x, int64_t stride, const float* sums, int64_t sum_stride, Part part, int c0,
+          float* out) {
+    out += c0 * LANES;
+    const char* p = part.values;
+    const X* rows[R];
+    for (int r = 0; r < R; r++) rows[r] = x + r * stride;
+    for (int64_t chunk = 0; chunk < part.chunks;) {
+        floats sum[R][C];
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < C; c++)
+                sum[r][c] = SCALED ? floats{} : load(out + r * BLOCK + c * LANES);
+        int64_t end = chunk + part.group_chunks;
+        for (int64_t k = chunk; k < end; k++, p += V::CHUNK_BYTES) {
+            for (int64_t at = 0; at < part.next_step; at += 64)
+                __builtin_prefetch(part.next + at, 0, 2);
+            part.next += part.next_step;
+            for (int from = 0; from < CHUNK; from += V::SPAN)
+#pragma GCC unroll 16
+            for (int i = from; i < from + V::SPAN; i += V::STEP) {
+                decltype(V::get(p, i, 0)) weights[C];
+#pragma GCC unroll 4
+                for (int c = 0; c < C; c++) {
+                    weights[c] = V::get(p, i, c0 + c);
+                    if (R > 2) weights[c] = in_register(weights[c]);
+                }
+#pragma GCC unroll 6
+                for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+                    for (int c = 0; c < C; c++)
+                        sum[r][c] = V::add(sum[r][c], rows[r] + i, weights[c]);
+            }
+            for (int r = 0; r < R; r++) rows[r] += CHUNK;
+        }
+        if constexpr (SCALED) {
+            const float *scales = part.scales + c0 * LANES, *minima = part.minima + c0 * LANES;
+            for (int c = 0; c < C; c++) {
+                floats scale = load(scales + c * LANES);
+                for (int r = 0; r < R; r++)
+                    sum[r][c] = load(out + r * BLOCK + c * LANES) + sum[r][c] * scale;
+                if (part.minima) {
+                    floats minimum = load(minima + c * LANES);
+                    for (int r = 0; r < R; r++) {
+                        float of_x = sums[r * sum_stride];
+                        if (part.group_chunks == 2) of_x += sums[r * sum_stride + 1];
+                        sum[r][c] += minimum * of_x;
+                    }
+                }
+            }
+            part.scales += BLOCK;
+            if (part.minima) part.minima += BLOCK;
+            sums += part.group_chunks;
+        }
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < C; c++) store(sum[r][c], out + r * BLOCK + c * LANES);
+        chunk = end;
+    }
+}
+
+template <class V, bool SCALED, int R, class X>
+void tile_of(const Rows<X>& rows, int64_t first, Part& part, float* out) {
+    const X* x = rows.x + first * rows.stride;
+    const float* sums = rows.sums + first * rows.sum_stride;
+    for (int c = 0; c < COLUMNS; c += width_of(R)) {
+        tile<V, SCALED, R, width_of(R)>(
+            x, rows.stride, sums, rows.sum_stride, part, c, out + first * BLOCK);
+        part.next += part.chunks * part.next_step;
+    }
+}
+
+// out [rows][BLOCK] += all rows times a part of a block, in tiles of about equal height.
+template <class V, bool SCALED, class X>
+void times_part(const Rows<X>& rows, Part part, float* out) {
+    int64_t tiles = (rows.count + ROWS - 1) / ROWS;
+    for (int64_t t = 0; t < tiles; t++) {
+        int64_t first = rows.count * t / tiles, height = rows.count * (t + 1) / tiles - first;
+        switch (height) {
+            case 1: tile_of<V, SCALED, 1>(rows, first, part, out); break;
+            case 2: tile_of<V, SCALED, 2>(rows, first, part, out); break;
+            case 3: tile_of<V, SCALED, 3>(rows, first, part, out); break;
+            case 4: tile_of<V, SCALED, 4>(rows, first, part, out); break;
+            case 5: tile_of<V, SCALED, 5>(rows, first, part, out); break;
+            case 6: tile_of<V, SCALED, 6>(rows, first, part, out); break;
+        }
+    }
+}
+
+// The values of a part as Floats.
+template <class V> void widen_part(const char* p, int64_t chunks, float* out) {
+    for (int64_t k = 0; k < chunks; k++, p += V::CHUNK_BYTES, out += CHUNK * BLOCK)
+#pragma GCC unroll 16
+        for (int i = 0; i < CHUNK; i++)
+            for (int c = 0; c < COLUMNS; c++) store(V::get(p, i, c), out + i * BLOCK + c * LANES);
+}
+
+// out [rows][BLOCK] = all rows times a block. next: the block that this thread will probably ask for
+// after it; widened: room for PANEL * BLOCK floats.
+template <class V, bool SCALED, class X>
+void times_block_of(const Rows<X>& rows, const Matrix& m, int64_t block, int64_t next, float* out,
+                    float* widened) {
+    memset(out, 0, rows.count * BLOCK * sizeof(float));
+    int64_t chunks = m.inputs / CHUNK;
+    int64_t groups = SCALED ? m.inputs / m.group : 0;
+    const char* values = m.values + block * chunks * V::CHUNK_BYTES;
+    Part part{};
+    if (SCALED) part.scales = m.scales + block * groups * BLOCK;
+    if (SCALED && m.minima) part.minima = m.minima + block * groups * BLOCK;
+    // Many tiles take a panel of the block after another, so that it stays in the cache.
+    int64_t tiles = (rows.count + ROWS - 1) / ROWS;
+    int64_t panels = tiles > 1 ? (m.inputs + PANEL - 1) / PANEL : 1;
+    int64_t step = ((chunks + panels - 1) / panels + 1) / 2 * 2;  // whole groups
+    for (int64_t first = 0; first < chunks; first += step) {
+        part.values = values + first * V::CHUNK_BYTES;
+        part.chunks = first + step < chunks ? step : chunks - first;
+        part.group_chunks = SCALED ? m.group / CHUNK : part.chunks;
+        part.next = first + step < chunks ? part.values + step * V::CHUNK_BYTES
+                                          : m.values + next * chunks * V::CHUNK_BYTES;
+        // Where little is computed for each byte, the processor is ahead by itself.
+        int64_t height = rows.count / tiles, per_line = CHUNK * COLUMNS / V::STEP * 64 / V::CHUNK_BYTES;
+        int64_t passes = tiles * (COLUMNS / width_of(int(height)));
+        if (V::STEP == 1 ? height * per_line >= 4 : tiles > 1) part.next_step = (V::CHUNK_BYTES / passes + 63) / 64 * 64;
+        Rows<X> here = rows;
+        here.x += first * CHUNK;
+        if (rows.sums) here.sums += first;
+        if constexpr (std::is_same_v<X, float> && !std::is_same_v<V, Floats>) {
+            if (rows.count > 2 * ROWS) {
+                widen_part<V>(part.values, part.chunks, widened);
+                part.values = (const char*)widened;
+                times_part<Floats, SCALED>(here, part, out);
+            } else {
+                times_part<V, SCALED>(here, part, out);
+            }
+        } else {
+            times_part<V, SCALED>(here, part, out);
+        }
+        if (SCALED) part.scales += part.chunks / part.group_chunks * BLOCK;
+        if (part.minima) part.minima += part.chunks / part.group_chunks * BLOCK;
+    }
+}
+
+inline void times_block(
+    const Rows<float>& rows, const Matrix& m, int64_t block, int64_t next, float* out,
+    float* widened) {
+    switch (m.form) {
+        case FLOAT32: return times_block_of<Floats, false>(rows, m, block, next, out, widened);
+        case BFLOAT16: return times_block_of<Bfloat16s, false>(rows, m, block, next, out, widened);
+        case FLOAT16: return times_block_of<Float16s, false>(rows, m, block, next, out, widened);
+        case WHOLE4: return times_block_of<Wholes<4>, true>(rows, m, block, next, out, widened);
+        case WHOLE6: return times_block_of<Wholes<6>, true>(rows, m, block, next, out, widened);
+        case WHOLE8: return times_block_of<Wholes<8>, true>(rows, m, block, next, out, widened);
+    }
+}
+inline void times_block(
+    const Rows<bfloat16>& rows, const Matrix& m, int64_t block, int64_t next, float* out,
+    float* widened) {
+    times_block_of<Bfloat16Pairs, false>(rows, m, block, next, out, widened);  // no other form has these
+}
+
+// The sums of every 16 inputs of a row.
+template <class X> void sum_inputs(const X* x, int64_t inputs, float* sums) {
+    for (int64_t chunk = 0; chunk < inputs / CHUNK; chunk++) {
+        floats sum = {};
+        for (int i = 0; i < CHUNK; i += LANES) sum += load(x + chunk * CHUNK + i);
+        sums[chunk] = total(sum);
+    }
+}
+
+// One weight of a matrix.
+inline float weight_of(const Matrix& m, int64_t output, int64_t input) {
+    int64_t block = output / BLOCK, column = output % BLOCK, chunk = input / CHUNK;
+    int64_t i = input % CHUNK, c = column / LANES, lane = column % LANES;
+    int64_t at = block * (m.inputs / CHUNK) + chunk;
+    auto value = [&](auto form) {
+        using V = decltype(form);
+        floats values = {};
+        const char* p = m.values + at * V::CHUNK_BYTES;
+        for (int k = 0; k < CHUNK; k++)
+            if (k == i) values = V::get(p, k, int(c));
+        return values[lane];
+    };
+    float q = 0;
+    switch (m.form) {
+        case FLOAT32: return value(Floats());
+        case BFLOAT16: return value(Bfloat16s());
+        case FLOAT16: return value(Float16s());
+        case WHOLE4: q = value(Wholes<4>()); break;
+        case WHOLE6: q = value(Wholes<6>()); break;
+        case WHOLE8: q = value(Wholes<8>()); break;
+    }
+    int64_t of_group = (block * (m.inputs / m.group) + input / m.group) * BLOCK + column;
+    return q * m.scales[of_group] + (m.minima ? m.minima[of_group] : 0);
+}
+
+}  // namespace
