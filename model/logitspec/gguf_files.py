@@ -54,7 +54,7 @@ class GgufTensor:
         return whole.view(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GgufFile:
     """What is in a file.
 

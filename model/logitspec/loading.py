@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,14 @@ def read_gguf(path: str) -> GgufFile:
         file = Path(cached_file(place, gguf["gguf_file"])).resolve()
         return parse(file, file.stat().st_mtime_ns, file.stat().st_size)
     except Exception as error:  # whatever a broken file makes of it
-        raise InputError(f"cannot read {path}: {brief(error)}") from error
+        raise InputError(f"cannot read {path}: {brief(error)}{way_out(error, place)}") from error
+
+
+def way_out(error: Exception, place: str) -> str:
+    """What to do where a directory or hub id was not found, to be appended to a message."""
+    if isinstance(error, OSError) and not Path(place).exists():
+        return "; give a checkpoint directory, or see that the hub has it and can be reached"
+    return ""
 
 
 def load_config(path: str, *, trust_remote_code: bool = False) -> Any:
@@ -93,17 +102,29 @@ def load_config(path: str, *, trust_remote_code: bool = False) -> Any:
     if Path(place).is_dir() and not gguf and not (Path(place) / "config.json").is_file():
         raise InputError(f"{path} holds no config.json; give a checkpoint directory or a hub id")
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **gguf)
+        if gguf:
+            config = copy.deepcopy(gguf_config(place, gguf["gguf_file"], read_gguf(path)))
+        else:
+            config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+    except InputError:
+        raise
     except Exception as error:  # whatever a broken file makes of it
-        way_out = ""
-        if isinstance(error, OSError) and not Path(place).exists():
-            way_out = "; give a checkpoint directory, or see that the hub has it and can be reached"
         raise InputError(
-            f"cannot read the config of the model {path}: {brief(error)}{way_out}"
+            f"cannot read the config of the model {path}: {brief(error)}{way_out(error, place)}"
         ) from error
     if gguf:
         check_gguf_rope(path, read_gguf(path))
     return check_config(config, path)
+
+
+@lru_cache(maxsize=1)
+def gguf_config(place: str, name: str, file: GgufFile) -> Any:
+    """What transformers makes of a GGUF file, in seconds; not to be changed.
+
+    Args:
+        file: what is read of it, so that another file of this name has another config.
+    """
+    return AutoConfig.from_pretrained(place, gguf_file=name)
 
 
 def check_gguf_rope(path: str, file: GgufFile) -> None:
@@ -298,7 +319,7 @@ def as_stored(path: str, dtype: torch.dtype, kernels: Kernels) -> GgufFile | tor
     file = read_gguf(path)
     why = why_not_as_stored(file)
     if why:
-        warnings.warn(f"the weights of {path} are dequantized: {why}", stacklevel=2)
+        warnings.warn(f"the weights of {path} are dequantized: {why}", stacklevel=1)
     return None if why else file
 
 

@@ -92,7 +92,7 @@ def test_a_gguf_file_is_a_checkpoint(tmp_path: Path, tiny_path: str) -> None:
     with pytest.raises(InputError, match="scales its rotary embeddings"):
         load(str(scaled))
     file.write_bytes(file.read_bytes()[:300])
-    with pytest.raises(InputError, match="cannot read the config of the model"):
+    with pytest.raises(InputError, match=r"cannot read .*tiny\.F32\.gguf"):
         load(str(file))
 
 
