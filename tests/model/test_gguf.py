@@ -155,3 +155,18 @@ def test_torn_files_and_unknown_blocks_are_refused_in_a_sentence(
         with pytest.raises(InputError, match=rf"cannot read .*torn{number}\.gguf") as refused:
             load(str(torn))
         assert "\n" not in str(refused.value)
+
+
+def test_native_kernels_compute_from_the_blocks(tmp_path: Path) -> None:
+    shape = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Qwen2Config(**SMALL | shape | {"tie_word_embeddings": True})
+    path = save_tiny(tmp_path / "m", config, Qwen2ForCausalLM)
+    for kind in ("Q4_0", "Q4_1", "Q5_1", "Q8_0", "F16"):
+        file = write_gguf(tmp_path / f"tiny.{kind}.gguf", path, kind)
+        ours = load(file, cpu_kernels="native")
+        plain = load(file, dtype="float32", cpu_kernels="plain")
+        assert ours.dtype == torch.float32 and ours.stored == kind and not plain.stored
+        assert ours.eos_token_ids == {44}
+        wanted = last_logits(plain, IDS)
+        torch.testing.assert_close(last_logits(ours, IDS), wanted, atol=2e-4, rtol=1e-4)
+        assert not list(ours.model.layers[0].mlp.down_proj.parameters())

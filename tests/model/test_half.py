@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen2ForCausalLM
 
-from model.logitspec import LlamaKVForCausalLM
+from model.logitspec import LlamaKVForCausalLM, generate, load
 from model.logitspec.cpu.choice import Kernels
 from model.logitspec.half import half_of, widen_all_but_matrices
 from model.logitspec.loading import as_stored, load_weights
+from model.logitspec.prefill import last_logits
 
 from ..conftest import TINY, save_tiny
 
+IDS = [3, 7, 4, 9, 3, 7]
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def in_half(folder: Path, dtype: torch.dtype) -> str:
+def in_half(folder: Path, dtype: torch.dtype, config: Any = None) -> str:
     """A tiny model with biases, cast; its config goes on saying float32."""
-    path = Path(save_tiny(folder / "m", Qwen2Config(**TINY), Qwen2ForCausalLM))
+    path = Path(save_tiny(folder / "m", config or Qwen2Config(**TINY), Qwen2ForCausalLM))
     weights = load_file(path / "model.safetensors")
     cast = {name: weight.to(dtype) for name, weight in weights.items()}
     save_file(cast, path / "model.safetensors", metadata={"format": "pt"})
@@ -76,3 +79,21 @@ def test_all_but_matrices_is_float32(dtype: torch.dtype, tmp_path: Path) -> None
     ids = torch.arange(5)
     assert model.embed(ids).dtype == torch.float32
     assert torch.equal(model.embed(ids), wide.embed(ids))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_native_kernels_keep_matrices_in_half(dtype: torch.dtype, tmp_path: Path) -> None:
+    shape = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Qwen2Config(**TINY | shape | {"intermediate_size": 96})
+    path = in_half(tmp_path, dtype, config)
+    ours = load(path, dtype="float32", cpu_kernels="native")
+    plain = load(path, dtype="float32", cpu_kernels="plain")
+    assert ours.stored == str(dtype).removeprefix("torch.") and not plain.stored
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(
+        last_logits(ours, IDS), last_logits(plain, IDS), atol=1e-4, rtol=1e-4
+    )
+    tokens = [
+        generate(model, IDS, "logitspec", max_new_tokens=40).tokens for model in (ours, plain)
+    ]
+    assert tokens[0] == tokens[1]
