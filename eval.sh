@@ -5,8 +5,10 @@
 #   sh eval.sh --setup    environment and default model only
 #
 # Set any of these in the environment:
-#   MODEL_PATH        checkpoint directory or hub id       (default: the default model, prepared here)
-#   MODEL_NAME        name in the answer files             (default: the last part of MODEL_PATH)
+#   MODEL_PATH        checkpoint directory, GGUF file or hub id
+#                                              (default: the default model's GGUF file, prepared here)
+#   MODEL_NAME        name in the answer files
+#                                           (default: the last part of MODEL_PATH, without .gguf)
 #   METHODS           what to compare with transformers' generate(), which always runs
 #       (default: vanilla logitspec pld recycling racer calibrated calibrated@auto suffix)
 #   BENCHES           data/BENCH/question.jsonl, one or several                 (default: quick)
@@ -72,14 +74,15 @@ else
 fi
 if [ -z "${MODEL_PATH-}" ] || [ "${1-}" = --setup ]; then
     default_model=$(python -m data.prepare default-model)
-    MODEL_PATH=${MODEL_PATH:-$default_model}
+    default_weights=/SmolLM2-135M-Instruct.Q4_1.gguf # the faster; empty: dequantized to float32
+    MODEL_PATH=${MODEL_PATH:-$default_model$default_weights}
 fi
 if [ "${1-}" = --setup ]; then
     echo "ready: .venv and $default_model"
     exit 0
 fi
 
-MODEL_NAME=$(basename "${MODEL_NAME:-$MODEL_PATH}" | tr -c '[:alnum:]._\n-' '_')
+MODEL_NAME=$(basename "${MODEL_NAME:-$MODEL_PATH}" .gguf | tr -c '[:alnum:]._\n-' '_')
 methods=$(echo "baseline $wanted" | tr -s ' ' ',')
 traces=""
 reports=""

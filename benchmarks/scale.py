@@ -21,9 +21,9 @@ from model.logitspec import DRAFTERS, InputError, LlamaKVForCausalLM, load
 from model.logitspec.config import max_positions
 from model.logitspec.cuda_graphs import node_bucket
 from model.logitspec.decoding import check_lengths, decode
-from model.logitspec.devices import resolve_device, resolve_dtype
+from model.logitspec.devices import resolve_device
 from model.logitspec.ledger import DecodingResult
-from model.logitspec.loading import load_config
+from model.logitspec.loading import choose_dtype, load_config
 from model.logitspec.sizing.measuring import wide_tree
 
 from . import memory
@@ -251,7 +251,8 @@ def chosen(text: str) -> list[str]:
 
 def measure_model(args: argparse.Namespace, results: Results) -> None:
     """The measurements that need the model; what they cannot do is refused before it is loaded."""
-    positions = max_positions(load_config(args.model_path))
+    config = load_config(args.model_path)
+    positions = max_positions(config)
     contexts, prompt = [], []
     if "context" in args.only:
         contexts = fitting(args.contexts, args.nodes, positions)
@@ -259,7 +260,7 @@ def measure_model(args: argparse.Namespace, results: Results) -> None:
         prompt = load_tokenizer(args.model_path)(args.prompt).input_ids
         check_lengths(len(prompt), args.new_tokens, positions)
     before = in_mib(memory.held(args.device))
-    dtype = resolve_dtype(args.dtype, args.device)
+    dtype = choose_dtype(args.dtype, args.model_path, config, args.device, args.cpu_kernels)
     kernels = {"cpu_kernels": args.cpu_kernels, "cuda_graphs": args.cuda_graphs}
     model = load(args.model_path, dtype=dtype, device_map=args.device, **kernels)
     row: Figures = {

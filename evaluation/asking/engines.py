@@ -12,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from model.logitspec import DecodingResult, Drafter, LlamaKVForCausalLM, decode, load
-from model.logitspec.loading import load_weights
+from model.logitspec.loading import as_stored, load_weights
 from model.logitspec.sampling import Sampling
 from model.logitspec.sizing.measuring import MeasuredModel
 
@@ -24,13 +24,15 @@ class Models:
     """A target's weights, loaded when first used, once for all engines.
 
     If `shared`, our model and transformers' use the same tensors. Otherwise, and always if the
-    model spans several GPUs or is quantized, transformers' model loads its own.
+    model spans several GPUs, is quantized, or ours keeps its matrices as they are stored,
+    transformers' model loads its own.
     """
 
     def __init__(self, target: Target, *, shared: bool) -> None:
         logging.disable_progress_bar()
         self.target = target
-        self.shared = shared and target.device != "auto" and not target.quantized
+        shared = shared and target.device != "auto" and not target.quantized
+        self.shared = shared and not as_stored(target.path, target.dtype, target.kernels)
 
     @cached_property
     def kv(self) -> LlamaKVForCausalLM:
@@ -86,7 +88,8 @@ class KVEngine:
     def __init__(self, models: Models, drafter: Drafter) -> None:
         self.model = models.kv
         self.drafter = drafter
-        self.facts = {} if drafter.core is None else {"drafting_core": drafter.core}
+        facts = {"drafting_core": drafter.core, "stored": self.model.stored}
+        self.facts: dict[str, Any] = {name: fact for name, fact in facts.items() if fact}
         drafter.prepare(MeasuredModel(self.model))
         self.eos_token_ids = models.target.eos_token_ids
 

@@ -33,8 +33,8 @@ class TargetSettings:
     model_path: str
     device: str = flag("cpu, cuda or cuda:N; auto: cuda where there is one", "auto")
     dtype: str = flag(
-        "float16, bfloat16, float32, float64; auto: bfloat16 where the device has it natively, "
-        "else float32 on a CPU, float16 on a GPU",
+        "float16, bfloat16, float32, float64; auto: float32 for a GGUF file on native CPU kernels, "
+        "else bfloat16 where the device has it natively, else float32 on a CPU, float16 on a GPU",
         "auto",
     )
     num_gpus_per_model: int = flag("GPUs one copy of the model spans", 1, at_least(1))

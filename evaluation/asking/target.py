@@ -13,13 +13,15 @@ from transformers import AutoTokenizer
 
 from model.logitspec.config import is_quantized, max_positions
 from model.logitspec.cpu.choice import choose_kernels
-from model.logitspec.devices import resolve_device, resolve_dtype
+from model.logitspec.devices import resolve_device
 from model.logitspec.errors import InputError, brief
-from model.logitspec.loading import checkpoint, checkpoint_eos, load_config
+from model.logitspec.loading import checkpoint, checkpoint_eos, choose_dtype, load_config
 
 from ..traces.environment import describe_environment
 from .prompts import PromptFormat
 from .settings import TargetSettings
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class Target:
@@ -31,8 +33,8 @@ class Target:
         self.gpus = settings.num_gpus_per_model
         # cpu, cuda:N, or auto for a model that spans several GPUs
         self.device: str = resolve_device(settings.device, self.gpus)
-        self.dtype = resolve_dtype(settings.dtype, self.device)
         config = load_config(path, trust_remote_code=trust)
+        self.dtype = choose_dtype(settings.dtype, path, config, self.device, settings.cpu_kernels)
         self.tokenizer = load_tokenizer(path, trust_remote_code=trust)
         self.prompts = PromptFormat(model_name(path), self.tokenizer, settings.conv_template)
         self.eos_token_ids = eos_token_ids(path, config, self.tokenizer)
@@ -86,8 +88,10 @@ def resolve_graphs(wanted: str, device: str) -> str:
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
-    """The checkpoint's tokenizer."""
+    """The checkpoint's tokenizer; of a GGUF file the one that lies beside it, if any."""
     place, gguf = checkpoint(path)
+    if all((Path(place) / name).is_file() for name in TOKENIZER_FILES):
+        gguf = {}  # what a file holds has to be converted, for seconds
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **gguf)
     except Exception as error:  # a broken file may raise anything

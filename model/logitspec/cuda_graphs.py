@@ -158,7 +158,7 @@ class StaticStep:
         node = torch.arange(self._seen, device=tokens.device) - length
         tree = ancestors[:, node.clamp(0, nodes - 1)]
         visible = (node < 0) | ((node < nodes) & tree)
-        x = model.model.embed_tokens(tokens.clamp(min=0))
+        x = model.embed(tokens.clamp(min=0))
         turns = rotation(self._rope, depths + length)
         x = model.run_layers(x, turns, model.additive_mask(visible, 0), self._window)
         logits = model.logits(x)

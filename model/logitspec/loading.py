@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from transformers.utils import (
 )
 
 from .config import ARCHITECTURES
-from .cpu.choice import choose_kernels
+from .cpu.choice import Kernels, choose_kernels
 from .devices import resolve_device, resolve_dtype
 from .errors import InputError, brief
+from .gguf_files import GgufFile, load_stored, parse, why_not_as_stored
+from .half import QUIETLY, half_of, widen_all_but_matrices
 from .instruction_set import computes_in
 from .layout import finish
 from .modeling_llama_kv import LlamaKVForCausalLM
@@ -35,11 +39,6 @@ HARMLESS_TENSORS = (
 SCALING = ".rope.scaling.type"  # key in a GGUF file, behind the architecture's name
 SAFE_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 PICKLES = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-QUIETLY: dict[str, Any] = {
-    "_raise_exceptions_for_missing_entries": False,
-    "_raise_exceptions_for_gated_repo": False,
-    "_raise_exceptions_for_connection_errors": False,
-}
 QUANTIZED = re.compile(r"scale|zero|g_idx|absmax|quant_|codebook|SCB")  # in names of tensors
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
@@ -68,6 +67,27 @@ def checkpoint(path: str) -> tuple[str, dict[str, str]]:
     return place, gguf
 
 
+def read_gguf(path: str) -> GgufFile:
+    """What is in a GGUF file; read once a process, for a long vocabulary takes seconds.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    place, gguf = checkpoint(path)
+    try:
+        file = Path(cached_file(place, gguf["gguf_file"])).resolve()
+        return parse(file, file.stat().st_mtime_ns, file.stat().st_size)
+    except Exception as error:  # whatever a broken file makes of it
+        raise InputError(f"cannot read {path}: {brief(error)}{way_out(error, place)}") from error
+
+
+def way_out(error: Exception, place: str) -> str:
+    """What to do where a directory or hub id was not found, to be appended to a message."""
+    if isinstance(error, OSError) and not Path(place).exists():
+        return "; give a checkpoint directory, or see that the hub has it and can be reached"
+    return ""
+
+
 def load_config(path: str, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a checkpoint that the patched model can run.
 
@@ -82,31 +102,36 @@ def load_config(path: str, *, trust_remote_code: bool = False) -> Any:
     if Path(place).is_dir() and not gguf and not (Path(place) / "config.json").is_file():
         raise InputError(f"{path} holds no config.json; give a checkpoint directory or a hub id")
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **gguf)
+        if gguf:
+            config = copy.deepcopy(gguf_config(place, gguf["gguf_file"], read_gguf(path)))
+        else:
+            config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+    except InputError:
+        raise
     except Exception as error:  # whatever a broken file makes of it
-        way_out = ""
-        if isinstance(error, OSError) and not Path(place).exists():
-            way_out = "; give a checkpoint directory, or see that the hub has it and can be reached"
         raise InputError(
-            f"cannot read the config of the model {path}: {brief(error)}{way_out}"
+            f"cannot read the config of the model {path}: {brief(error)}{way_out(error, place)}"
         ) from error
     if gguf:
-        check_gguf_rope(path, place, gguf["gguf_file"])
+        check_gguf_rope(path, read_gguf(path))
     return check_config(config, path)
 
 
-def check_gguf_rope(path: str, place: str, name: str) -> None:
-    """Raise InputError for rotary scaling in a GGUF file, which transformers does not read."""
-    from gguf import GGUFReader
+@lru_cache(maxsize=1)
+def gguf_config(place: str, name: str, file: GgufFile) -> Any:
+    """What transformers makes of a GGUF file, in seconds; not to be changed.
 
-    try:
-        reader = GGUFReader(cached_file(place, name))
-        kinds = [reader.fields[key].contents() for key in reader.fields if key.endswith(SCALING)]
-        scaled = any(kind != "none" for kind in kinds)
-        scaled = scaled or any(tensor.name.startswith("rope_freqs") for tensor in reader.tensors)
-    except Exception as error:  # whatever a broken file makes of it
-        raise InputError(f"cannot read {path}: {brief(error)}") from error
-    if scaled:
+    Args:
+        file: what is read of it, so that another file of this name has another config.
+    """
+    return AutoConfig.from_pretrained(place, gguf_file=name)
+
+
+def check_gguf_rope(path: str, file: GgufFile) -> None:
+    """Raise InputError for rotary scaling in a GGUF file, which transformers does not read."""
+    kinds = [kind for key, kind in file.fields.items() if key.endswith(SCALING)]
+    scaled = any(kind != "none" for kind in kinds)
+    if scaled or any(name.startswith("rope_freqs") for name in file.tensors):
         raise InputError(
             f"{path} scales its rotary embeddings, which transformers does not read from GGUF "
             "files; give the checkpoint as safetensors"
@@ -260,6 +285,44 @@ def eos_of(generation_config: Any, config: Any) -> set[int]:
     return {int(i) for i in ids if i is not None}
 
 
+def choose_dtype(
+    name: str, path: str, config: Any, device: str, cpu_kernels: str = "auto"
+) -> torch.dtype:
+    """What a checkpoint is computed in.
+
+    Args:
+        name: of devices.DTYPES; auto: float32 where a GGUF file's blocks can stay as they are,
+            which are fewer bytes than bfloat16; else what the device is fast in.
+        path: of the checkpoint.
+        config: its, from load_config().
+        device: as a device_map.
+        cpu_kernels: as load().
+
+    Raises:
+        InputError: no dtype or kernels of that name.
+    """
+    if name == "auto" and device == "cpu" and path.endswith(".gguf"):
+        kernels = choose_kernels(config, torch.float32, device, cpu_kernels)
+        if isinstance(as_stored(path, torch.float32, kernels), GgufFile):
+            return torch.float32
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    return resolve_dtype(name, device if on_gpu else "cpu")
+
+
+def as_stored(path: str, dtype: torch.dtype, kernels: Kernels) -> GgufFile | torch.dtype | None:
+    """What a checkpoint's matrices can stay in while the native kernels compute in float32: the
+    blocks of a GGUF file, or half precision; None where they are to be of the dtype."""
+    if kernels.name != "native" or dtype != torch.float32:
+        return None
+    if not path.endswith(".gguf"):
+        return half_of(path)
+    file = read_gguf(path)
+    why = why_not_as_stored(file)
+    if why:
+        warnings.warn(f"the weights of {path} are dequantized: {why}", stacklevel=1)
+    return None if why else file
+
+
 def load(
     path: str,
     *,
@@ -276,9 +339,10 @@ def load(
     """Load a checkpoint of the Llama family for draft-tree decoding.
 
     Args:
-        path: a local directory, a hub id, or a GGUF file, which is dequantized.
-        dtype: of weights, activations and cache, or its name; auto: bfloat16 where the device has
-            it natively, else float32 on a CPU and float16 on a GPU.
+        path: a local directory, a hub id, or a GGUF file.
+        dtype: of weights, activations and cache, or its name; auto: as choose_dtype(). On native
+            CPU kernels in float32, matrices stay as a GGUF file or a checkpoint in half precision
+            has them; elsewhere they become of this dtype.
         device: cpu, cuda or cuda:N; auto: cuda where there is one.
         device_map: instead of a device anything that transformers' from_pretrained takes ("auto"
             spreads the layers over all devices; each layer's cache lies where the layer runs).
@@ -297,10 +361,9 @@ def load(
     if device_map is None:
         device_map = resolve_device(device)
     place = str(device_map.get("") if isinstance(device_map, dict) else device_map)
-    if isinstance(dtype, str):
-        on_gpu = place != "cpu" and torch.cuda.is_available()
-        dtype = resolve_dtype(dtype, place if on_gpu else "cpu")
     config = load_config(path, trust_remote_code=trust_remote_code)
+    if isinstance(dtype, str):
+        dtype = choose_dtype(dtype, path, config, place, cpu_kernels)
     kernels = choose_kernels(config, dtype, place, cpu_kernels)
     name = str(dtype).removeprefix("torch.")
     if place == "cpu" and not computes_in(name):
@@ -309,15 +372,23 @@ def load(
             "times as long as in float32",
             stacklevel=2,
         )
-    model: LlamaKVForCausalLM = load_weights(
-        LlamaKVForCausalLM,
-        path,
-        config=config,
-        dtype=dtype,
-        device_map=device_map,
-        allow_pickle=allow_pickle,
-        **options,
-    )
+    stored = None
+    if not keep_weights and not any(option is not None for option in options.values()):
+        stored = as_stored(path, dtype, kernels)
+    if isinstance(stored, GgufFile):
+        model = load_stored(config, stored, path)
+    else:
+        model = load_weights(
+            LlamaKVForCausalLM,
+            path,
+            config=config,
+            dtype=stored or dtype,
+            device_map=device_map,
+            allow_pickle=allow_pickle,
+            **options,
+        )
+        if stored is not None:
+            widen_all_but_matrices(model)
     model.eos_token_ids = checkpoint_eos(path, config)
     model.requires_grad_(False)
     return finish(model, kernels, cpu_kernels, cuda_graphs, keep_weights=keep_weights)

@@ -24,6 +24,7 @@ from .cpu.layers import NativeLayers
 from .errors import InputError
 from .kv_cache import CachePool, KVCache, Window
 from .linear import Linear
+from .stored import StoredLinear
 
 # Query rows from which two matrix products beat scaled_dot_product_attention's blocks on a CPU, in
 # half precision: docs/performance.md
@@ -167,7 +168,7 @@ class LlamaKVModel(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens: Any = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             DecoderLayer(config, i) for i in range(config.num_hidden_layers)
         )
@@ -186,13 +187,16 @@ class LlamaKVForCausalLM(PreTrainedModel):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.model = LlamaKVModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head: Any = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.eos_token_ids: set[int] = set()  # the checkpoint's
         self.graphs = False  # whether steps are captured: cuda_graphs.py
         self.caches = CachePool()
         self.head = Linear(self, "lm_head")
         self.kernels = Kernels("plain")
         self.native: NativeLayers | None = None
+        self.compute_dtype: torch.dtype | None = None  # of all but matrices; None: as they are
+        self.stored = ""  # what the matrices are stored in, where that is not the dtype
+        self.embedding_rows: Callable[[torch.Tensor], torch.Tensor] | None = None  # of a tied head
         self.rotary: nn.Module | None = None  # what turns queries and keys; None: the config's
         self._rope = torch.empty(0, device="cpu")
         self.post_init()
@@ -201,6 +205,26 @@ class LlamaKVForCausalLM(PreTrainedModel):
     def max_positions(self) -> int:
         """Most tokens of prompt and output together (max_positions of the config)."""
         return max_positions(self.config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in, and the cache's; weights may be stored in another."""
+        own: torch.dtype = self.compute_dtype or super().dtype
+        return own
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first weights lie; on the CPU where these were freed for copies."""
+        own: torch.device = super().device
+        return torch.device("cpu") if own.type == "meta" and self.native is not None else own
+
+    @property
+    def tied(self) -> bool:
+        """Whether one matrix is the embedding's and the head's."""
+        head, embedding = self.lm_head, self.model.embed_tokens
+        if isinstance(head, StoredLinear):
+            return head.matrix is getattr(embedding, "matrix", None)
+        return bool(head.weight is getattr(embedding, "weight", None))
 
     @property
     def layer_devices(self) -> list[torch.device]:
@@ -323,7 +347,7 @@ class LlamaKVForCausalLM(PreTrainedModel):
         cache.require(n)
         self.require_position(last_position)
         turns = rotation(self.rope(last_position + 1, positions.device), positions)
-        x: torch.Tensor = self.model.embed_tokens(input_ids)
+        x = self.embed(input_ids)
         if self.native is not None:
             return self.native(x, *turns, tree_mask, cache)
         mask = None
@@ -332,6 +356,11 @@ class LlamaKVForCausalLM(PreTrainedModel):
                 tree_mask = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
             mask = self.additive_mask(tree_mask, cache.length)
         return self.run_layers(x, turns, mask, cache.window(n))
+
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The embedded tokens: [n, hidden]."""
+        rows: torch.Tensor = (self.embedding_rows or self.model.embed_tokens)(input_ids)
+        return rows.to(self.dtype)
 
     def run_layers(
         self,

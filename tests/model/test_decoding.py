@@ -131,7 +131,7 @@ def test_a_miss_may_lie_behind_a_twin_of_the_path() -> None:
 
 @pytest.mark.parametrize("name", ["recycling", "racer", "suffix"])
 def test_at_its_own_capacity_and_warm_a_method_changes_no_token(
-    default_model: LlamaKVForCausalLM, default_tokenizer: Any, name: str
+    either_model: LlamaKVForCausalLM, default_tokenizer: Any, name: str
 ) -> None:
     if name == "suffix":
         pytest.importorskip("arctic_inference")
@@ -140,10 +140,8 @@ def test_at_its_own_capacity_and_warm_a_method_changes_no_token(
         prompt = default_tokenizer.apply_chat_template(
             [{"role": "user", "content": asked}], add_generation_prompt=True, return_dict=False
         )
-        result = decode(default_model, prompt, drafter, max_new_tokens=30, eos_token_ids=[2])
-        plain = decode(
-            default_model, prompt, VanillaDrafter(), max_new_tokens=30, eos_token_ids=[2]
-        )
+        result = decode(either_model, prompt, drafter, max_new_tokens=30, eos_token_ids=[2])
+        plain = decode(either_model, prompt, VanillaDrafter(), max_new_tokens=30, eos_token_ids=[2])
         assert result.tokens == plain.tokens
 
 
@@ -278,7 +276,7 @@ def test_nothing_to_do_is_refused(
 
 @pytest.mark.slow
 def test_200_tokens_of_the_default_model_equal_generate(
-    default_model: LlamaKVForCausalLM, default_model_path: str, default_tokenizer: Any
+    either_model: LlamaKVForCausalLM, default_model_path: str, default_tokenizer: Any
 ) -> None:
     messages = [{"role": "user", "content": "Tell me the story of the wolf and the seven kids."}]
     prompt = default_tokenizer.apply_chat_template(
@@ -293,7 +291,7 @@ def test_200_tokens_of_the_default_model_equal_generate(
             continue
         small = {"draft_tree_capacity": 16} if "draft_tree_capacity" in drafter.options else {}
         result = decode(
-            default_model, prompt, drafter(**small), max_new_tokens=200, eos_token_ids=[2]
+            either_model, prompt, drafter(**small), max_new_tokens=200, eos_token_ids=[2]
         )
         assert result.tokens == expected, name
         assert (result.mean_accepted_tokens > 1.05) == (name != "vanilla"), name

@@ -33,14 +33,14 @@ def name(trace: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("trace", TRACES, ids=name)
 def test_tokens_and_accept_lengths_are_the_references(
-    trace: dict[str, Any], default_model: LlamaKVForCausalLM
+    trace: dict[str, Any], either_model: LlamaKVForCausalLM
 ) -> None:
     limit = trace["max_new_tokens"] if os.environ.get("FULL") else 32
     drafter = LogitSpecDrafter(
         trace["max_ngram_size"], trace["num_pred_tokens"], trace["draft_tree_capacity"]
     )
     result = decode(
-        default_model, trace["prompt_ids"], drafter, max_new_tokens=limit, eos_token_ids=[EOS]
+        either_model, trace["prompt_ids"], drafter, max_new_tokens=limit, eos_token_ids=[EOS]
     )
 
     expected = trace["output_ids"][:limit]

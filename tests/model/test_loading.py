@@ -30,6 +30,7 @@ from model.logitspec.loading import load_weights
 from model.logitspec.prefill import last_logits
 
 from ..conftest import TINY, save_tiny
+from .gguf_writing import write_gguf
 from .test_modeling import prefilled
 
 
@@ -47,44 +48,6 @@ def test_the_checkpoints_eos_ids_are_all_of_them(tmp_path: Path) -> None:
     found = generate(model, [5, 6, 7], "logitspec", max_new_tokens=60)
     first = plain.tokens.index(plain.tokens[9])
     assert found.tokens == plain.tokens[: first + 1]
-
-
-def llama_cpp_rows(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Query or key rows in llama.cpp's order: a head's two halves interleaved."""
-    rows = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
-    return rows.swapaxes(1, 2).reshape(weight.shape)
-
-
-def write_gguf(file: Path, path: str, *, scaling: bool = False) -> None:
-    """The tiny Llama as llama.cpp's tools would write it."""
-    import gguf
-
-    weights = load_file(Path(path) / "model.safetensors")
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_context_length(TINY["max_position_embeddings"])
-    writer.add_embedding_length(TINY["hidden_size"])
-    writer.add_block_count(TINY["num_hidden_layers"])
-    writer.add_feed_forward_length(TINY["intermediate_size"])
-    writer.add_head_count(TINY["num_attention_heads"])
-    writer.add_head_count_kv(TINY["num_key_value_heads"])
-    writer.add_rope_dimension_count(8)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_vocab_size(TINY["vocab_size"])
-    writer.add_eos_token_id(44)
-    if scaling:
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(2.0)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, TINY["num_hidden_layers"])
-    for name, weight in weights.items():
-        if "q_proj" in name:
-            weight = llama_cpp_rows(weight, TINY["num_attention_heads"])
-        elif "k_proj" in name:
-            weight = llama_cpp_rows(weight, TINY["num_key_value_heads"])
-        writer.add_tensor(names.get_name(name, (".weight",)), weight.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -129,7 +92,7 @@ def test_a_gguf_file_is_a_checkpoint(tmp_path: Path, tiny_path: str) -> None:
     with pytest.raises(InputError, match="scales its rotary embeddings"):
         load(str(scaled))
     file.write_bytes(file.read_bytes()[:300])
-    with pytest.raises(InputError, match="cannot read the config of the model"):
+    with pytest.raises(InputError, match=r"cannot read .*tiny\.F32\.gguf"):
         load(str(file))
 
 

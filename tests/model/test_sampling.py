@@ -191,20 +191,20 @@ def test_whatever_is_drafted_the_tokens_are_those_of_the_one_node_loop(
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_the_real_model_says_the_same_whatever_is_drafted(
-    default_model: LlamaKVForCausalLM, default_tokenizer: Any, temperature: float
+    either_model: LlamaKVForCausalLM, default_tokenizer: Any, temperature: float
 ) -> None:
     messages = [{"role": "user", "content": "Write the numbers from one to twenty as words."}]
     ids = default_tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False
     )
     sampling = Sampling(temperature=temperature, seed=3)
-    wanted = sample(default_model, ids, VanillaDrafter(), 64, sampling)
-    greedy = decode(default_model, ids, VanillaDrafter(), max_new_tokens=64)
+    wanted = sample(either_model, ids, VanillaDrafter(), 64, sampling)
+    greedy = decode(either_model, ids, VanillaDrafter(), max_new_tokens=64)
     assert wanted.tokens != greedy.tokens
     steps = []
     for name in (n for n in DRAFTERS if n in HERE and n != "vanilla"):
         drafter = DRAFTERS[name](**({"vocabulary_rows": 0} if name == "calibrated" else {}))
-        found = sample(default_model, ids, drafter, 64, sampling)
+        found = sample(either_model, ids, drafter, 64, sampling)
         assert found.tokens == wanted.tokens, name
         steps.append(found.steps)
     assert min(steps) < 60
