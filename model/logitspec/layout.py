@@ -9,7 +9,7 @@ from .cpu.layers import Matrix, NativeLayers, stored
 from .cpu.packed import packed
 from .cuda_graphs import use_graphs
 from .errors import InputError
-from .linear import Linear
+from .linear import Linear, release
 from .modeling_llama_kv import LlamaKVForCausalLM
 
 
@@ -34,12 +34,14 @@ def finish(
         InputError: kernels or graphs that were asked for do not run here.
     """
     model.eval()
-    model.fuse()
-    if kernels.name != "plain" and not model.fused:
+    if kernels.name != "native":
+        model.fuse()
+    if kernels.name != "plain" and not (model.fused or kernels.name == "native" and model.plain):
         why = "not all matrices of the model are plain linears"
         if cpu_kernels != "auto":
             raise InputError(f"the {kernels.name} CPU kernels do not run here: {why}; give plain")
         kernels = Kernels("plain", {**kernels.passed_over, kernels.name: why})
+        model.fuse()
     lay_out(model, kernels, keep_weights=keep_weights)
     use_graphs(model, cuda_graphs)
     return model
@@ -49,29 +51,35 @@ def lay_out(model: LlamaKVForCausalLM, kernels: Kernels, *, keep_weights: bool) 
     """Have a model run on these kernels from now on.
 
     Args:
-        model: fused and on the CPU, where the kernels are not plain.
+        model: on the CPU where the kernels are not plain, and fused where they are packed.
         keep_weights: hold the plain weights too, at twice the memory, for another model that shares
-            them. Otherwise they are freed, all but the embedding: where the head is tied to it,
-            that one matrix is held twice.
+            them. Otherwise they are freed one after another.
     """
     model.kernels = kernels
-    if kernels.name == "plain":
-        return
     if kernels.name == "native":
-        model.native = NativeLayers(model.config, model.dtype)
-        model.head.product = Matrix(stored(model.lm_head), model.dtype)
-    else:
-        model.head.product = packed(matrix(model.head), model.head.bias)
-    for layer in model.layers:
-        if model.native is not None:
-            model.native.append(layer)
-        for linear in layer.linears:
-            if model.native is None:
-                linear.product = packed(matrix(linear), linear.bias)
-            if not keep_weights:
+        lay_out_native(model, keep_weights=keep_weights)
+    elif kernels.name == "packed":
+        for linear in model.linears:
+            linear.product = packed(matrix(linear), linear.bias)
+            if not keep_weights and (linear is not model.head or not model.tied):
                 linear.release()
-    if not keep_weights and model.lm_head.weight is not model.model.embed_tokens.weight:
+
+
+def lay_out_native(model: LlamaKVForCausalLM, *, keep_weights: bool) -> None:
+    """The same for native kernels. One matrix serves an embedding and the head that is tied to it."""
+    embedding, tied = model.model.embed_tokens, model.tied
+    model.native = NativeLayers(model.config, model.dtype)
+    for layer in model.layers:
+        model.native.append(layer)
+        if not keep_weights:
+            for linear in layer.linears:
+                linear.release()
+    head = Matrix(stored(model.lm_head), model.dtype, model.model.norm)
+    model.head.product = head
+    model.embedding_rows = (head if tied else Matrix(stored(embedding), model.dtype)).rows
+    if not keep_weights:
         model.head.release()
+        release(embedding)
 
 
 def matrix(linear: Linear) -> torch.Tensor:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .stored import StoredMatrixModule
+
 Product: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -66,7 +68,7 @@ class Linear:
         """Free the plain matrix: the linears' weights become shapes without numbers (meta)."""
         self.weight = None
         for linear in self.linears:
-            linear.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
+            release(linear)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.product is not None:
@@ -74,3 +76,11 @@ class Linear:
         if self.weight is not None:
             return F.linear(x, self.weight, self.bias)
         return torch.cat([linear(x) for linear in self.linears], dim=-1)
+
+
+def release(part: nn.Linear | nn.Embedding | StoredMatrixModule) -> None:
+    """Free a part's matrix: of a weight the shape stays, without numbers (meta)."""
+    if isinstance(part, StoredMatrixModule):
+        part.release()
+    else:
+        part.weight = nn.Parameter(part.weight.to("meta"), requires_grad=False)

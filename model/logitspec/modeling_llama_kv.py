@@ -250,6 +250,16 @@ class LlamaKVForCausalLM(PreTrainedModel):
         """Whether every matrix product could be made one matrix of."""
         return all(linear.weight is not None for linear in self.linears)
 
+    @property
+    def plain(self) -> bool:
+        """Whether all matrices are on the CPU, of linears as they come or as they are stored."""
+        return all(
+            isinstance(linear, StoredLinear)
+            or (type(linear) is nn.Linear and linear.weight.device.type == "cpu")
+            for group in self.linears
+            for linear in group.linears
+        )
+
     def new_cache(self, capacity: int) -> KVCache:
         """An empty KV cache of so many slots, the caller's own."""
         _, kv_heads, head_dim = heads(self.config)
@@ -381,6 +391,8 @@ class LlamaKVForCausalLM(PreTrainedModel):
     @torch.inference_mode()
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Logits [n, vocab] of hidden states [n, hidden], where the head lies."""
+        if self.native is not None:
+            return self.head(x)  # which has the norm
         x = self.model.norm(x.to(execution_device(self.model.norm)))
         return self.head(x.to(execution_device(self.lm_head)))
 

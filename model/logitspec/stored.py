@@ -58,19 +58,16 @@ class StoredMatrix(Protocol):
         """Some of its rows: [n, in] float32."""
 
 
-class StoredLinear(nn.Module):
-    """A linear whose matrix stays in its file until the kernels lay it out.
+class StoredMatrixModule(nn.Module):
+    """A module whose matrix stays in its file until the kernels lay it out.
 
     Attributes:
         matrix: in the file; None once it is released.
-        bias: [out] float32, or None.
     """
 
-    def __init__(self, matrix: StoredMatrix, bias: torch.Tensor | None) -> None:
+    def __init__(self, matrix: StoredMatrix) -> None:
         super().__init__()
         self.matrix: StoredMatrix | None = matrix
-        self.out_features, self.in_features = matrix.shape
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def read(self) -> Quantized | torch.Tensor:
         assert self.matrix is not None, "a released matrix is not read again"
@@ -80,6 +77,15 @@ class StoredLinear(nn.Module):
         """Let go of the file."""
         self.matrix = None
 
+
+class StoredLinear(StoredMatrixModule):
+    """A linear; its bias is [out] float32, or None."""
+
+    def __init__(self, matrix: StoredMatrix, bias: torch.Tensor | None) -> None:
+        super().__init__(matrix)
+        self.out_features, self.in_features = matrix.shape
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x W^T + b with the matrix unpacked for this call alone: slow, without kernels."""
         weight = self.read()
@@ -88,12 +94,9 @@ class StoredLinear(nn.Module):
         return F.linear(x, weight.to(x.dtype), self.bias)
 
 
-class StoredEmbedding(nn.Module):
-    """An embedding whose matrix stays in its file, but for the rows that are asked for."""
-
-    def __init__(self, matrix: StoredMatrix) -> None:
-        super().__init__()
-        self.matrix = matrix
+class StoredEmbedding(StoredMatrixModule):
+    """An embedding, of which only the rows that are asked for are unpacked."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        assert self.matrix is not None, "a released matrix is not read again"
         return self.matrix.rows(ids)

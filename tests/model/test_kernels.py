@@ -235,7 +235,7 @@ def test_the_packed_product_keeps_its_bias() -> None:
 def test_the_native_product(shape: tuple[int, int], rows: int) -> None:
     weight, x = torch.randn(shape), torch.randn(rows, shape[1])
     torch.testing.assert_close(Matrix(weight)(x), x @ weight.T, atol=1e-4, rtol=0)
-    half = Matrix(weight.bfloat16())(x.bfloat16())
+    half = Matrix(weight.bfloat16(), torch.bfloat16)(x.bfloat16())
     expected = x.bfloat16().float() @ weight.bfloat16().float().T
     torch.testing.assert_close(half.float(), expected, atol=0.2, rtol=0.01)
 

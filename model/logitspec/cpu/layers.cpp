@@ -331,6 +331,19 @@ void multiply(const T* x, int64_t rows, const float* norm_weight, double eps, co
     });
 }
 
+// out [count][inputs]: the weights of some outputs of a matrix
+template <class T>
+void rows(const Matrix& m, const int64_t* outputs, int64_t count, T* out, int threads) {
+    Crew::run(count > FEW ? threads : 1, 1, [=](Worker worker) {
+        worker.share(count, [&](int64_t row) {
+            std::vector<float> wide(m.inputs);
+            row_of(m, outputs[row], wide.data());
+            for (int64_t i = 0; i < m.inputs; i += LANES)
+                store(load(wide.data() + i), out + row * m.inputs + i);
+        });
+    });
+}
+
 // Enters a token into the best of a row of logits, [held] of most `count`, best first; of equal ones
 // the first that was entered stays first.
 template <class T>
@@ -437,10 +450,11 @@ void lay_out_wholes(const int8_t* q, int64_t outputs, int64_t inputs, int64_t bi
     if (bits == 6) lay_out<6>(q, outputs, inputs, values, int(threads));
     if (bits == 8) lay_out<8>(q, outputs, inputs, values, int(threads));
 }
-// out [count][inputs]: rows of the weight, of these outputs
-void weights_of(const Matrix* m, const int64_t* outputs, int64_t count, float* out) {
-    for (int64_t row = 0; row < count; row++)
-        for (int64_t i = 0; i < m->inputs; i++)
-            out[row * m->inputs + i] = weight_of(*m, outputs[row], i);
+void rows_float32(const Matrix* m, const int64_t* outputs, int64_t count, float* out, int64_t threads) {
+    rows(*m, outputs, count, out, int(threads));
+}
+void rows_bfloat16(
+    const Matrix* m, const int64_t* outputs, int64_t count, bfloat16* out, int64_t threads) {
+    rows(*m, outputs, count, out, int(threads));
 }
 }

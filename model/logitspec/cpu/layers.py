@@ -15,7 +15,7 @@ import torch
 from ..compiler import Double, Int, Pointer, Unavailable, library, structure
 from ..config import heads
 from ..kv_cache import KVCache
-from ..stored import Quantized, StoredLinear
+from ..stored import Quantized, StoredEmbedding, StoredLinear
 
 SOURCE = Path(__file__).with_name("layers.cpp")
 FLAGS = ("-O3", "-march={target}", "-fopenmp")
@@ -138,12 +138,12 @@ class Matrix:
         return out
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """The weight's rows of some outputs [n], in float32: [n, in]."""
+        """The weights of some outputs [n]: [n, in]. So an embedding is read."""
         ids = ids.contiguous()
-        out = torch.empty(len(ids), self.inputs)
-        layers_library().weights_of(
+        out = torch.empty(len(ids), self.inputs, dtype=self._dtype)
+        getattr(layers_library(), f"rows_{NAMES[self._dtype]}")(
             ctypes.byref(self.struct), Pointer(ids.data_ptr()), Int(len(ids)),
-            Pointer(out.data_ptr()),
+            Pointer(out.data_ptr()), Int(torch.get_num_threads()),
         )  # fmt: skip
         return out
 
@@ -276,9 +276,12 @@ class NativeLayers:
         self._forward(model, ctypes.byref(step))
 
 
-def stored(linear: Any) -> Stored:
-    """The weight of a linear as the checkpoint stores it."""
-    return linear.read() if isinstance(linear, StoredLinear) else linear.weight
+def stored(part: Any) -> Stored:
+    """The weight of a linear or an embedding as the checkpoint stores it."""
+    if isinstance(part, StoredLinear | StoredEmbedding):
+        return part.read()
+    weight: torch.Tensor = part.weight
+    return weight
 
 
 def check(config: Any, dtype: torch.dtype) -> None:

@@ -303,30 +303,29 @@ template <class X> void sum_inputs(const X* x, int64_t inputs, float* sums) {
     }
 }
 
-// One weight of a matrix.
-inline float weight_of(const Matrix& m, int64_t output, int64_t input) {
-    int64_t block = output / BLOCK, column = output % BLOCK, chunk = input / CHUNK;
-    int64_t i = input % CHUNK, c = column / LANES, lane = column % LANES;
-    int64_t at = block * (m.inputs / CHUNK) + chunk;
-    auto value = [&](auto form) {
-        using V = decltype(form);
-        floats values = {};
-        const char* p = m.values + at * V::CHUNK_BYTES;
-        for (int k = 0; k < CHUNK; k++)
-            if (k == i) values = V::get(p, k, int(c));
-        return values[lane];
-    };
-    float q = 0;
-    switch (m.form) {
-        case FLOAT32: return value(Floats());
-        case BFLOAT16: return value(Bfloat16s());
-        case FLOAT16: return value(Float16s());
-        case WHOLE4: q = value(Wholes<4>()); break;
-        case WHOLE6: q = value(Wholes<6>()); break;
-        case WHOLE8: q = value(Wholes<8>()); break;
+// The weights of one output of a matrix, [inputs].
+template <class V> void row_of(const Matrix& m, int64_t output, float* out) {
+    int64_t block = output / BLOCK, column = output % BLOCK;
+    const char* p = m.values + block * (m.inputs / CHUNK) * V::CHUNK_BYTES;
+    for (int64_t chunk = 0; chunk < m.inputs; chunk += CHUNK, p += V::CHUNK_BYTES)
+#pragma GCC unroll 16
+        for (int i = 0; i < CHUNK; i++)
+            out[chunk + i] = V::get(p, i, int(column / LANES))[column % LANES];
+    if (!m.scales) return;
+    for (int64_t i = 0; i < m.inputs; i++) {
+        int64_t at = (block * (m.inputs / m.group) + i / m.group) * BLOCK + column;
+        out[i] = out[i] * m.scales[at] + (m.minima ? m.minima[at] : 0);
     }
-    int64_t of_group = (block * (m.inputs / m.group) + input / m.group) * BLOCK + column;
-    return q * m.scales[of_group] + (m.minima ? m.minima[of_group] : 0);
+}
+inline void row_of(const Matrix& m, int64_t output, float* out) {
+    switch (m.form) {
+        case FLOAT32: return row_of<Floats>(m, output, out);
+        case BFLOAT16: return row_of<Bfloat16s>(m, output, out);
+        case FLOAT16: return row_of<Float16s>(m, output, out);
+        case WHOLE4: return row_of<Wholes<4>>(m, output, out);
+        case WHOLE6: return row_of<Wholes<6>>(m, output, out);
+        case WHOLE8: return row_of<Wholes<8>>(m, output, out);
+    }
 }
 
 }  // namespace
