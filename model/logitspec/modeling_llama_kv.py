@@ -356,16 +356,16 @@ class LlamaKVForCausalLM(PreTrainedModel):
         n = input_ids.shape[0]
         cache.require(n)
         self.require_position(last_position)
-        turns = rotation(self.rope(last_position + 1, positions.device), positions)
+        turns = self.rope(last_position + 1, positions.device)
         x = self.embed(input_ids)
         if self.native is not None:
-            return self.native(x, *turns, tree_mask, cache)
+            return self.native(x, turns, positions, tree_mask, cache)
         mask = None
         if n > 1 and (tree_mask is not None or cache.length > 0):
             if tree_mask is None:
                 tree_mask = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
             mask = self.additive_mask(tree_mask, cache.length)
-        return self.run_layers(x, turns, mask, cache.window(n))
+        return self.run_layers(x, rotation(turns, positions), mask, cache.window(n))
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The embedded tokens: [n, hidden]."""

@@ -41,7 +41,8 @@ struct Model {
 struct Step {
     int64_t rows, length, capacity;  // new tokens, slots committed before, slots of the cache
     int64_t threads;
-    const void *cos, *sin;           // [rows][head_dim]; the first half of sin is negated
+    const void* turns;               // [positions][cos, sin][head_dim]; sin's first half is negated
+    const int64_t* positions;        // [rows]
     const uint8_t* sees;             // [rows][rows], which new tokens a row sees; null: causal
     void* cache;                     // [layers][2][kv_heads][capacity][head_dim]
     void* x;                         // [rows][hidden], in and out
@@ -199,7 +200,7 @@ template <class T, class X> struct Runner {
         T* cache = slots(l, !key, of) + s.length * size;
         for (int64_t row = 0; row < s.rows; row++) {
             const float* x = product + row * size;
-            const T *cos = (const T*)s.cos + row * size, *sin = (const T*)s.sin + row * size;
+            const T *cos = (const T*)s.turns + s.positions[row] * 2 * size, *sin = cos + size;
             if (query) {
                 int64_t at = (of / groups * s.rows + row) * groups + of % groups;
                 turn<T>(x, layer.q_norm, m, cos, sin, 1 / std::sqrt(float(size)),

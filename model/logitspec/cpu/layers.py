@@ -48,7 +48,7 @@ Model = structure("Model", **dict.fromkeys(SIZES, Int), eps=ctypes.c_double, lay
 Step = structure(
     "Step",
     **dict.fromkeys(("rows", "length", "capacity", "threads"), Int),
-    **dict.fromkeys(("cos", "sin", "sees", "cache", "x", "workspace"), Pointer),
+    **dict.fromkeys(("turns", "positions", "sees", "cache", "x", "workspace"), Pointer),
 )
 
 
@@ -214,8 +214,8 @@ class NativeLayers:
     def __call__(
         self,
         x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        turns: torch.Tensor,
+        positions: torch.Tensor,
         sees: torch.Tensor | None,
         cache: KVCache,
     ) -> torch.Tensor:
@@ -223,8 +223,8 @@ class NativeLayers:
 
         Args:
             x: [n, hidden], the embedded tokens; overwritten.
-            cos: [n, 1, head_dim].
-            sin: the same, its first half negated.
+            turns: the model's table of rotary cos and sin, [positions, 2, head_dim].
+            positions: [n] int64, which of its rows the tokens have.
             sees: [n, n] bool, which of the n tokens each sees; None: those up to it.
             cache: of this model, on the CPU; slots [length, length + n) are written. Its committed
                 slots are seen by every token.
@@ -235,35 +235,34 @@ class NativeLayers:
         m = self._model
         store = cache.store
         layout = (m.layers, 2, m.kv_heads, cache.capacity, m.head_dim)
-        if store.shape != layout or {store.dtype, cos.dtype, sin.dtype, x.dtype} != {self._dtype}:
+        if store.shape != layout or {store.dtype, turns.dtype, x.dtype} != {self._dtype}:
             raise ValueError(f"a cache {tuple(store.shape)} of {store.dtype} is not of this model")
         if sees is not None and (sees.dtype != torch.bool or sees.shape != (len(x), len(x))):
             raise ValueError(f"a mask {tuple(sees.shape)} of {sees.dtype} for {len(x)} tokens")
-        x = x.contiguous()
+        x, positions = x.contiguous(), positions.contiguous()
         size = len(x) if sees is not None else CHUNK
         for first in range(0, len(x), size):
             part = slice(first, first + size)
-            self._run(x[part], cos[part], sin[part], sees, cache, cache.length + first)
+            self._run(x[part], turns, positions[part], sees, cache, cache.length + first)
         return x
 
     def _run(
         self,
         x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        turns: torch.Tensor,
+        positions: torch.Tensor,
         sees: torch.Tensor | None,
         cache: KVCache,
         length: int,
     ) -> None:
-        cos, sin = cos.contiguous(), sin.contiguous()
         sees = None if sees is None else sees.contiguous()
         step = Step(
             rows=len(x),
             length=length,
             capacity=cache.capacity,
             threads=torch.get_num_threads(),
-            cos=cos.data_ptr(),
-            sin=sin.data_ptr(),
+            turns=turns.data_ptr(),
+            positions=positions.data_ptr(),
             sees=None if sees is None else sees.data_ptr(),
             cache=cache.store.data_ptr(),
             x=x.data_ptr(),
