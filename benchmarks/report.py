@@ -42,10 +42,11 @@ def step_section(content: Content, folder: Path) -> str:
         "column is the distance to the larger of the two.\n\n"
         f"![step time over nodes]({folder.name}/step-cost.png)\n"
     )
-    made = {row["dtype"]: row["made"] for row in content["machine"]}
-    rows = grouped(content["steps"], "{dtype}")
-    for dtype, how in made.items():
-        text += f"\n{dtype}, {how}:\n\n{markdown_table(step_cost.COLUMNS, rows[dtype])}"
+    for dtype, own in grouped(content["steps"], "{dtype}").items():
+        kernels = list(grouped(own, "{kernels}"))
+        same = grouped(own, "{context} {nodes}").values()
+        shown = markdown_table(step_cost.columns(kernels), [*map(step_cost.compared, same)])
+        text += f"\n{dtype}:\n\n{shown}"
     return text
 
 
