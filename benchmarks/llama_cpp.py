@@ -1,0 +1,308 @@
+"""Tokens per second beside llama.cpp on one GGUF file: python -m benchmarks.llama_cpp --help.
+
+Every engine answers every question, one at a time and in turn: ours in this process, llama.cpp in
+processes of their own, with as many threads each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from data.prepare import GGUF
+from evaluation.asking.answering import allowed_tokens
+from evaluation.asking.engines import Engine, Models
+from evaluation.asking.methods import Method, find_methods
+from evaluation.asking.questions import chosen_questions
+from evaluation.asking.settings import AnswerSettings, QuestionSettings, TargetSettings
+from evaluation.asking.target import Target
+from evaluation.command.exits import Incomplete
+from evaluation.command.flags import read
+from evaluation.command.parser import Parser, at_least
+from model.logitspec.errors import InputError, brief
+
+from .llama_server import MODES, Lacking, LlamaServer, find_llama
+from .measure import (
+    AS_THERE,
+    MODEL,
+    Columns,
+    Figures,
+    PrintedTable,
+    Results,
+    add_question_flags,
+    grouped,
+    run_benchmark,
+)
+
+SUFFIX = ".gguf"
+PAUSE = 0.1  # seconds before an answer, for the threads of the engine before it to fall asleep
+WARMUP_TOKENS = 32
+THEIRS = "llama.cpp "  # begins the names of its engines
+PLAIN = THEIRS + "none"
+ANSWERS: Columns = {
+    "engine": (24, "{engine}"),
+    "question": (8, "{question}"),
+    "prompt": (6, "{prompt_tokens}"),
+    "tokens": (6, "{tokens}"),
+    "tokens/s": (8, "{speed:.1f}"),
+    "others %": (8, "{others:.0%}"),
+}
+COLUMNS: Columns = {
+    "engine": (24, "{engine}"),
+    "questions": (9, "{questions}"),
+    "tokens/s": (8, "{speed:.1f}"),
+    "median": (7, "{median:.1f}"),
+    "decoding": (8, "{decoding:.1f}"),
+    "prompt/s": (8, "{reading:.0f}"),
+    "x llama.cpp": (11, "{over_plain:.2f}"),
+    "x its best": (10, "{over_best:.2f}"),
+    "same answers": (12, "{same}"),
+    "same tokens": (11, "{agreed:.0f}"),
+}
+Asked = Callable[[list[int], int], Figures]
+Answer = TypeVar("Answer")
+
+
+def ask_ours(engine: Engine, prompt_ids: list[int], max_new_tokens: int) -> Figures:
+    """Tokens and seconds of our engine's answer, as LlamaServer.answer gives them."""
+    start = time.perf_counter()
+    result = engine.generate(prompt_ids, max_new_tokens)
+    return {
+        "output_ids": result.tokens,
+        "tokens": len(result.tokens),
+        "prompt_tokens": len(prompt_ids),
+        "prompt_seconds": result.prefill_seconds,
+        "seconds": time.perf_counter() - start,
+        "drafted": sum(result.tree_sizes) - result.steps,
+        "accepted": len(result.tokens) - result.steps,
+    }
+
+
+class Contest:
+    """The engines, started once; close them by leaving it as a context.
+
+    An engine that fails is left out from then on, and `failed` says why.
+    """
+
+    def __init__(self, args: argparse.Namespace, target: Target) -> None:
+        self.failed: dict[str, str] = {}
+        self.facts: list[Figures] = []
+        self._stack = ExitStack()
+        self._servers: list[LlamaServer] = []
+        self._asked: dict[str, Asked] = {}
+        self._forget: dict[str, Callable[[], None]] = {}
+        self._args = args
+        self._target = target
+
+    def __enter__(self) -> Contest:
+        with self._stack:
+            self._start_theirs()
+            models = Models(self._target, shared=False)
+            for name, method in find_methods(self._args.methods).items():
+                self._try(name, partial(self._start_ours, name, models, method))
+            self._stack = self._stack.pop_all()
+        if not self._asked:
+            raise InputError(f"no engine started: {'; '.join(self.failed.values())}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._asked)
+
+    def warm_up(self, prompt_ids: list[int]) -> None:
+        """Have every engine answer briefly, so that memory and kernels are in place."""
+        for name in self.names:
+            self.ask(name, prompt_ids, WARMUP_TOKENS)
+            if name in self._asked:
+                self._forget[name]()
+
+    def ask(self, name: str, prompt_ids: list[int], max_new_tokens: int) -> Figures | None:
+        """An engine's answer, and the share of a core that the others used; None if it failed."""
+        time.sleep(PAUSE)
+        before, start = self._cpu_seconds(name), time.perf_counter()
+        row = self._try(name, partial(self._asked[name], prompt_ids, max_new_tokens))
+        if row is not None:
+            used = self._cpu_seconds(name) - before
+            row["others"] = used / (time.perf_counter() - start)
+        return row
+
+    def _cpu_seconds(self, name: str) -> float:
+        """Of all processes but that of an engine."""
+        theirs = sum(server.cpu_seconds() for server in self._servers if server.name != name)
+        return theirs + (time.process_time() if name.startswith(THEIRS) else 0.0)
+
+    def _start_theirs(self) -> None:
+        args = self._args
+        wanted = list(MODES) if args.modes == ["all"] else args.modes
+        context = self._target.max_positions
+        for mode in wanted:
+            try:
+                server = LlamaServer(
+                    args.model_path, mode, args.threads, context, args.llama_server
+                )
+            except Lacking as error:
+                if args.modes != ["all"]:
+                    raise
+                print(f"left out: {error}")
+                continue
+            self._stack.callback(server.close)
+            self._servers.append(server)
+            self._asked[server.name] = server.answer
+            self._forget[server.name] = server.forget
+            self.facts.append({"engine": server.name, **server.facts})
+
+    def _start_ours(self, name: str, models: Models, method: Method) -> None:
+        engine = method.engine(models, method.settings({}))
+        self._asked[name] = partial(ask_ours, engine)
+        self._forget[name] = engine.forget
+        kernels = models.kv.kernels.name
+        self.facts.append({"engine": name, "kernels": kernels, "dtype": str(models.kv.dtype)})
+
+    def _try(self, name: str, work: Callable[[], Answer]) -> Answer | None:
+        try:
+            return work()
+        except Exception as error:  # the others go on
+            said = str(error) if isinstance(error, InputError) else brief(error)
+            self.failed[name] = f"{name}: {said}"
+            self._asked.pop(name, None)
+            print(f"left out from here: {self.failed[name]}", flush=True)
+            return None
+
+
+def same_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two answers share before they differ."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def summary(answers: Sequence[Figures]) -> list[Figures]:
+    """A row for each engine over the questions that all of them answered.
+
+    Speeds are of totals, and their median over questions. The reference of equal answers is our
+    first engine; `agreed` is the median number of tokens before the first that differs.
+    """
+    by_engine = {
+        name: {row["question"]: row for row in rows}
+        for name, rows in grouped(answers, "{engine}").items()
+    }
+    common = set.intersection(*(set(rows) for rows in by_engine.values())) if by_engine else set()
+    if not common:
+        return []
+    chosen = {name: [rows[q] for q in sorted(common, key=str)] for name, rows in by_engine.items()}
+    reference = next((n for n in chosen if not n.startswith(THEIRS)), next(iter(chosen)))
+    result = []
+    for name, rows in chosen.items():
+        pairs = list(zip(rows, chosen[reference], strict=True))
+        agreed = [same_tokens(a["output_ids"], b["output_ids"]) for a, b in pairs]
+        equal = sum(a["output_ids"] == b["output_ids"] for a, b in pairs)
+        decoding = sum(row["seconds"] - row["prompt_seconds"] for row in rows)
+        result.append(
+            {
+                "engine": name,
+                "questions": len(rows),
+                "speed": total(rows, "tokens") / total(rows, "seconds"),
+                "median": float(np.median([row["tokens"] / row["seconds"] for row in rows])),
+                "decoding": total(rows, "tokens") / decoding,
+                "reading": total(rows, "prompt_tokens") / total(rows, "prompt_seconds"),
+                "same": f"{equal} of {len(rows)}",
+                "agreed": float(np.median(agreed)),
+            }
+        )
+    plain = next((row["speed"] for row in result if row["engine"] == PLAIN), None)
+    best = max((row["speed"] for row in result if row["engine"].startswith(THEIRS)), default=None)
+    for row in result:
+        row["over_plain"] = plain and row["speed"] / plain
+        row["over_best"] = best and row["speed"] / best
+    return result
+
+
+def total(rows: Sequence[Figures], key: str) -> float:
+    return float(sum(row[key] for row in rows))
+
+
+def report(args: argparse.Namespace) -> None:
+    """What main() does once the flags are parsed."""
+    torch.set_num_threads(args.threads)
+    if not args.model_path.endswith(SUFFIX):
+        raise InputError(f"{args.model_path} is no GGUF file, which llama.cpp needs; give one")
+    find_methods(args.methods)
+    unknown = [mode for mode in args.modes if mode not in (*MODES, "all")]
+    if unknown:
+        raise InputError(f"--modes {unknown[0]!r} is not known; give all or {', '.join(MODES)}")
+    find_llama(args.llama_server)
+    target = Target.resolve(read(TargetSettings, args, device="cpu"))
+    _, questions = chosen_questions(read(QuestionSettings, args))
+    results = Results(args, "cpu", resume=True)
+    there = {(row["question"], row["engine"]) for row in results.content.get("answers", ())}
+    settings = read(AnswerSettings, args)
+    prompts = {q: target.prompts.start().ask(q.turns[0]) for q in questions}
+    with Contest(args, target) as contest:
+        results.put("engines", contest.facts)
+        contest.warm_up(next(iter(prompts.values())))
+        title = f"{args.model_path}, {args.threads} threads each"
+        table = results.table("answers", title, ANSWERS)
+        for number, (question, prompt_ids) in enumerate(prompts.items()):
+            tokens = allowed_tokens(question, prompt_ids, target, settings)
+            names = contest.names
+            turn = number % len(names) if names else 0
+            for name in (*names[turn:], *names[:turn]):  # nobody is always first
+                if (question.question_id, name) in there:
+                    continue
+                row = contest.ask(name, prompt_ids, tokens)
+                if row is not None:
+                    known = {"engine": name, "question": question.question_id}
+                    table.add({**known, **row}, speed=row["tokens"] / row["seconds"])
+    show(results.content["answers"], args)
+    if contest.failed:
+        raise Incomplete(f"not all engines answered: {'; '.join(contest.failed.values())}")
+
+
+def show(answers: Sequence[Figures], args: argparse.Namespace) -> None:
+    rows = summary(answers)
+    table = PrintedTable(
+        f"{args.bench_name}: tokens/s with the prompt, of all questions and their median, without "
+        "the prompt, and the prompt's",
+        COLUMNS,
+    )
+    for row in rows:
+        table.add(row)
+    print(
+        "while one engine answered, the others used at most "
+        f"{max(row['others'] for row in answers):.0%} of a core; llama.cpp rounds activations to "
+        "8 bits and ours does not, so that answers may differ"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(
+        "python -m benchmarks.llama_cpp",
+        "Tokens per second beside llama.cpp, on the same GGUF file; first turns only.",
+    )
+    add_question_flags(parser)
+    parser.set_defaults(model_path=f"{MODEL}/{GGUF}")
+    add = parser.add_argument
+    add("--methods", default="vanilla,calibrated@auto", metavar="A,B", help="of evaluation.run")
+    kinds = f"its speculation, with its own settings: all, or of {', '.join(MODES)}"
+    add("--modes", type=lambda text: text.split(","), default="all", metavar="A,B", help=kinds)
+    add("--threads", type=at_least(1), default=torch.get_num_threads(), help="of each engine")
+    add("--llama-server", type=Path, metavar="FILE", help="a build of your own, not xllamacpp")
+    add("--dtype", default="auto", help=f"of ours, {AS_THERE}")
+    add("--cpu-kernels", default="auto", help=f"of ours, {AS_THERE}")
+    return run_benchmark(parser, argv, report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
