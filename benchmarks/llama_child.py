@@ -41,7 +41,3 @@ def main() -> None:
     print(json.dumps(found), flush=True)
     sys.stdin.read()
     del server
-
-
-if __name__ == "__main__":
-    main()

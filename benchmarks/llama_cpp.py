@@ -235,6 +235,7 @@ def total(rows: Sequence[Figures], key: str) -> float:
 
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
+    args.threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(args.threads)
     if not args.model_path.endswith(SUFFIX):
         raise InputError(f"{args.model_path} is no GGUF file, which llama.cpp needs; give one")
@@ -297,7 +298,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--methods", default="vanilla,calibrated@auto", metavar="A,B", help="of evaluation.run")
     kinds = f"its speculation, with its own settings: all, or of {', '.join(MODES)}"
     add("--modes", type=lambda text: text.split(","), default="all", metavar="A,B", help=kinds)
-    add("--threads", type=at_least(1), default=torch.get_num_threads(), help="of each engine")
+    threads = "of each engine (default: as many as PyTorch uses)"
+    add("--threads", type=at_least(1), metavar="N", help=threads)
     add("--llama-server", type=Path, metavar="FILE", help="a build of your own, not xllamacpp")
     add("--dtype", default="auto", help=f"of ours, {AS_THERE}")
     add("--cpu-kernels", default="auto", help=f"of ours, {AS_THERE}")

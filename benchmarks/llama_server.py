@@ -23,6 +23,7 @@ from model.logitspec.errors import InputError
 from .measure import Figures
 
 MODES = ("none", "ngram-simple", "ngram-mod", "ngram-cache")
+CHILD = "from benchmarks.llama_child import main; main()"
 START_SECONDS = 120  # to load a model
 ANSWER_SECONDS = 600
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -56,7 +57,7 @@ class LlamaServer:
         self.facts: Figures = {}
         if binary is None:
             given = {"model": model, "mode": mode, "threads": threads, "context": context}
-            command = [sys.executable, "-m", "benchmarks.llama_child", json.dumps(given)]
+            command = [sys.executable, "-c", CHILD, json.dumps(given)]
             self._process = self._start(command, subprocess.PIPE)
             self._address = self._read_address(mode)
         else:
