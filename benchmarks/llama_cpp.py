@@ -12,11 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 
 from data.prepare import GGUF
@@ -32,6 +30,7 @@ from evaluation.command.parser import Parser, at_least
 from model.logitspec.errors import InputError, brief
 
 from .llama_server import MODES, Lacking, LlamaServer, find_llama
+from .llama_summary import COLUMNS, THEIRS, summary
 from .measure import (
     AS_THERE,
     MODEL,
@@ -40,15 +39,13 @@ from .measure import (
     PrintedTable,
     Results,
     add_question_flags,
-    grouped,
     run_benchmark,
 )
 
 SUFFIX = ".gguf"
 PAUSE = 0.1  # seconds before an answer, for the threads of the engine before it to fall asleep
 WARMUP_TOKENS = 32
-THEIRS = "llama.cpp "  # begins the names of its engines
-PLAIN = THEIRS + "none"
+ROOM = 128  # more tokens of context, for llama.cpp's drafts
 ANSWERS: Columns = {
     "engine": (24, "{engine}"),
     "question": (8, "{question}"),
@@ -56,18 +53,6 @@ ANSWERS: Columns = {
     "tokens": (6, "{tokens}"),
     "tokens/s": (8, "{speed:.1f}"),
     "others %": (8, "{others:.0%}"),
-}
-COLUMNS: Columns = {
-    "engine": (24, "{engine}"),
-    "questions": (9, "{questions}"),
-    "tokens/s": (8, "{speed:.1f}"),
-    "median": (7, "{median:.1f}"),
-    "decoding": (8, "{decoding:.1f}"),
-    "prompt/s": (8, "{reading:.0f}"),
-    "x llama.cpp": (11, "{over_plain:.2f}"),
-    "x its best": (10, "{over_best:.2f}"),
-    "same answers": (12, "{same}"),
-    "same tokens": (11, "{agreed:.0f}"),
 }
 Asked = Callable[[list[int], int], Figures]
 Answer = TypeVar("Answer")
@@ -92,9 +77,14 @@ class Contest:
     """The engines, started once; close them by leaving it as a context.
 
     An engine that fails is left out from then on, and `failed` says why.
+
+    Args:
+        args: of the command.
+        target: of our engines.
+        context: most tokens of a prompt and its answer.
     """
 
-    def __init__(self, args: argparse.Namespace, target: Target) -> None:
+    def __init__(self, args: argparse.Namespace, target: Target, context: int) -> None:
         self.failed: dict[str, str] = {}
         self.facts: list[Figures] = []
         self._stack = ExitStack()
@@ -103,6 +93,7 @@ class Contest:
         self._forget: dict[str, Callable[[], None]] = {}
         self._args = args
         self._target = target
+        self._context = context
 
     def __enter__(self) -> Contest:
         with self._stack:
@@ -126,8 +117,8 @@ class Contest:
         """Have every engine answer briefly, so that memory and kernels are in place."""
         for name in self.names:
             self.ask(name, prompt_ids, WARMUP_TOKENS)
-            if name in self._asked:
-                self._forget[name]()
+            if name in self._forget:
+                self._forget[name]()  # what our method learnt from it
 
     def ask(self, name: str, prompt_ids: list[int], max_new_tokens: int) -> Figures | None:
         """An engine's answer, and the share of a core that the others used; None if it failed."""
@@ -147,11 +138,10 @@ class Contest:
     def _start_theirs(self) -> None:
         args = self._args
         wanted = list(MODES) if args.modes == ["all"] else args.modes
-        context = self._target.max_positions
         for mode in wanted:
             try:
                 server = LlamaServer(
-                    args.model_path, mode, args.threads, context, args.llama_server
+                    args.model_path, mode, args.threads, self._context, args.llama_server
                 )
             except Lacking as error:
                 if args.modes != ["all"]:
@@ -161,7 +151,6 @@ class Contest:
             self._stack.callback(server.close)
             self._servers.append(server)
             self._asked[server.name] = server.answer
-            self._forget[server.name] = server.forget
             self.facts.append({"engine": server.name, **server.facts})
 
     def _start_ours(self, name: str, models: Models, method: Method) -> None:
@@ -182,57 +171,6 @@ class Contest:
             return None
 
 
-def same_tokens(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two answers share before they differ."""
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def summary(answers: Sequence[Figures]) -> list[Figures]:
-    """A row for each engine over the questions that all of them answered.
-
-    Speeds are of totals, and their median over questions. The reference of equal answers is our
-    first engine; `agreed` is the median number of tokens before the first that differs.
-    """
-    by_engine = {
-        name: {row["question"]: row for row in rows}
-        for name, rows in grouped(answers, "{engine}").items()
-    }
-    common = set.intersection(*(set(rows) for rows in by_engine.values())) if by_engine else set()
-    if not common:
-        return []
-    chosen = {name: [rows[q] for q in sorted(common, key=str)] for name, rows in by_engine.items()}
-    reference = next((n for n in chosen if not n.startswith(THEIRS)), next(iter(chosen)))
-    result = []
-    for name, rows in chosen.items():
-        pairs = list(zip(rows, chosen[reference], strict=True))
-        agreed = [same_tokens(a["output_ids"], b["output_ids"]) for a, b in pairs]
-        equal = sum(a["output_ids"] == b["output_ids"] for a, b in pairs)
-        decoding = sum(row["seconds"] - row["prompt_seconds"] for row in rows)
-        result.append(
-            {
-                "engine": name,
-                "questions": len(rows),
-                "speed": total(rows, "tokens") / total(rows, "seconds"),
-                "median": float(np.median([row["tokens"] / row["seconds"] for row in rows])),
-                "decoding": total(rows, "tokens") / decoding,
-                "reading": total(rows, "prompt_tokens") / total(rows, "prompt_seconds"),
-                "same": f"{equal} of {len(rows)}",
-                "agreed": float(np.median(agreed)),
-            }
-        )
-    plain = next((row["speed"] for row in result if row["engine"] == PLAIN), None)
-    best = max((row["speed"] for row in result if row["engine"].startswith(THEIRS)), default=None)
-    for row in result:
-        row["over_plain"] = plain and row["speed"] / plain
-        row["over_best"] = best and row["speed"] / best
-    return result
-
-
-def total(rows: Sequence[Figures], key: str) -> float:
-    return float(sum(row[key] for row in rows))
-
-
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
     args.threads = args.threads or torch.get_num_threads()
@@ -250,19 +188,20 @@ def report(args: argparse.Namespace) -> None:
     there = {(row["question"], row["engine"]) for row in results.content.get("answers", ())}
     settings = read(AnswerSettings, args)
     prompts = {q: target.prompts.start().ask(q.turns[0]) for q in questions}
-    with Contest(args, target) as contest:
+    tokens = {q: allowed_tokens(q, ids, target, settings) for q, ids in prompts.items()}
+    context = max(len(ids) + tokens[q] for q, ids in prompts.items()) + ROOM
+    with Contest(args, target, context) as contest:
         results.put("engines", contest.facts)
         contest.warm_up(next(iter(prompts.values())))
         title = f"{args.model_path}, {args.threads} threads each"
         table = results.table("answers", title, ANSWERS)
         for number, (question, prompt_ids) in enumerate(prompts.items()):
-            tokens = allowed_tokens(question, prompt_ids, target, settings)
             names = contest.names
             turn = number % len(names) if names else 0
             for name in (*names[turn:], *names[:turn]):  # nobody is always first
                 if (question.question_id, name) in there:
                     continue
-                row = contest.ask(name, prompt_ids, tokens)
+                row = contest.ask(name, prompt_ids, tokens[question])
                 if row is not None:
                     known = {"engine": name, "question": question.question_id}
                     table.add({**known, **row}, speed=row["tokens"] / row["seconds"])

@@ -20,12 +20,14 @@ from typing import Any
 from evaluation.command.files import ROOT
 from model.logitspec.errors import InputError
 
+from .llama_summary import THEIRS
 from .measure import Figures
 
 MODES = ("none", "ngram-simple", "ngram-mod", "ngram-cache")
 CHILD = "from benchmarks.llama_child import main; main()"
 START_SECONDS = 120  # to load a model
 ANSWER_SECONDS = 600
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for this machine
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -52,8 +54,7 @@ class LlamaServer:
         self, model: str, mode: str, threads: int, context: int, binary: Path | None
     ) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
-        self.name = f"llama.cpp {mode}"
-        self._model = model
+        self.name = THEIRS + mode
         self.facts: Figures = {}
         if binary is None:
             given = {"model": model, "mode": mode, "threads": threads, "context": context}
@@ -108,9 +109,6 @@ class LlamaServer:
             }
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.name} gave no answer: {self._why(error)}") from error
-
-    def forget(self) -> None:
-        """Nothing is kept but what --spec-type keeps."""
 
     def cpu_seconds(self) -> float:
         """That its process has used."""
@@ -176,7 +174,7 @@ class LlamaServer:
             self._address + path, data, {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=seconds) as response:
+            with OPENER.open(request, timeout=seconds) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             said = error.read().decode("utf-8", "replace")

@@ -11,7 +11,8 @@ from typing import Any
 
 from evaluation.tabulating.origin import read_tables
 
-from . import first_token, llama_cpp, neighbour
+from . import first_token, neighbour
+from .llama_summary import PLAIN, THEIRS, summary
 from .measure import Columns, Figures, cells
 
 Content = dict[str, Any]
@@ -63,14 +64,14 @@ def llama_section(contents: Sequence[Content]) -> str:
     """Of llama_cpp's results: our methods, each beside llama.cpp of the same run."""
     rows = []
     for content in contents:
-        engines = {row["engine"]: row for row in llama_cpp.summary(content["answers"])}
-        theirs = {name: row for name, row in engines.items() if name.startswith(llama_cpp.THEIRS)}
+        engines = {row["engine"]: row for row in summary(content["answers"])}
+        theirs = {name: row for name, row in engines.items() if name.startswith(THEIRS)}
         best = max(theirs.values(), key=lambda row: float(row["speed"]))
-        plain = theirs.get(llama_cpp.PLAIN)
+        plain = theirs.get(PLAIN)
         shown = {
             "bench": content["settings"]["bench_name"],
             "plain": plain and speeds(plain),
-            "best": f"{best['speed']:.1f} ({best['engine'].removeprefix(llama_cpp.THEIRS)})",
+            "best": f"{best['speed']:.1f} ({best['engine'].removeprefix(THEIRS)})",
         }
         for name, row in engines.items():
             if name not in theirs:

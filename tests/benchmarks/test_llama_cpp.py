@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import llama_cpp
+from benchmarks.llama_summary import summary
 
 from ..conftest import question
 
@@ -123,7 +124,7 @@ def test_the_summary_by_hand() -> None:
         row("vanilla", 2, 2.0, [5]),
         row("vanilla", 3, 2.0, [5]),  # only one has answered it, so it counts for none
     ]
-    none, mod, vanilla = llama_cpp.summary(answers)
+    none, mod, vanilla = summary(answers)
     assert [r["questions"] for r in (none, mod, vanilla)] == [2, 2, 2]
     assert none["speed"] == 4 / 6 and none["median"] == pytest.approx((1 + 1 / 3) / 2)
     assert none["decoding"] == 4 / (2 + 2) and none["reading"] == 20 / 2
