@@ -109,7 +109,7 @@ def slowest_section(contents: Sequence[Content]) -> str:
             "questions": content["questions"],
         }
         for row in read_tables(content)["speed"].rows[1:]:
-            rows.append({**shown, "method": row.name, **row.values})
+            rows.append({**shown, "method": row.name, "slowest": None, **row.values})
     return (
         "## Question by question\n\n"
         "`python -m evaluation.tables --json`: speed over the one-node loop of the same run, of "
