@@ -57,6 +57,7 @@ setup(
             "types-requests",
             "types-tqdm",
         ],
+        "llama": ["xllamacpp>=2026.10"],
         "ray": ["ray>=2.40"],
         "plots": ["matplotlib>=3.9"],
         "suffix": ["arctic-inference>=0.3"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MODEL = "checkpoints/smollm2-135m-instruct"
 SPREAD = "{median:.2f} [{low:.2f}, {high:.2f}]"  # a table's cell of quartiles
+MODEL_KINDS = "checkpoint: a local directory, a hub id or a GGUF file"
 AS_THERE = "as in the inference scripts"
 INTERRUPTED = "interrupted; what was measured is above, and in the file of --json if one was given"
 Command = Callable[[argparse.Namespace], None]
@@ -64,16 +66,43 @@ def cells(columns: Columns, row: Figures) -> list[str]:
 class Results:
     """Settings, environment and rows; in the file of --json, if one is given, after every row.
 
+    Args:
+        args: of the command.
+        device: that is measured.
+        resume: go on with a file that the same command began in the same environment.
+
     Raises:
         InputError: the file is there or cannot be written; said before anything is measured.
     """
 
-    def __init__(self, args: argparse.Namespace, device: str) -> None:
+    def __init__(self, args: argparse.Namespace, device: str, *, resume: bool = False) -> None:
         flags = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         self.content: Figures = {"settings": flags, "environment": describe_environment(device)}
         self._path: Path | None = args.json
         if self._path is not None and self._path.exists():
-            raise InputError(f"--json {self._path} is there already; move it away or give another")
+            if not resume:
+                raise InputError(
+                    f"--json {self._path} is there already; move it away or give another"
+                )
+            self._take_up(self._path)
+        self._write()
+
+    def _take_up(self, path: Path) -> None:
+        """Go on with what a file holds."""
+        try:
+            there = {**json.loads(path.read_text(encoding="utf-8"))}
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"--json {path} holds no results; move it away") from error
+        for name, own in self.content.items():
+            if there.get(name) != own:
+                raise InputError(
+                    f"--json {path} was begun with other {name}; move it away or give another"
+                )
+        self.content = there
+
+    def put(self, section: str, rows: Sequence[Figures]) -> None:
+        """Have a section hold these rows, whatever it held."""
+        self.content[section] = list(rows)
         self._write()
 
     def add(self, section: str, row: Figures) -> None:
@@ -156,17 +185,22 @@ def run_benchmark(
     return run_command(parser.prog, run, INTERRUPTED)
 
 
-def add_model_flags(parser: Parser) -> None:
+def add_model_flags(parser: Parser, *, several_kernels: bool = False) -> None:
     """The model and what it runs on, all but its dtype."""
-    parser.add_argument("--model-path", default=MODEL, help="checkpoint or hub id")
-    for flag in ("--device", "--cpu-kernels", "--cuda-graphs"):
+    parser.add_argument("--model-path", default=MODEL, help=MODEL_KINDS)
+    for flag in ("--device", "--cuda-graphs"):
         parser.add_argument(flag, default="auto", help=AS_THERE)
+    if several_kernels:
+        text = f"one or more, {AS_THERE}; they take turns"
+        parser.add_argument("--cpu-kernels", nargs="+", default=["auto"], help=text)
+    else:
+        parser.add_argument("--cpu-kernels", default="auto", help=AS_THERE)
 
 
 def add_question_flags(parser: Parser, *, bench_name: str = "spec_bench", stride: int = 1) -> None:
     """What is asked of which model, as in the inference scripts, with a benchmark's defaults."""
     add = parser.add_argument
-    add("--model-path", default=MODEL, help="checkpoint or hub id")
+    add("--model-path", default=MODEL, help=MODEL_KINDS)
     add("--bench-name", default=bench_name, type=plain_name, help="data/NAME/question.jsonl")
     add_slice_flags(parser, stride)
     add("--max-new-tokens", type=at_least(1), default=128, help="most tokens per answer")

@@ -8,13 +8,21 @@
 # What is measured already is kept: the traces in data/BENCH/model_answer/MACHINE-*, the other
 # figures in FIGURES. Move them away to measure again.
 #
+# Every figure of docs/performance.md is measured on the machine's instruction set and, where that
+# is a higher one, with LOGITSPEC_ISA=avx2, which is what most CPUs have.
+#
 # Set any of these in the environment:
 #   MACHINE     names the traces and the folder of figures           (default: amd-epyc-2-cores)
 #   FIGURES     folder of figures                          (default: benchmarks/results/MACHINE)
 #   MODEL_PATH  checkpoint                       (default: checkpoints/smollm2-135m-instruct)
+#   GGUF        the same model as a GGUF file
+#                               (default: MODEL_PATH/SmolLM2-135M-Instruct.Q4_1.gguf)
+#   SECOND      GGUF file of a second model, of any family; skipped without one: the figures here
+#               are of Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF, Q4_K_M                (default: none)
 #   DOCS        folder that the pages are written into                          (default: docs)
 #   SPARSER     ask only every so many-th of the questions, to try this out         (default: 1)
-#   PYTHON      interpreter, with the extras `plots` and `suffix` installed    (default: python)
+#   PYTHON      interpreter, with the extras `plots`, `suffix` and `llama` installed
+#                                                                          (default: python)
 set -eu
 
 page=${1-both}
@@ -28,9 +36,12 @@ esac
 cd "$(dirname "$0")/.."
 MACHINE=${MACHINE:-amd-epyc-2-cores}
 MODEL_PATH=${MODEL_PATH:-checkpoints/smollm2-135m-instruct}
+GGUF=${GGUF:-$MODEL_PATH/SmolLM2-135M-Instruct.Q4_1.gguf}
+SECOND=${SECOND-}
 DOCS=${DOCS:-docs}
 SPARSER=${SPARSER:-1}
 FIGURES=${FIGURES:-benchmarks/results/$MACHINE}
+model=$MODEL_PATH # what is asked
 seven=baseline,hf_pld,vanilla,pld,suffix,recycling,logitspec
 
 python() { command "${PYTHON:-python}" "$@"; }
@@ -38,7 +49,7 @@ python() { command "${PYTHON:-python}" "$@"; }
 ask() { # NAME BENCH STRIDE METHODS [FLAG...]: one run; its traces are data/BENCH/model_answer/MACHINE-NAME-*
     name=$1 bench=$2 stride=$3 methods=$4
     shift 4
-    python -m evaluation.run --model-path "$MODEL_PATH" --model-id "$MACHINE-$name" --bench-name "$bench" \
+    python -m evaluation.run --model-path "$model" --model-id "$MACHINE-$name" --bench-name "$bench" \
         --question-stride $((stride * SPARSER)) --methods "$methods" --max-new-tokens 128 --cap-new-tokens "$@" ||
         [ $? -eq 3 ] # 3: done but for questions that could not be answered
 }
@@ -47,22 +58,65 @@ traces() { # NAME BENCH METHODS: the files of such a run, in the order of the me
     echo "$3" | tr ',' '\n' | sed "s|.*|data/$2/model_answer/$MACHINE-$1-&.jsonl|"
 }
 
-performance() {
-    methods=$seven,racer,calibrated,calibrated@auto
-    for dtype in bfloat16 float32; do
-        stride=48
-        if [ $dtype = float32 ]; then stride=96; fi
-        ask "performance-$dtype" spec_bench $stride $methods --dtype $dtype --warmup 3
-        # shellcheck disable=SC2046
-        python -m evaluation.tables $(traces performance-$dtype spec_bench $methods) \
-            --first-turns --json "$FIGURES/methods-$dtype.json"
-    done
-    if [ ! -e "$FIGURES/step_cost.json" ]; then
-        python -m benchmarks.step_cost --model-path "$MODEL_PATH" --dtype bfloat16 float32 --context 256 1024 4096 \
-            --nodes 4 8 16 32 64 --rounds 9 --json "$FIGURES/step_cost.json"
+measure() { # NAME BENCHMARK [FLAG...]: a benchmark's figures as FIGURES/NAME.json, unless they are there
+    file=$FIGURES/$1.json name=$2
+    shift 2
+    if [ ! -e "$file" ]; then
+        [ "$name" = llama_cpp ] || rm -f "$file.part" # llama_cpp goes on with its own
+        python -m "benchmarks.$name" "$@" --json "$file.part"
+        [ ! -e "$file.part" ] || mv "$file.part" "$file"
     fi
-    if [ ! -e "$FIGURES/scale.json" ]; then
-        python -m benchmarks.scale --model-path "$MODEL_PATH" --rounds 7 --json "$FIGURES/scale.json"
+}
+
+beside_generate() { # SUFFIX DTYPE STRIDE: all methods beside transformers' generate()
+    methods=$seven,racer,calibrated,calibrated@auto
+    ask "performance-$2$1" spec_bench "$3" $methods --dtype "$2" --warmup 3
+    # shellcheck disable=SC2046
+    python -m evaluation.tables $(traces "performance-$2$1" spec_bench $methods) \
+        --first-turns --json "$FIGURES/methods-$2$1.json"
+}
+
+of_gguf() { # NAME FILE SUFFIX: what is measured of every model
+    measure "llama_cpp-$1-spec_bench$3" llama_cpp --model-path "$2" --question-stride $((40 * SPARSER))
+    measure "llama_cpp-$1-humaneval$3" llama_cpp --model-path "$2" --bench-name humaneval \
+        --question-stride $((17 * SPARSER))
+    model=$2
+    for temperature in 0.0 1.0; do
+        name=slowest-$1-$temperature$3 methods=vanilla,calibrated@auto
+        ask "$name" spec_bench 12 $methods --temperature $temperature
+        # shellcheck disable=SC2046
+        python -m evaluation.tables $(traces "$name" spec_bench $methods) --json "$FIGURES/$name.json"
+    done
+    model=$MODEL_PATH
+    measure "first_token-$1$3" first_token --model-path "$2"
+    measure "step_cost-$1$3" step_cost --model-path "$2" --dtype float32 --cpu-kernels native packed plain \
+        --context 256 --rounds 9 --prompt 256 1024
+}
+
+on_instruction_set() { # SUFFIX
+    of_gguf default "$GGUF" "$1"
+    if [ -n "$SECOND" ]; then
+        of_gguf second "$SECOND" "$1"
+    fi
+    measure "neighbour$1" neighbour --model-path "$MODEL_PATH" --dtype float32
+    measure "step_cost$1" step_cost --model-path "$MODEL_PATH" --dtype float32 --cpu-kernels native packed plain \
+        --context 256 1024 4096 --rounds 9 --prompt 256 1024
+    beside_generate "$1" float32 96
+}
+
+performance() {
+    if [ -z "$SECOND" ]; then
+        echo "pages.sh: no second model is measured; SECOND names its GGUF file" >&2
+    fi
+    on_instruction_set ""
+    measure step_cost-bfloat16 step_cost --model-path "$MODEL_PATH" --dtype bfloat16 \
+        --cpu-kernels native packed plain --context 256 1024 4096 --rounds 9 --prompt 256 1024
+    beside_generate "" bfloat16 48
+    measure scale scale --model-path "$MODEL_PATH" --rounds 7
+    if grep -qs avx512f /proc/cpuinfo && [ -z "${LOGITSPEC_ISA-}" ]; then
+        export LOGITSPEC_ISA=avx2
+        on_instruction_set -avx2
+        unset LOGITSPEC_ISA
     fi
     python -m benchmarks.report "$FIGURES" --output "$DOCS/performance.md" --notes docs/performance-notes.md
 }

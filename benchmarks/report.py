@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from evaluation.command.exits import run_command
 from evaluation.command.files import make_folder, write_text
@@ -18,39 +17,50 @@ from evaluation.tabulating.table import to_markdown
 from model.logitspec.errors import InputError
 
 from . import scale, step_cost
-from .measure import Columns, Figures, cells, fill, grouped
+from .measure import fill, grouped
+from .sections import (
+    Content,
+    first_token_section,
+    instructions,
+    llama_section,
+    markdown_table,
+    named,
+    neighbour_section,
+    slowest_section,
+)
 
-Content = dict[str, Any]
 
-
-def markdown_table(columns: Columns, rows: Sequence[Figures]) -> str:
-    """The first column to the left, the others to the right."""
-    texts = [list(columns), *(cells(columns, row) for row in rows)]
-    lines = ["| " + " | ".join(line) + " |" for line in texts]
-    rule = "|---|" + "---:|" * (len(columns) - 1)
-    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
-
-
-def step_section(content: Content, folder: Path) -> str:
-    """Of step_cost's results."""
-    step_cost.draw(content["steps"], folder / "step-cost.png")
+def step_section(contents: Sequence[Content], folder: Path) -> str:
+    """Of step_cost's results; the picture is the first one's."""
+    step_cost.draw(contents[0]["steps"], folder / "step-cost.png")
     text = (
         "## A step by the number of nodes\n\n"
-        "`python -m benchmarks.step_cost`: milliseconds, median [quartiles] of "
-        f"{content['settings']['rounds']} rounds, beside what reading all weights and the cache "
-        "once, and multiplying, would take at the rates measured in the same minute; the last "
-        "column is the distance to the larger of the two.\n\n"
+        "`python -m benchmarks.step_cost`: milliseconds, medians of "
+        f"{contents[0]['settings']['rounds']} rounds in which the kernels take turns. The limits "
+        "are what reading all weights as the checkpoint has them and the cache once, and "
+        "multiplying, would take at the rates measured in the same minute; the last column is the "
+        "distance of the first kernels to the larger of the two.\n\n"
         f"![step time over nodes]({folder.name}/step-cost.png)\n"
     )
-    made = {row["dtype"]: row["made"] for row in content["machine"]}
-    rows = grouped(content["steps"], "{dtype}")
-    for dtype, how in made.items():
-        text += f"\n{dtype}, {how}:\n\n{markdown_table(step_cost.COLUMNS, rows[dtype])}"
+    for content in contents:
+        found = named(content)
+        prompts = grouped(content.get("prompts", ()), "{dtype}")
+        for dtype, rows in grouped(content["steps"], "{dtype}").items():
+            kernels = list(grouped(rows, "{kernels}"))
+            same = grouped(rows, "{context} {nodes}").values()
+            shown = markdown_table(step_cost.columns(kernels), [*map(step_cost.compared, same)])
+            text += f"\n{found['model']}, {found['isa']}, {dtype}:\n\n{shown}"
+            if dtype in prompts:
+                lengths = grouped(prompts[dtype], "{tokens}").values()
+                columns = step_cost.columns(kernels, prompts=True)
+                text += "\nReading a prompt of so many tokens:\n\n"
+                text += markdown_table(columns, [*map(step_cost.compared, lengths)])
     return text
 
 
-def scale_section(content: Content, folder: Path) -> str:
+def scale_section(contents: Sequence[Content], folder: Path) -> str:
     """Of scale's results."""
+    (content,) = contents
     found = [name for name in scale.PANELS if content.get(name)]
     scale.draw(content, found, folder / "scale.png")
     made = content["load"][0]
@@ -83,14 +93,20 @@ def scale_section(content: Content, folder: Path) -> str:
     return text + markdown_table(shown, rows)
 
 
-def methods_section(content: Content, _: Path) -> str:
+def methods_section(contents: Sequence[Content], _: Path) -> str:
     """Of what evaluation.tables --json wrote."""
+    return "\n".join(map(methods_table, contents))
+
+
+def methods_table(content: Content) -> str:
+    """Of one of these files."""
     tables = read_tables(content)
     settings = content["settings"]
     kernels = sorted({environment["kernels"] for environment in content["environments"]})
+    used = " and ".join(sorted({instructions(found) for found in content["environments"]} - {"-"}))
     turns = "first turns" if content["first_turns"] else "all turns"
     return (
-        f"## Beside generate(), {settings['dtype']}\n\n"
+        f"## Beside generate(), {settings['dtype']}{f', {used}' if used else ''}\n\n"
         "`python -m evaluation.run` and `python -m evaluation.tables --json`: "
         f"{settings['model']}, {content['questions']} questions of {settings['bench_name']}, "
         f"{turns}, at most {settings['max_new_tokens']} new tokens, "
@@ -99,9 +115,13 @@ def methods_section(content: Content, _: Path) -> str:
     )
 
 
-SECTIONS: dict[str, Callable[[Content, Path], str]] = {
+SECTIONS: dict[str, Callable[[Sequence[Content], Path], str]] = {
+    "llama_cpp*.json": lambda contents, _: llama_section(contents),
     "methods-*.json": methods_section,
-    "step_cost.json": step_section,
+    "slowest*.json": lambda contents, _: slowest_section(contents),
+    "first_token*.json": lambda contents, _: first_token_section(contents),
+    "step_cost*.json": step_section,
+    "neighbour*.json": lambda contents, _: neighbour_section(contents),
     "scale.json": scale_section,
 }
 
@@ -115,33 +135,39 @@ def sections(source: Path, pictures: Path) -> tuple[list[str], str]:
         InputError: there are no files, one is of another make or does not say what it was measured
             with, or they were measured on different machines.
     """
-    paths = [(path, make) for name, make in SECTIONS.items() for path in sorted(source.glob(name))]
-    if not paths:
-        raise InputError(f"{source} holds none of {', '.join(SECTIONS)}")
     parts: list[str] = []
-    machines: dict[str, str] = {}
+    machines: dict[str, set[str]] = {}
     commits: set[str] = set()
-    for path, make in paths:
+    for name, make in SECTIONS.items():
+        paths = sorted(source.glob(name), key=lambda path: path.stem)
+        if not paths:
+            continue
         try:
-            content = {**json.loads(path.read_text(encoding="utf-8"))}
-            parts.append(make(content, pictures))
-        except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+            contents = [{**json.loads(path.read_text(encoding="utf-8"))} for path in paths]
+            parts.append(make(contents, pictures))
+        except (OSError, KeyError, IndexError, TypeError, ValueError, StopIteration) as error:
             raise InputError(
-                f"{path} is not all that the benchmark writes; measure it again, whole"
+                f"{' or '.join(map(str, paths))} is not all that the benchmark writes; measure it "
+                "again, whole"
             ) from error
-        try:
-            for environment in content.get("environments") or [content["environment"]]:
-                # Older files do not name the instruction set.
-                plain = machine({**environment, "instruction_set": None})
-                machines[plain] = max(machines.get(plain, ""), machine(environment), key=len)
-                commits.add(str(environment["commit"])[:12])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} does not say what it was measured with") from error
+        for path, content in zip(paths, contents, strict=True):
+            try:
+                for found in content.get("environments") or [content["environment"]]:
+                    machines.setdefault(machine({**found, "instruction_set": None}), set()).add(
+                        instructions(found)
+                    )
+                    commits.add(str(found["commit"])[:12])
+            except (KeyError, TypeError, AttributeError) as error:
+                raise InputError(f"{path} does not say what it was measured with") from error
+    if not parts:
+        raise InputError(f"{source} holds none of {', '.join(SECTIONS)}")
     if len(machines) > 1:
-        raise InputError(
-            f"{source} holds results of several machines: {'; '.join(machines.values())}"
-        )
-    return parts, f"{next(iter(machines.values()))}; commit {', '.join(sorted(commits))}."
+        raise InputError(f"{source} holds results of several machines: {'; '.join(machines)}")
+    ((made, used),) = machines.items()
+    sets = ", ".join(sorted(used - {"-"}))
+    return parts, f"{made}; {f'instruction sets: {sets}; ' if sets else ''}commit " + (
+        f"{', '.join(sorted(commits))}."
+    )
 
 
 def report(args: argparse.Namespace) -> None:

@@ -42,7 +42,7 @@ from .measure import (
     run_benchmark,
 )
 from .memory import in_mib
-from .step_cost import step_times
+from .timing import step_times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,9 +104,9 @@ def measure_context(
     table = results.table("context", title, CONTEXT_COLUMNS)
     shortest: dict[int, float] = {}
     for context in contexts:
-        times = step_times(model, context, args.nodes, args.rounds)
+        times = step_times({"": model}, context, args.nodes, args.rounds)
         held = in_mib(memory.held(args.device))
-        for nodes, (seconds, _) in times.items():
+        for (_, nodes), (seconds, _) in times.items():
             row: Figures = {"context": context, "nodes": nodes, **quartiles(seconds, 1e3)}
             first = shortest.setdefault(nodes, row["median"])
             row["attention_share"] = attention_share(row["median"], first)

@@ -9,12 +9,10 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import LlamaConfig
@@ -22,20 +20,20 @@ from transformers.utils import logging
 
 from evaluation.command.parser import Parser, at_least
 from evaluation.pictures.style import new_figure, save_figure
-from model.logitspec import DraftTree, LlamaKVForCausalLM, load
+from model.logitspec import LlamaKVForCausalLM, load
 from model.logitspec.config import max_positions
 from model.logitspec.cpu.choice import choose_kernels
 from model.logitspec.devices import resolve_device, resolve_dtype
 from model.logitspec.errors import InputError
 from model.logitspec.layout import finish
-from model.logitspec.linear import Linear
-from model.logitspec.loading import choose_dtype, load_config
-from model.logitspec.sizing.measuring import filled_cache, interleaved, wide_tree
-from model.logitspec.verification import Verifier, find_verifier
+from model.logitspec.loading import load_config
 
+from .machine import Machine, Work, stored_bytes
 from .measure import (
     SPREAD,
+    Columns,
     Figures,
+    PrintedTable,
     Results,
     add_model_flags,
     grouped,
@@ -43,6 +41,7 @@ from .measure import (
     quartiles,
     run_benchmark,
 )
+from .timing import prompt_times, step_times
 
 # Shapes for --random-weights: right for step times, never for acceptance.
 SHAPES = {
@@ -53,137 +52,81 @@ SHAPES = {
         tie_word_embeddings=True,
     ),
 }  # fmt: skip
-LARGEST = {"cpu": 2048, "cuda": 8192}  # size of the square matrices of Machine.measure
-SLOW = 2.0  # seconds of a product of the size for a CPU
-COLUMNS = {
-    "context": (7, "{context}"),
-    "nodes": (5, "{nodes}"),
-    "ms": (24, SPREAD),
-    "x one node": (10, "{over_one:.2f}"),
-    "reading": (7, "{reading_ms:.2f}"),
-    "arithmetic": (10, "{arithmetic_ms:.2f}"),
-    "x limit": (7, "{over_limit:.2f}"),
-}
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What the device reaches when it does nothing else."""
-
-    read_bytes_per_second: float
-    flops_per_second: float  # of a large matrix product in the model's dtype
-
-    @classmethod
-    def measure(cls, device: torch.device, dtype: torch.dtype, rounds: int = 7) -> Machine:
-        """Best of a few rounds: summing 256 MiB, and a product of two square matrices."""
-        words = torch.ones(2**26, device=device)
-        reading = min(seconds_of(lambda: words.sum(), device) for _ in range(rounds))
-        # Larger matrices up to LARGEST, but not where one product takes seconds.
-        for size in (256, 512, 1024, LARGEST[device.type]):
-            square = torch.ones(size, size, dtype=dtype, device=device)
-            product = min(seconds_of(lambda s=square: s @ s, device) for _ in range(rounds))  # type: ignore[misc]
-            rate = 2 * size**3 / product
-            if 2 * LARGEST["cpu"] ** 3 / rate > SLOW:
-                break
-        return cls(words.numel() * 4 / reading, rate)
-
-    def better(self, other: Machine) -> Machine:
-        """The best that either reached."""
-        return Machine(
-            max(self.read_bytes_per_second, other.read_bytes_per_second),
-            max(self.flops_per_second, other.flops_per_second),
-        )
-
-    def limits(self, work: Work) -> dict[str, float]:
-        """The milliseconds that work takes at least, to read and to compute."""
-        return {
-            "reading_ms": 1e3 * work.bytes_read / self.read_bytes_per_second,
-            "arithmetic_ms": 1e3 * work.flops / self.flops_per_second,
-        }
+def compared(rows: Sequence[Figures]) -> Figures:
+    """Rows that differ in their kernels alone as one: medians by name, and the first to the best
+    of the others."""
+    first, *others = rows
+    best = min((row["median"] for row in others), default=None)
+    wide = {**first, "over_others": None if best is None else first["median"] / best}
+    for row in rows:
+        wide |= {row["kernels"]: row["median"], f"{row['kernels']} x": row.get("over_one")}
+    return wide
 
 
-@dataclass(frozen=True)
-class Work:
-    """What one step has to do at least."""
-
-    bytes_read: float  # every weight once, and the keys and values of the context
-    flops: float
-
-    @classmethod
-    def of(cls, model: LlamaKVForCausalLM, context: int, nodes: int) -> Work:
-        def numbers(linear: Linear) -> int:
-            return sum(part.in_features * part.out_features for part in linear.linears)
-
-        head = numbers(model.head)
-        matrices = sum(numbers(linear) for layer in model.layers for linear in layer.linears)
-        attention = model.layers[0].self_attn
-        layers = len(model.layers)
-        slot = 2 * layers * attention.kv_heads * attention.head_dim
-        seen = layers * attention.heads * attention.head_dim * (context + nodes)
-        return cls(
-            bytes_read=model.dtype.itemsize * (matrices + head + slot * context),
-            flops=2.0 * (nodes * (matrices + 2 * seen) + head),  # the head of one node at least
-        )
-
-
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def step_times(
-    model: LlamaKVForCausalLM, context: int, nodes: Sequence[int], rounds: int
-) -> dict[int, tuple[list[float], list[float]]]:
-    """Seconds of draft-tree verification (inputs up, forward, acceptance, result down), each round.
-
-    Beside them the seconds of it that a GPU spent on the forward; none on a CPU.
-    """
-    on_device: dict[int, list[float]] = {n: [] for n in nodes}
-    event = cast("Any", torch.cuda.Event)
-
-    def on_cpu(step: Verifier, tree: DraftTree) -> None:
-        step.build(tree)
-        step.forward()
-        step.accept()
-
-    def on_gpu(step: Verifier, tree: DraftTree) -> None:
-        start, end = event(enable_timing=True), event(enable_timing=True)
-        step.build(tree)
-        start.record()
-        step.forward()
-        end.record()
-        step.accept()
-        end.synchronize()
-        on_device[len(tree)].append(start.elapsed_time(end) / 1e3)
-
-    run = on_gpu if model.device.type == "cuda" else on_cpu
-    with filled_cache(model, context, room=max(nodes)) as cache:
-        step = find_verifier(model, cache, top_k=min(64, model.config.vocab_size))
-        measured = interleaved({n: partial(run, step, wide_tree(n)) for n in nodes}, rounds)
-    return {n: (seconds, on_device[n][1:]) for n, seconds in measured.items()}
+def columns(kernels: Sequence[str], *, prompts: bool = False) -> Columns:
+    """Of a table of compared rows."""
+    shown: dict[str, tuple[int, str]] = {"prompt": (7, "{tokens}")}
+    if not prompts:
+        shown = {"context": (7, "{context}"), "nodes": (5, "{nodes}")}
+    if len(kernels) == 1:
+        shown[f"{kernels[0]}, ms"] = (24, SPREAD)
+    for name in kernels[len(kernels) == 1 :]:
+        shown[f"{name}, ms"] = (10, f"{{{name}:.2f}}")
+    if not prompts:
+        shown |= {f"x one, {name}": (13, f"{{{name} x:.2f}}") for name in kernels}
+    if len(kernels) > 1:
+        shown[f"{kernels[0]} to best other"] = (21, "{over_others:.2f}")
+    limits = {"reading": (7, "{reading_ms:.2f}"), "arithmetic": (10, "{arithmetic_ms:.2f}")}
+    return shown | limits | {"x limit": (7, "{over_limit:.2f}")}
 
 
 def measure(
-    model: LlamaKVForCausalLM, context: int, nodes: Sequence[int], rounds: int
+    models: Mapping[str, LlamaKVForCausalLM],
+    context: int,
+    nodes: Sequence[int],
+    rounds: int,
+    stored: float | None = None,
 ) -> tuple[Machine, list[Figures]]:
-    """The machine, at its best before and after, and for each number of nodes a step's figures."""
-    machine = Machine.measure(model.device, model.dtype)
-    times = step_times(model, context, nodes, rounds)
-    machine = machine.better(Machine.measure(model.device, model.dtype))  # it drifts, too
+    """The machine, at its best before and after, and a row for each number of nodes and model."""
+    first = next(iter(models.values()))
+    machine = Machine.measure(first.device, first.dtype)
+    times = step_times(models, context, nodes, rounds)
+    machine = machine.better(Machine.measure(first.device, first.dtype))  # it drifts, too
     rows: list[Figures] = []
-    for n, (seconds, on_device) in times.items():
-        row: Figures = {"context": context, "nodes": n, **quartiles(seconds, 1e3)}
-        row["over_one"] = row["median"] / (rows[0]["median"] if rows else row["median"])
-        row |= machine.limits(Work.of(model, context, n))
-        row["over_limit"] = row["median"] / max(row["reading_ms"], row["arithmetic_ms"])
-        row["forward_ms"] = quartiles(on_device, 1e3)["median"] if on_device else None
-        rows.append(row)
+    for n in nodes:
+        for name, model in models.items():
+            seconds, on_device = times[name, n]
+            row: Figures = {"kernels": name, "context": context, "nodes": n}
+            row |= quartiles(seconds, 1e3)
+            row["over_one"] = row["median"] / quartiles(times[name, nodes[0]][0], 1e3)["median"]
+            limited(row, machine, Work.of(model, context, n, stored))
+            row["forward_ms"] = quartiles(on_device, 1e3)["median"] if on_device else None
+            rows.append(row)
     return machine, rows
+
+
+def measure_prompts(
+    models: Mapping[str, LlamaKVForCausalLM],
+    tokens: int,
+    rounds: int,
+    machine: Machine,
+    stored: float | None,
+) -> list[Figures]:
+    """A row for each model: the milliseconds to read a prompt."""
+    rows = []
+    for name, seconds in prompt_times(models, tokens, rounds).items():
+        row: Figures = {"kernels": name, "tokens": tokens, **quartiles(seconds, 1e3)}
+        rows.append(limited(row, machine, Work.of_prompt(models[name], tokens, stored)))
+    return rows
+
+
+def limited(row: Figures, machine: Machine, work: Work) -> Figures:
+    """A row of milliseconds with the machine's limits and the distance to the larger one."""
+    row |= machine.limits(work)
+    row["over_limit"] = row["median"] / max(row["reading_ms"], row["arithmetic_ms"])
+    return row
 
 
 def random_model(
@@ -199,12 +142,12 @@ def random_model(
 
 
 def draw(rows: Sequence[Figures], path: Path) -> None:
-    """Step time over nodes, a line per context, beside the limits; a panel per dtype."""
+    """Step time over nodes, a line per context and kernels, and the limits; a panel per dtype."""
     panels = grouped(rows, "{dtype}")
     figure = new_figure(5.4 * len(panels), 4.0)
     for place, (dtype, own) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), place)
-        for line, of_it in lines(axes, own, "context {context}", "nodes"):
+        for line, of_it in lines(axes, own, "{kernels}, context {context}", "nodes"):
             nodes = [row["nodes"] for row in of_it]
             limits = [max(row["reading_ms"], row["arithmetic_ms"]) for row in of_it]
             axes.plot(nodes, limits, linestyle=":", linewidth=1, color=line.get_color())
@@ -216,6 +159,21 @@ def draw(rows: Sequence[Figures], path: Path) -> None:
     save_figure(figure, path)
 
 
+def loaded(args: argparse.Namespace, dtype: str, device: str) -> dict[str, LlamaKVForCausalLM]:
+    """The model on each of the kernels, by their names; the first decides what `auto` is."""
+    models: dict[str, LlamaKVForCausalLM] = {}
+    for kernels in dict.fromkeys(args.cpu_kernels):
+        how = {"cpu_kernels": kernels, "cuda_graphs": args.cuda_graphs}
+        same: str | torch.dtype = next((m.dtype for m in models.values()), dtype)
+        if args.random_weights:
+            own = resolve_dtype(same, device) if isinstance(same, str) else same
+            model = random_model(args.random_weights, own, device, **how)
+        else:
+            model = load(args.model_path, dtype=same, device_map=device, **how)
+        models.setdefault(model.kernels.name, model)
+    return models
+
+
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
     logging.disable_progress_bar()
@@ -225,64 +183,80 @@ def report(args: argparse.Namespace) -> None:
         raise InputError(
             f"no shape {args.random_weights!r} for --random-weights; give {' or '.join(SHAPES)}"
         )
-    if args.random_weights:
-        config = SHAPES[args.random_weights]
-        chosen = [resolve_dtype(name, device) for name in args.dtype]
-    else:
-        config = load_config(args.model_path)
-        chosen = [
-            choose_dtype(name, args.model_path, config, device, args.cpu_kernels)
-            for name in args.dtype
-        ]
-    dtypes = list(dict.fromkeys(chosen))
-    if max(args.context) + nodes[-1] > max_positions(config):
+    dtypes = {resolve_dtype(name, device): name for name in reversed(args.dtype)}
+    config = SHAPES[args.random_weights] if args.random_weights else load_config(args.model_path)
+    longest = max((*args.context, *args.prompt))
+    if longest + nodes[-1] > max_positions(config):
         raise InputError(
-            f"a context of {max(args.context)} and {nodes[-1]} nodes exceed the model's "
-            f"{max_positions(config)} positions; give less"
+            f"a context of {longest} and {nodes[-1]} nodes exceed the "
+            f"model's {max_positions(config)} positions; give less"
         )
+    for kernels in args.cpu_kernels:
+        for kind in dtypes:
+            choose_kernels(config, kind, device, kernels)
+    stored = None if args.random_weights else stored_bytes(args.model_path, config)
     results = Results(args, device)
-    kernels = {"cpu_kernels": args.cpu_kernels, "cuda_graphs": args.cuda_graphs}
-    for dtype in dtypes:
-        if args.random_weights:
-            model = random_model(args.random_weights, dtype, device, **kernels)
-        else:
-            model = load(args.model_path, dtype=dtype, device_map=device, **kernels)
-        name = str(dtype).removeprefix("torch.")
-        made = f"{model.kernels.name} kernels{', CUDA graphs' if model.graphs else ''}"
-        table = results.table(
-            "steps",
-            f"{args.random_weights or args.model_path}, {name}, {device}, {made}: a step, median "
-            f"[quartiles] of {args.rounds} rounds, beside the machine's limits in ms (outside: of "
-            "a GPU's step, not in its forward)",
-            {**COLUMNS, "outside": (7, "{outside:.2f}")},
-        )
-        for context in args.context:
-            machine, rows = measure(model, context, nodes, args.rounds)
-            settings = {"dtype": name, "made": made, "context": context}
-            results.add("machine", {**settings, **asdict(machine)})
-            for row in rows:
-                forward = row["forward_ms"]
-                outside = None if forward is None else row["median"] - forward
-                table.add({"dtype": name, **row}, outside=outside)
-            print(
-                f"at context {context} the machine read "
-                f"{machine.read_bytes_per_second / 1e9:.1f} GB/s and multiplied at "
-                f"{machine.flops_per_second / 1e9:.0f} GFLOP/s"
-            )
-        del model
+    for dtype in reversed(dtypes.values()):
+        models = loaded(args, dtype, device)
+        measure_dtype(models, nodes, args, results, stored)
+        del models
         gc.collect()  # graphs and model refer to each other
     if args.plot:
         draw(results.content["steps"], args.plot)
 
 
+def measure_dtype(
+    models: Mapping[str, LlamaKVForCausalLM],
+    nodes: Sequence[int],
+    args: argparse.Namespace,
+    results: Results,
+    stored: float | None,
+) -> None:
+    """Steps and prompts of one model on its kernels."""
+    model = next(iter(models.values()))
+    name = str(model.dtype).removeprefix("torch.")
+    made = f"{', '.join(models)} kernels{', CUDA graphs' if model.graphs else ''}"
+    table = PrintedTable(
+        f"{args.random_weights or args.model_path}, {name}, {model.device}, {made}: a step, median "
+        f"of {args.rounds} rounds, beside the machine's limits in ms (outside: of a GPU's step, "
+        "not in its forward)",
+        {**columns(list(models)), "outside": (7, "{outside:.2f}")},
+    )
+    for context in args.context:
+        machine, rows = measure(models, context, nodes, args.rounds, stored)
+        settings = {"dtype": name, "made": made, "context": context}
+        results.add("machine", {**settings, **asdict(machine)})
+        for row in rows:
+            results.add("steps", {"dtype": name, **row})
+        for same in grouped(rows, "{nodes}").values():
+            forward = same[0]["forward_ms"]
+            outside = None if forward is None else same[0]["median"] - forward
+            table.add(compared(same), outside=outside)
+        print(
+            f"at context {context} the machine read "
+            f"{machine.read_bytes_per_second / 1e9:.1f} GB/s and multiplied at "
+            f"{machine.flops_per_second / 1e9:.0f} GFLOP/s"
+        )
+    if args.prompt:
+        prompts = PrintedTable("reading a prompt", columns(list(models), prompts=True))
+    for tokens in args.prompt:
+        rows = measure_prompts(models, tokens, max(1, args.rounds // 3), machine, stored)
+        for row in rows:
+            results.add("prompts", {"dtype": name, **row})
+        prompts.add(compared(rows))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("python -m benchmarks.step_cost", "Step time by the number of tree nodes.")
     add = parser.add_argument
-    add_model_flags(parser)
+    many: dict[str, Any] = {"type": at_least(1), "nargs": "+"}
+    add_model_flags(parser, several_kernels=True)
     add("--random-weights", metavar="SHAPE", help=f"instead of a checkpoint: {', '.join(SHAPES)}")
     add("--dtype", nargs="+", default=["auto"], help="one or more, as in the inference scripts")
-    add("--context", type=at_least(1), nargs="+", default=[100, 700], help="committed tokens")
-    add("--nodes", type=at_least(1), nargs="+", default=[8, 16, 32, 64], help="tree sizes, and 1")
+    add("--context", **many, default=[100, 700], help="committed tokens")
+    add("--nodes", **many, default=[2, 4, 8, 16, 32, 64], help="tree sizes, and 1")
+    prompts = "also the time to read prompts of so many tokens"
+    add("--prompt", type=at_least(1), nargs="*", default=[], metavar="TOKENS", help=prompts)
     add("--rounds", type=at_least(1), default=15, help="measurements of each size")
     return run_benchmark(parser, argv, report, plot=True)
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report, scale, step_cost
+from benchmarks import first_token, neighbour, report, scale, sections, step_cost
 from evaluation import tables
 from evaluation.tabulating.columns import compare
 from evaluation.tabulating.phases import phases
 from evaluation.tabulating.table import to_markdown
 from evaluation.traces.comparing import read_comparison
+from model.logitspec.instruction_set import cpu_info
 
 from ..docs.test_docs import parses
 from ..evaluation.test_tables import write
@@ -37,8 +38,21 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
+def slowest(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("slowest")
+    return [
+        write(folder, "one", "vanilla", seconds=2.0, step=1),
+        write(folder, "more", "calibrated", seconds=0.5, step=3),
+    ]
+
+
+@pytest.fixture(scope="module")
 def results(
-    tiny_path: str, chat_path: str, traces: list[Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_path: str,
+    chat_path: str,
+    traces: list[Path],
+    slowest: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """What the commands wrote, in one environment."""
     folder = tmp_path_factory.mktemp("results")
@@ -49,13 +63,40 @@ def results(
     grown += ["--contexts", "9", "20", "--new-tokens", "8", "--window", "4", "--steps", "3"]
     grown += ["--draft-contexts", "20", "40", *few, str(folder / "scale.json")]
     assert scale.main(grown) == 0
+    model = ["--model-path", tiny_path, "--dtype", "float32", "--rounds", "1"]
+    beside = ["--cpu-kernels", "packed", "--context", "9", "--nodes", "1", "--seconds", "0.02"]
+    assert neighbour.main([*model, *beside, "--json", str(folder / "neighbour.json")]) == 0
+    first = ["--methods", "vanilla,pld", "--cpu-kernels", "plain"]
+    assert first_token.main([*model, *first, "--json", str(folder / "first_token-tiny.json")]) == 0
+    write_llama(folder)
+    slow = [str(path) for path in slowest]
+    assert tables.main([*slow, "--json", str(folder / "slowest-tiny-0.0.json")]) == 0
     methods = folder / "methods-float32.json"
     assert tables.main([*map(str, traces), "--json", str(methods)]) == 0
-    content = json.loads(methods.read_text())
     here = json.loads((folder / "scale.json").read_text())["environment"]
-    content["environments"] = [here | {"kernels": "native"}]
-    methods.write_text(json.dumps(content))
+    for path in (methods, folder / "slowest-tiny-0.0.json"):
+        content = json.loads(path.read_text())
+        content["environments"] = [here | {"kernels": "native"}]
+        path.write_text(json.dumps(content))
     return folder
+
+
+def write_llama(folder: Path) -> None:
+    """What llama_cpp writes, of three engines on two instruction sets."""
+    environment = json.loads((folder / "scale.json").read_text())["environment"]
+    answers = [
+        {"engine": engine, "question": 1, "tokens": 4, "output_ids": [1, 2, 3, last],
+         "prompt_tokens": 30, "prompt_seconds": 1.0, "seconds": seconds, "others": 0.02}
+        for engine, last, seconds in (
+            ("llama.cpp none", 5, 4.0), ("llama.cpp ngram-mod", 5, 3.0), ("vanilla", 4, 2.0),
+        )
+    ]  # fmt: skip
+    settings = {"bench_name": "quick", "threads": 2, "max_new_tokens": 4, "model_path": "a/m.gguf"}
+    content = {"settings": settings, "environment": environment, "answers": answers}
+    content["engines"] = [{"engine": "llama.cpp none", "version": "llama 7"}]
+    for name, used in (("x", "avx512f"), ("x-avx2", "avx2, by LOGITSPEC_ISA")):
+        content["environment"] = environment | {"instruction_set": used}
+        (folder / f"llama_cpp-{name}.json").write_text(json.dumps(content))
 
 
 def test_the_page_holds_what_was_measured(
@@ -70,11 +111,22 @@ def test_the_page_holds_what_was_measured(
     steps = json.loads((results / "step_cost.json").read_text())["steps"]
     four = next(row for row in steps if row["nodes"] == 4)
     assert f"| 9 | 4 | {four['median']:.2f} [{four['low']:.2f}, {four['high']:.2f}] |" in text
+    isa = sections.instructions(json.loads((results / "scale.json").read_text())["environment"])
+    llama = "| m | 1 of quick | 1.0 (1.3; 30) | 1.3 (ngram-mod) | vanilla | 2.0 | 2.0 | 4.0 | 30 |"
+    for used in ("avx2", "avx512f"):
+        assert f"| {used} {llama} 2.00 | 1.50 | 3 |" in text
+    assert "llama 7 and our methods on the same GGUF file, the same 2 threads" in text
+    assert "the others use at most 2% of a core. **llama.cpp rounds activations to 8 bits" in text
+    assert f"| {isa} | m, float32 | 0.0 | 4 | calibrated | 4.00 |" in text
+    kept = json.loads((results / "neighbour.json").read_text())["steps"][0]
+    assert f"| {isa} | tiny-llama | float32 | packed | 1 | {kept['quiet']:.1f} |" in text
+    later = json.loads((results / "first_token-tiny.json").read_text())["methods"][1]
+    assert f"] | {later['more']:+.2f} | {later['loading']:.2f} |" in text
     grown = json.loads((results / "scale.json").read_text())
     assert text.count(" 8 tokens in one generation") == len(grown["output"]) == 2
     assert f"| 20 | 1 | {grown['context'][1]['median']:.2f} [" in text
     assert "| pld | " in text
-    assert "## Beside generate(), float32" in text
+    assert f"## Beside generate(), float32, {isa}" in text
     assert "m, 4 questions of spec_bench, all turns, at most 64 new tokens, native kernels" in text
     comparison = read_comparison(traces)
     for table in (compare(comparison), phases(comparison)):
@@ -99,13 +151,24 @@ def test_every_command_of_the_script_parses(
     python.write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" >>{said}\nprintf "\\n" >>{said}\n')
     python.chmod(0o755)
     folders = {"FIGURES": str(tmp_path / "figures"), "DOCS": str(tmp_path / "docs")}
+    folders["SECOND"] = "second.gguf"
+    monkeypatch.delenv("LOGITSPEC_ISA", raising=False)
     script = ["sh", str(ROOT / "benchmarks" / "pages.sh")]
     subprocess.run(script, env=os.environ | folders | {"PYTHON": str(python)}, check=True)
     lines = said.read_text().splitlines()
-    assert len(lines) == 2 * 2 + 3 + 4 + 4 + 1
+    of_gguf, others = 2 + 2 * 2 + 2, 2 + 2  # commands of a model, and beside them
+    sets = 1 + ("avx512f" in cpu_info("flags"))
+    assert len(lines) == sets * (2 * of_gguf + others) + 1 + 2 + 1 + 1 + 4 + 4 + 1
     for line in lines:
         _, module, *argv = line.split("\0")[:-1]
         parses(module, argv, monkeypatch)
+    without = os.environ | folders | {"PYTHON": str(python), "SECOND": ""}
+    done = subprocess.run(
+        [*script, "performance"], env=without, check=True, capture_output=True, text=True
+    )
+    assert done.stderr == "pages.sh: no second model is measured; SECOND names its GGUF file\n"
+    assert said.read_text().splitlines()[len(lines) :] != []
+    assert not any("second" in line for line in said.read_text().splitlines()[len(lines) :])
     refused = subprocess.run([*script, "all"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.startswith("pages.sh: unknown page all; give performance, results")
@@ -120,7 +183,7 @@ UNDATED = (
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (None, "holds none of methods-*.json, step_cost.json, scale.json"),
+        (None, "holds none of llama_cpp*.json, methods-*.json, slowest*.json"),
         ("{", "is not all that the benchmark writes; measure it again, whole"),
         ("[3]", "is not all that the benchmark writes; measure it again, whole"),
         ('{"settings": {}, "environment": {}}', "is not all that the benchmark writes"),

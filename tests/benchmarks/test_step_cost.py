@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig
 
-from benchmarks import step_cost
+from benchmarks import machine, step_cost
 from model.logitspec import LlamaKVForCausalLM
 from model.logitspec.cpu.choice import choose_kernels
 from model.logitspec.sizing.measuring import wide_tree
@@ -20,25 +22,46 @@ LAYERS, HEAD = 3 * (32 * (4 + 2 + 2) * 8 + 32 * 32 + 3 * 32 * 48), 32 * 97  # we
 
 
 def test_a_steps_work_by_hand(tiny: LlamaKVForCausalLM) -> None:
-    work = step_cost.Work.of(tiny, context=10, nodes=3)
+    work = machine.Work.of(tiny, context=10, nodes=3)
     assert work.bytes_read == 8 * (LAYERS + HEAD + 10 * 3 * 2 * 2 * 8)
     # a product and a sum for each weight, and for each query, key and dimension, twice
     assert work.flops == 2 * (3 * LAYERS + HEAD) + 3 * (4 * 3 * 4 * 8 * (10 + 3))
+    stored = machine.Work.of(tiny, context=10, nodes=3, stored=0.5)  # the cache is as before
+    assert work.bytes_read - stored.bytes_read == 7.5 * (LAYERS + HEAD)
+
+
+def test_a_prompts_work_by_hand(tiny: LlamaKVForCausalLM) -> None:
+    work = machine.Work.of_prompt(tiny, 5)
+    assert work.bytes_read == 8 * (LAYERS + HEAD)
+    assert work.flops == 2 * (5 * LAYERS + HEAD) + 4 * 3 * 4 * 8 * (1 + 2 + 3 + 4 + 5)
+
+
+def test_bytes_of_a_weight_are_those_of_the_file(tmp_path: Path, tiny_path: str) -> None:
+    file = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_tensor("one", np.zeros((8, 64), dtype=np.float16))
+    writer.add_tensor("other", np.zeros((8, 64), dtype=np.float32))
+    writer.add_tensor("norm", np.zeros(9999, dtype=np.float32))
+    for write in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{write}_to_file")()
+    writer.close()
+    assert machine.stored_bytes(str(file), LlamaConfig(**TINY)) == 3.0
+    assert machine.stored_bytes(tiny_path, LlamaConfig(**TINY, dtype="bfloat16")) == 2.0
 
 
 def test_the_limits_by_hand() -> None:
-    work = step_cost.Work(bytes_read=3e6, flops=8e6)
-    machine = step_cost.Machine(1e9, 1e9).better(step_cost.Machine(5e8, 2e9))
-    assert machine == step_cost.Machine(1e9, 2e9)
-    assert machine.limits(work) == {"reading_ms": 3.0, "arithmetic_ms": 4.0}
+    work = machine.Work(bytes_read=3e6, flops=8e6)
+    best = machine.Machine(1e9, 1e9).better(machine.Machine(5e8, 2e9))
+    assert best == machine.Machine(1e9, 2e9)
+    assert best.limits(work) == {"reading_ms": 3.0, "arithmetic_ms": 4.0}
 
 
 def test_the_distance_is_to_the_nearer_limit(tiny: LlamaKVForCausalLM) -> None:
-    machine, rows = step_cost.measure(tiny, context=10, nodes=[1, 3], rounds=1)
+    best, rows = step_cost.measure({"plain": tiny}, context=10, nodes=[1, 3], rounds=1)
     assert [row["nodes"] for row in rows] == [1, 3]
     assert rows[1]["over_one"] == rows[1]["median"] / rows[0]["median"]
     for row in rows:
-        nearer = max(machine.limits(step_cost.Work.of(tiny, 10, row["nodes"])).values())
+        nearer = max(best.limits(machine.Work.of(tiny, 10, row["nodes"])).values())
         assert row["over_limit"] == row["median"] / nearer
 
 
@@ -63,6 +86,23 @@ def test_every_tree_size_is_measured(
     assert made == ["packed kernels"] * 2 + ["plain kernels"] * 2  # one of each context
     assert written["machine"][0]["read_bytes_per_second"] > 1e8
     assert (tmp_path / "c.png").stat().st_size > 5000
+
+
+def test_kernels_take_turns_and_read_prompts(
+    tiny_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--model-path", tiny_path, "--device", "cpu", "--context", "30", "--rounds", "3"]
+    argv += ["--dtype", "float32", "--nodes", "2", "--cpu-kernels", "packed", "plain"]
+    assert step_cost.main([*argv, "--prompt", "20", "--json", str(tmp_path / "c.json")]) == 0
+    written = json.loads((tmp_path / "c.json").read_text())
+    shown = [(row["kernels"], row["nodes"]) for row in written["steps"]]
+    assert shown == [("packed", 1), ("plain", 1), ("packed", 2), ("plain", 2)]
+    assert [(row["kernels"], row["tokens"]) for row in written["prompts"]] == [
+        ("packed", 20), ("plain", 20),
+    ]  # fmt: skip
+    packed, plain = (row["median"] for row in written["steps"][2:])
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("30           2"))
+    assert f"{packed:.2f}" in line and f"{packed / plain:.2f}" in line
 
 
 def test_random_weights_need_no_checkpoint(

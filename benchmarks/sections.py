@@ -1,0 +1,146 @@
+"""The parts of docs/performance.md that put several files into one table: report.py asks for them.
+
+A file is measured with one model on one instruction set; what it was shows in its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+from evaluation.tabulating.origin import read_tables
+
+from . import first_token, neighbour
+from .llama_summary import PLAIN, THEIRS, summary
+from .measure import Columns, Figures, cells
+
+Content = dict[str, Any]
+INSTRUCTIONS = {"instructions": (0, "{isa}"), "model": (0, "{model}")}
+SPEEDS: Columns = {
+    **INSTRUCTIONS,
+    "questions": (0, "{questions} of {bench}"),
+    "llama.cpp": (0, "{plain}"),
+    "its best": (0, "{best}"),
+    "method": (0, "{engine}"),
+    "tokens/s": (0, "{speed:.1f}"),
+    "median of questions": (0, "{median:.1f}"),
+    "decoding": (0, "{decoding:.1f}"),
+    "prompt": (0, "{reading:.0f}"),
+    "× llama.cpp": (0, "{over_plain:.2f}"),
+    "× its best": (0, "{over_best:.2f}"),
+    "same as llama.cpp until": (0, "{agreed:.0f}"),
+}
+SLOWEST: Columns = {
+    **INSTRUCTIONS,
+    "temperature": (0, "{temperature}"),
+    "questions": (0, "{questions}"),
+    "method": (0, "{method}"),
+    "over one-node loop": (0, "{speedup:.2f}"),
+    "slowest 5 % of questions": (0, "{slowest:.2f}"),
+}
+
+
+def markdown_table(columns: Columns, rows: Sequence[Figures]) -> str:
+    """The first column to the left, the others to the right."""
+    texts = [list(columns), *(cells(columns, row) for row in rows)]
+    lines = ["| " + " | ".join(line) + " |" for line in texts]
+    rule = "|---|" + "---:|" * (len(columns) - 1)
+    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
+
+
+def instructions(environment: Figures) -> str:
+    """The instruction set of an environment, without how it was forced."""
+    return str(environment.get("instruction_set") or "-").partition(",")[0]
+
+
+def named(content: Content) -> Figures:
+    """The columns INSTRUCTIONS of a benchmark's file."""
+    model = PurePath(content["settings"]["model_path"]).name.removesuffix(".gguf")
+    return {"isa": instructions(content["environment"]), "model": model}
+
+
+def llama_section(contents: Sequence[Content]) -> str:
+    """Of llama_cpp's results: our methods, each beside llama.cpp of the same run."""
+    rows = []
+    for content in contents:
+        engines = {row["engine"]: row for row in summary(content["answers"])}
+        theirs = {name: row for name, row in engines.items() if name.startswith(THEIRS)}
+        best = max(theirs.values(), key=lambda row: float(row["speed"]))
+        plain = theirs.get(PLAIN)
+        shown = {
+            "bench": content["settings"]["bench_name"],
+            "plain": plain and speeds(plain),
+            "best": f"{best['speed']:.1f} ({best['engine'].removeprefix(THEIRS)})",
+        }
+        for name, row in engines.items():
+            if name not in theirs:
+                agreed = best["agreed"]  # of its answers and our first method's
+                rows.append({**named(content), **shown, **row, "agreed": agreed})
+    settings = contents[0]["settings"]
+    version = next(row["version"] for row in contents[0]["engines"] if "version" in row)
+    others = max(row["others"] for content in contents for row in content["answers"])
+    return (
+        "## Beside llama.cpp\n\n"
+        f"`python -m benchmarks.llama_cpp`: {version} and our methods on the same GGUF file, the "
+        f"same {settings['threads']} threads, greedy, at most {settings['max_new_tokens']} tokens, "
+        "first turns, with the same prompt ids; each prompt is read anew. Tokens per second of all "
+        "questions, the prompt included; of llama.cpp in brackets decoding and prompt alone. Its "
+        "best is the fastest of no speculation, ngram-simple, ngram-mod and ngram-cache, with its "
+        "own settings of each. The engines take turns question by question, and while one answers "
+        f"the others use at most {others:.0%} of a core. **llama.cpp rounds activations to 8 bits "
+        "and ours does not**, so answers part: the last column is the median number of tokens "
+        f"before the first that differs.\n\n{markdown_table(SPEEDS, rows)}"
+    )
+
+
+def speeds(row: Figures) -> str:
+    return f"{row['speed']:.1f} ({row['decoding']:.1f}; {row['reading']:.0f})"
+
+
+def slowest_section(contents: Sequence[Content]) -> str:
+    """Of what evaluation.tables --json wrote of runs of the one-node loop and methods."""
+    rows = []
+    for content in contents:
+        shown = {
+            "isa": instructions(content["environments"][0]),
+            "model": f"{content['settings']['model']}, {content['settings']['dtype']}",
+            "temperature": content["settings"]["temperature"],
+            "questions": content["questions"],
+        }
+        for row in read_tables(content)["speed"].rows[1:]:
+            rows.append({**shown, "method": row.name, "slowest": None, **row.values})
+    return (
+        "## Question by question\n\n"
+        "`python -m evaluation.tables --json`: speed over the one-node loop of the same run, of "
+        "all questions and at the 5th percentile of the questions' own ratios.\n\n"
+        + markdown_table(SLOWEST, rows)
+    )
+
+
+def first_token_section(contents: Sequence[Content]) -> str:
+    """Of first_token's results."""
+    rows = [{**named(content), **row} for content in contents for row in content["methods"]]
+    return (
+        "## To the first token\n\n"
+        "`python -m benchmarks.first_token`: seconds from the loaded model to the first token, in "
+        "a new process with an empty cache folder; compilation is apart. Median [quartiles] of "
+        f"{contents[0]['settings']['rounds']}.\n\n"
+        + markdown_table({**INSTRUCTIONS, **first_token.COLUMNS}, rows)
+    )
+
+
+def neighbour_section(contents: Sequence[Content]) -> str:
+    """Of neighbour's results."""
+    rows = [
+        {**named(content), **row, "dtype": row["dtype"]}
+        for content in contents
+        for row in content["steps"]
+    ]
+    columns = {**INSTRUCTIONS, "dtype": (0, "{dtype}"), **neighbour.COLUMNS}
+    return (
+        "## Beside a busy neighbour\n\n"
+        "`python -m benchmarks.neighbour`: steps per second on a quiet machine and beside a "
+        "process that keeps one of the cores busy; the share that is kept, median [quartiles] of "
+        f"{contents[0]['settings']['rounds']} rounds.\n\n{markdown_table(columns, rows)}"
+    )
