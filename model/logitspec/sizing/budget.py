@@ -7,12 +7,12 @@ from typing import Literal
 import numpy as np
 
 from ..errors import InputError, require_positive
-from .step_cost import MEASURED_NODES, Measurable, StepCost
+from .step_cost import MEASURED_NODES, Cost, Measurable
 
 Capacity = int | Literal["auto"]
 
 AUTO_CAPACITY = MEASURED_NODES[-1]  # most nodes of a tree that sizes itself
-CURVE_STRIDE = 64  # committed tokens after which the curve is taken anew
+CURVE_STRIDE = 64  # committed tokens after which the curve is taken anew, if no sooner
 
 
 def resolve_capacity(capacity: Capacity) -> int:
@@ -39,17 +39,17 @@ class Budget:
         cost: of a step of the model on this machine; None: prepare() finds it.
     """
 
-    def __init__(self, cost: StepCost | None = None) -> None:
+    def __init__(self, cost: Cost | None = None) -> None:
         self._model: Measurable | None = None
         self._cost = cost
-        self._context: int | None = None
+        self._taken: tuple[int, int] | None = None  # context and version of the curve
 
     def prepare(self, model: Measurable, top_k: int, node_top_k: int) -> None:
         """Find what a step of this model costs with these widths of a drafter."""
         if model != self._model:
             self._model = model
             self._cost = model.step_cost(top_k, node_top_k)
-            self._context = None
+            self._taken = None
 
     def begin(self, context: int, capacity: int = 1) -> None:
         """Begin a tree.
@@ -71,8 +71,9 @@ class Budget:
                 f"the step costs end at {self._cost.nodes[-1]} nodes, trees that size themselves "
                 f"have up to {capacity}; give costs up to that, or a number as the capacity"
             )
-        if self._context is None or abs(context - self._context) >= CURVE_STRIDE:
-            self._context = context
+        taken = context // CURVE_STRIDE, self._cost.version
+        if taken != self._taken:
+            self._taken = taken
             curve = np.array(self._cost.curve(context))
             nodes = np.arange(len(curve))
             further = nodes - nodes[:, None]

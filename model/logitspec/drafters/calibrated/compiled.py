@@ -49,7 +49,7 @@ class CompiledCore:
     def __init__(self, evidence: Evidence, table: AcceptanceTable, capacity: int) -> None:
         self._library = library(SOURCE, FLAGS)
         self._library.drafting_new.restype = Pointer
-        for name in ("draft", "begin", "observe", "vocabulary"):
+        for name in ("draft", "begin", "observe"):
             getattr(self._library, f"drafting_{name}").restype = Int
         ngrams, rows, last, earlier = evidence.sources
         steps = integers(last.steps)
@@ -82,14 +82,6 @@ class CompiledCore:
         self._kept = (table.probability, table.seen, table.right, table.prior)
         addresses = (numbers.ctypes.data for numbers in self._kept)
         self._table = Table(*addresses, strength=table.strength)
-
-    def set_vocabulary(self, rows: Sequence[Sequence[int]]) -> None:
-        known = integers(rows)
-        check(
-            self._library.drafting_vocabulary(
-                self._handle, Pointer(known.ctypes.data), Int(len(known)), Int(known.shape[1])
-            )
-        )
 
     def begin(self, prompt_ids: Sequence[int]) -> None:
         ids = integers(prompt_ids)
