@@ -18,16 +18,16 @@ from .step_cost import StepCost
 NOISE = 0.06  # of a step around the belief
 SPEED = 0.1  # how far the speed of the whole machine may be from what it was
 DRIFT = 0.03  # how far that moves from a step to the next
-CHANGE = 0.01  # how far the cost of one size moves against the others, from a step to the next
+CHANGE = 0.006  # how far the cost of one size moves against the others, from a step to the next
 DOUBT = 0.2  # how far the cost of one size may be from what it was at the start, against others
 GUESSED = 0.7  # the same where only one size was measured
 
 ALIKE = 2.5  # doublings of the nodes after which little is known from one size about another
 ROUGH = 0.1  # how much of a change is not shared even with near sizes
 FAR_ALIKE = 0.9  # how much is known at one context from the other
-BOLD = 0.5  # standard deviations by which numbers are drawn
+BOLD = 0.4  # standard deviations by which numbers are drawn
 USUAL = 3.0  # standard deviations up to which a step counts in full; beyond, ever less
-FADING = 8000.0  # steps in which a size that does not run fades into the guess
+FADING = 20000.0  # steps in which a size that does not run fades into the guess
 
 FIRST = 16  # steps after each of which the curve is taken anew; then after so many
 STORE_EVERY = 32  # steps after which it is worth storing
