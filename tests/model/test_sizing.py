@@ -58,6 +58,23 @@ def test_a_tree_ends_where_its_tokens_per_second_are_most() -> None:
     assert budget.best_nodes == 1 + int(np.argmax(rates)) == 4
 
 
+def test_drafts_that_are_never_right_end_and_are_tried_again() -> None:
+    budget = Budget(StepCost((128, 1024), (1, 8), ((1.0, 2.4),) * 2))
+    sizes = []
+    for step in range(600):
+        budget.begin(200)
+        for path in (1.0, 0.6, 0.5):
+            budget.add(path)
+        sizes.append(budget.best_nodes)
+        right = 2 if step > 300 else 0
+        budget.learn([0.0, 0.6, 1.1][sizes[-1] - 1], min(right, sizes[-1] - 1))
+    assert sizes[0] == 3
+    assert 0 < sum(size > 1 for size in sizes[50:300]) < 125  # now and then
+    assert sizes[-1] == 3 and budget.trust > 1
+    budget.forget()
+    assert budget.trust == 1
+
+
 @given(
     paths=st.lists(st.floats(0.001, 1.0), min_size=1, max_size=40),
     steps=st.lists(st.floats(0.0, 1.0), min_size=4, max_size=4),

@@ -18,7 +18,7 @@ from .step_cost import StepCost
 NOISE = 0.06  # of a step around the belief
 SPEED = 0.1  # how far the speed of the whole machine may be from what it was
 DRIFT = 0.03  # how far that moves from a step to the next
-CHANGE = 0.006  # how far the cost of one size moves against the others, from a step to the next
+CHANGE = 0.01  # how far the cost of one size moves against the others, from a step to the next
 DOUBT = 0.2  # how far the cost of one size may be from what it was at the start, against others
 GUESSED = 0.7  # the same where only one size was measured
 
@@ -29,7 +29,7 @@ BOLD = 0.4  # standard deviations by which numbers are drawn
 USUAL = 3.0  # standard deviations up to which a step counts in full; beyond, ever less
 FADING = 20000.0  # steps in which a size that does not run fades into the guess
 
-FIRST = 16  # steps after each of which the curve is taken anew; then after so many
+BATCH = 16  # steps that are learnt from together, but for the first ones
 STORE_EVERY = 32  # steps after which it is worth storing
 
 Floats = npt.NDArray[np.float64]
@@ -74,6 +74,7 @@ class LiveCost:
         self._guess = np.tile(np.log([guessed(n) for n in start.nodes]), 2)
         self._first = np.repeat([0, len(start.nodes)], len(start.nodes))  # one node, by context
         self.steps = self._unstored = 0
+        self._noted: list[tuple[int, int, float]] = []  # steps: nodes, context, seconds
         self._drawn = -1  # the version that the curve was drawn for
         self._chance = np.random.default_rng(0)
 
@@ -85,16 +86,22 @@ class LiveCost:
             context: tokens that were committed before.
             seconds: of the target, without drafting.
         """
-        if nodes > self.nodes[-1]:
-            return
         with self._lock:
-            self._doubt += self._aging
-            self._mean += (self._mean[self._first] + self._guess - self._mean) / FADING
-            self._learn(nodes, context, seconds)
             self.steps += 1
             self._unstored += 1
-            if self.steps < FIRST or self.steps % FIRST == 0:
-                self.version += 1
+            if nodes <= self.nodes[-1] and seconds > 0:
+                self._noted.append((nodes, context, seconds))
+            if self.steps < BATCH or len(self._noted) >= BATCH:
+                self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Learn from what was noted."""
+        for step in self._noted:
+            self._doubt += self._aging
+            self._mean += (self._mean[self._first] + self._guess - self._mean) / FADING
+            self._learn(*step)
+        self._noted.clear()
+        self.version += 1
 
     def _learn(self, nodes: int, context: int, seconds: float) -> None:
         """Move the belief."""
@@ -132,6 +139,7 @@ class LiveCost:
     def cost(self) -> StepCost:
         """What is believed now."""
         with self._lock:
+            self._catch_up()
             seconds = np.exp(self._mean).reshape(2, -1).tolist()
         return replace(self._start, seconds=seconds)
 

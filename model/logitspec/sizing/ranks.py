@@ -67,7 +67,7 @@ class SizeByRank(FixedSize):
         )
         self._after_root = guesses + branch_length  # cell of the first token after the root
         self._whole = DraftTree(0, 1)  # the last tree, before it was cut
-        self._cells = [-1]  # of its nodes
+        self._cells, self._paths = [-1], [1.0]  # of its nodes
         self._awaited: int | None = None  # its last accepted node
 
     def prepare(self, target: Measurable, top_k: int) -> None:
@@ -82,7 +82,7 @@ class SizeByRank(FixedSize):
         self._whole = tree
         self._cells = [self._cell(*node) for node in zip(tree.depths, ranks, strict=True)]
         self.budget.begin(committed, tree.capacity)
-        paths = [1.0]
+        paths = self._paths = [1.0]
         self.budget.add(1.0)
         for node in range(1, len(tree)):
             paths.append(paths[tree.parents[node]] * self.table.probability[self._cells[node]])
@@ -98,6 +98,7 @@ class SizeByRank(FixedSize):
         for node, child in pairwise(path):
             self._learn_below(node, tree.tokens[child])
         self._awaited = path[-1]
+        self.budget.learn(sum(self._paths[1 : len(tree)]), len(path) - 1)
 
     def _learn_below(self, parent: int, true: int) -> None:
         tree = self._whole
@@ -107,3 +108,4 @@ class SizeByRank(FixedSize):
 
     def forget(self) -> None:
         self.table.reset()
+        self.budget.forget()

@@ -165,6 +165,8 @@ class CalibratedDrafter(Drafter):
 
     def forget(self) -> None:
         self._core.forget()
+        if self.budget is not None:
+            self.budget.forget()
         self.drafted = Drafted([], [], [], [])
         self.table.reset()
 
@@ -181,6 +183,8 @@ class CalibratedDrafter(Drafter):
             raise ValueError(f"a tree of {len(tree)} nodes is not the last that was drafted")
         self._committed += len(path)
         self._core.observe(self.drafted, path, top_ids)
+        if self.budget is not None:
+            self.budget.learn(sum(self.path_probabilities[1:]), len(path) - 1)
 
     def origins(self, tree: DraftTree) -> list[str]:
         found = [origins.NEXT]
