@@ -107,7 +107,7 @@ def read(found: Any, nodes: list[int], *, padded: bool) -> StepCost | None:
     try:
         seconds = np.array(found["seconds"], dtype=np.float64)
         near, far = map(int, found["contexts"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     whole = seconds.shape == (2, len(nodes)) and bool((np.isfinite(seconds) & (seconds > 0)).all())
     if not whole or not 0 < near < far:
