@@ -250,9 +250,8 @@ VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
     "rows of 4": partial(CalibratedDrafter, row_width=4),
     "rows of 16": partial(CalibratedDrafter, row_width=16),
     "rows not kept": partial(CalibratedDrafter, reset_rows=True),
-    "no rows of the vocabulary": partial(CalibratedDrafter, vocabulary_rows=0),
     "of this prompt only": partial(
-        CalibratedDrafter, vocabulary_rows=0, reset_rows=True, reset_ngrams=True, reset_table=True
+        CalibratedDrafter, reset_rows=True, reset_ngrams=True, reset_table=True
     ),
     "last logits to rank 12": partial(CalibratedDrafter, last_width=12),
     "last logits to rank 60": partial(CalibratedDrafter, last_width=60),

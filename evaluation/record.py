@@ -36,10 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--tree-rows", type=at_least(0, 4096), default=64, metavar="C",
         help="nodes of the trees that rows off the answer are recorded from; 0: none",
     )  # fmt: skip
-    add(
-        "--vocabulary-rows", type=at_least(0), default=16384, metavar="N",
-        help="token ids whose best successors are recorded, for the method calibrated",
-    )  # fmt: skip
     add_slice_flags(parser)
     add("--max-new-tokens", type=at_least(1), default=128, help="most tokens per turn")
     add("--cap-new-tokens", action="store_true", help="as in the inference scripts")

@@ -89,6 +89,8 @@ def show(
         "MAT by task and over all; tokens/s and speedup over the one-node loop are predicted from "
         f"step costs {measured}."
     )
+    if recording.unused:
+        print(f"{recording.unused} was recorded by an earlier version; nothing reads it any more.")
     if any(summary.estimated for summary in done):
         known = "knows a part" if recording.node_width else "knows none (--tree-rows)"
         print(

@@ -51,7 +51,7 @@ class Option:
 
 def option_type(option: Option) -> Any:
     """The argparse type of an option."""
-    by_name = {"trie_nodes": at_least(1), "vocabulary_rows": at_least(0), CAPACITY: capacity}
+    by_name = {"trie_nodes": at_least(1), CAPACITY: capacity}
     by_default = {str: str, int: at_least(1, LARGEST)}
     return by_name.get(option.name, by_default.get(type(option.default), not_negative))
 

@@ -23,6 +23,8 @@ from model.logitspec.sizing.step_cost import StepCost
 from ..command.files import write_atomically, writing
 
 METER_EVERY = 8  # questions between two measurements, since machines drift
+LAST_ROUNDS = 4  # when all is recorded
+METER_SECONDS = 1.5  # that one takes at most, of each kind
 ROW_WIDTH = 16  # best tokens per node in steps that read every node's
 Kind = tuple[int, bool]  # best tokens read per node; whether no draft is accepted
 KINDS: tuple[Kind, ...] = ((0, False), (0, True), (ROW_WIDTH, False))
@@ -47,13 +49,14 @@ class StepCostFile:
         self.stored = measured_rounds(path, identity)
         self._rounds = 0
 
-    def measure(self) -> None:
+    def measure(self, rounds: int = 1) -> None:
+        """Measure every size so many times, or as far as METER_SECONDS for each of them reach."""
         self._rounds += 1
         for meter in self._meters.values():
-            meter.run(2, 1)
+            meter.run(rounds * METER_SECONDS, rounds)
         if self._rounds >= self.stored:
             curves = [
-                {"node_top_k": width, "rejected": rejected, **asdict(meter.cost(0.5))}
+                {"node_top_k": width, "rejected": rejected, **asdict(meter.cost)}
                 for (width, rejected), meter in self._meters.items()
             ]
             content = {"made": self._identity, "rounds": self._rounds, "curves": curves}

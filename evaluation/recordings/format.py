@@ -1,8 +1,8 @@
 """Files of recorded greedy runs, from which a replay computes accept lengths without the model.
 
 A recording is a folder. `recording.meta.json` says how it was made, `step-cost.json` what a step
-costs on that machine (costs.py), `successors.npz` holds the target's best tokens after each token
-of its vocabulary alone. Each question has its own file, ID.npz, written when it is answered:
+costs on that machine (costs.py). Each question has its own file, ID.npz, written when it is
+answered:
 
 | array | shape | |
 |---|---|---|
@@ -42,7 +42,7 @@ Ints = npt.NDArray[np.int32]
 FORMAT = 1
 META = "recording.meta.json"
 STEP_COST = "step-cost.json"
-SUCCESSORS = "successors.npz"
+UNUSED = "successors.npz"  # what earlier versions recorded beside the questions
 
 
 @dataclass
@@ -86,7 +86,6 @@ class Recording:
     environments: list[dict[str, Any]]
     questions: list[RecordedQuestion]
     step_costs: Mapping[Kind, StepCost]
-    rows: Ints  # [ids, k], best tokens after each of the first token ids alone
     missing: int = 0  # questions that are not recorded yet
 
     @property
@@ -117,27 +116,16 @@ class Recording:
         """As MeasuredModel.step_cost, as far as it is recorded."""
         return closest_curve(self.step_costs, node_top_k, rejected=False)
 
-    def successors(self, count: int, width: int) -> list[list[int]]:
-        """As MeasuredModel.successors, as far as they are recorded."""
-        known, recorded_width = self.rows.shape
-        if known < min(count, self.settings["vocab_size"]):
-            raise InputError(
-                f"{self.path} holds rows of {known} tokens of the vocabulary, of {count} they are "
-                "wanted; record with more --vocabulary-rows or ask for fewer"
-            )
-        if recorded_width < width:
-            raise InputError(
-                f"{self.path} holds the {recorded_width} best tokens after each token of the "
-                f"vocabulary, {width} are wanted; ask for rows no wider"
-            )
-        found: list[list[int]] = self.rows[:count, :width].tolist()
-        return found
+    @property
+    def unused(self) -> str | None:
+        """A file that an earlier version recorded and nothing reads now."""
+        return UNUSED if (self.path / UNUSED).is_file() else None
 
 
 def question_file(folder: Path, question_id: int | str) -> Path:
     """The file of a question; ids that are no plain file names are hashed."""
     name = str(question_id)
-    plain = re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name) and f"{name}.npz" != SUCCESSORS
+    plain = re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name) and f"{name}.npz" != UNUSED
     if isinstance(question_id, str) and (not plain or name.lstrip("-").isdigit()):
         name = "x-" + hashlib.sha256(json.dumps(question_id).encode()).hexdigest()
     return folder / f"{name}.npz"
@@ -243,7 +231,7 @@ def load_recording(folder: Path, stride: int = 1, step_costs: Path | None = None
     no recording, or part of it is missing or incomplete.
     """
     meta = read_meta(folder)
-    files = [path for path in sorted(folder.glob("*.npz")) if path.name != SUCCESSORS]
+    files = [path for path in sorted(folder.glob("*.npz")) if path.name != UNUSED]
     questions = [load_question(path) for path in files]
     if not questions:
         raise InputError(f"the recording {folder} holds no question yet; record some")
@@ -258,11 +246,9 @@ def load_recording(folder: Path, stride: int = 1, step_costs: Path | None = None
                 f"{path} {problem}; it is of another recording: delete it and record again"
             )
     questions.sort(key=lambda question: order[question.question_id])
-    with read_arrays(folder / SUCCESSORS) as arrays:
-        rows = typed(arrays, "rows", np.int32, 2)
     return Recording(
         folder, settings, meta["environments"], questions[::stride],
-        load_step_costs(step_costs or folder / STEP_COST), rows, len(order) - len(questions),
+        load_step_costs(step_costs or folder / STEP_COST), len(order) - len(questions),
     )  # fmt: skip
 
 

@@ -22,7 +22,6 @@ from tqdm import tqdm
 from model.logitspec import CalibratedDrafter, DraftTree, LlamaKVForCausalLM, decode
 from model.logitspec.errors import InputError
 from model.logitspec.prefill import LOGITS_ROWS, read_in
-from model.logitspec.successors import successors
 
 from ..asking.answering import allowed_tokens, check_prompts
 from ..asking.engines import Models
@@ -33,19 +32,24 @@ from ..asking.settings import AnswerSettings, RunSettings
 from ..asking.target import Target
 from ..command.files import make_folder, write_atomically, writing
 from ..traces.sidecars import differing
-from .costs import METER_EVERY, ROW_WIDTH, StepCostFile, measured_rounds, model_and_machine
+from .costs import (
+    LAST_ROUNDS,
+    METER_EVERY,
+    ROW_WIDTH,
+    StepCostFile,
+    measured_rounds,
+    model_and_machine,
+)
 from .format import (
     FORMAT,
     META,
     STEP_COST,
-    SUCCESSORS,
     Ints,
     RecordedQuestion,
     RecordedTurn,
     load_question,
     question_file,
     read_meta,
-    save_arrays,
     save_question,
 )
 
@@ -57,7 +61,6 @@ class RecordingOptions:
     output: Path  # the recording's folder
     top_k: int  # best tokens kept after every token
     tree_rows: int  # nodes of the trees that rows off the answer are recorded from; 0: none
-    vocabulary_rows: int  # token ids whose best successors are recorded
 
 
 class NodeRows(CalibratedDrafter):
@@ -65,8 +68,8 @@ class NodeRows(CalibratedDrafter):
 
     name = "calibrated"
 
-    def __init__(self, draft_tree_capacity: int, vocabulary_rows: int) -> None:
-        super().__init__(draft_tree_capacity, row_width=ROW_WIDTH, vocabulary_rows=vocabulary_rows)
+    def __init__(self, draft_tree_capacity: int) -> None:
+        super().__init__(draft_tree_capacity, row_width=ROW_WIDTH)
         self.at: list[tuple[int, int, int]] = []
         self.rows: list[Sequence[int]] = []
         self._ids: list[int] = []
@@ -170,7 +173,6 @@ def record(run: RunSettings, options: RecordingOptions) -> None:
         "format": FORMAT,
         "top_k": options.top_k,
         "tree_rows": options.tree_rows,
-        "vocabulary_rows": options.vocabulary_rows,
         "vocab_size": len(target.tokenizer),
         "question_ids": [question.question_id for question in questions],
     }
@@ -194,19 +196,14 @@ def record(run: RunSettings, options: RecordingOptions) -> None:
     make_folder(folder)
     with writing(folder, "choose another"):
         write_atomically(folder / META, {"settings": settings, "environments": environments})
-    width, count = min(ROW_WIDTH, vocab), options.vocabulary_rows
-    rows = np.array(successors(model, count, width) if count else [], dtype=np.int32)
-    save_arrays(folder / SUCCESSORS, {"rows": rows.reshape(-1, width)})
-    drafter = None
-    if options.tree_rows > 1:
-        drafter = NodeRows(options.tree_rows, options.vocabulary_rows)
+    drafter = NodeRows(options.tree_rows) if options.tree_rows > 1 else None
     recorder = Recorder(target, model, run.answers, options.top_k, drafter)
     costs = StepCostFile(model, folder / STEP_COST, options.top_k, identity)
     start = time.perf_counter()
     tokens = record_questions(folder, todo, recorder, costs)
-    if not costs.stored:  # all was recorded before, and the file was lost
-        for _ in range(METER_EVERY):
-            costs.measure()
+    if todo or not costs.stored:
+        print("measuring what a step costs, for some seconds more")
+        costs.measure(LAST_ROUNDS)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(
         f"{tokens} tokens in {time.perf_counter() - start:.0f} s; {folder} holds "
@@ -217,7 +214,7 @@ def record(run: RunSettings, options: RecordingOptions) -> None:
 def record_questions(
     folder: Path, questions: Sequence[Question], recorder: Recorder, costs: StepCostFile
 ) -> int:
-    """Record questions one by one, and now and then what a step costs; the tokens answered."""
+    """Record questions, and after some what a step costs; the number of tokens answered."""
     tokens = 0
     for at, question in enumerate(tqdm(questions, unit="question")):
         if at % METER_EVERY == 0:

@@ -41,6 +41,8 @@ def compare(comparison: Comparison, *, published: bool = False, task_mat: bool =
     columns = {f"task:{task}": task for task in tasks}
     columns |= {"mat": "MAT", "tokens_per_second": "tokens/s", "speedup": "speedup [95 %]"}
     columns |= {f"over:{name}": f"over {name}" for name, _ in others}
+    columns |= {"slowest": "slowest 5 %"}
+    last, unassisted = (others or [(main, baseline)])[-1]
     rows = []
     for trace in comparison.traces:
         values = {
@@ -51,13 +53,15 @@ def compare(comparison: Comparison, *, published: bool = False, task_mat: bool =
         values["tokens_per_second"] = float(trace.speeds().mean())
         values["speedup"] = speedup(trace, baseline)
         values |= {f"over:{name}": speedup(trace, other) for name, other in others}
+        values["slowest"] = float(np.percentile(trace.speeds() / unassisted.speeds(), 5))
         own = trace is baseline
         interval = None if own else bootstrap_interval(trace.speeds(), baseline.speeds())
         rows.append(Row(trace.label, values, interval))
     title = f"{comparison.bench_name or 'Traces'}: speedup over {main}"
     turns = ", their first turns only" if comparison.first_turns else ""
     notes = [
-        f"{len(baseline.records)} questions{turns}; 95 % bootstrap interval over questions",
+        f"{len(baseline.records)} questions{turns}; 95 % bootstrap interval over questions; "
+        f"slowest 5 %: over {last}, one question in twenty gains no more",
         *(["The tasks' columns are MAT."] if task_mat else []),
         *comparison.cautions(),
     ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from .instruction_set import compiler_target
 from .storage import cache_folder
 
+log = logging.getLogger(__name__)
 FLAGS = ("-std=c++20", "-shared", "-fPIC", "-w")
 
 Pointer = ctypes.c_void_p
@@ -60,6 +63,8 @@ def build(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL | str:
         target = cache_folder() / f"{name}-{fingerprint(compiler, command, source)}.so"
         if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
+            log.info("compiling %s, once for this machine", name)
+            start = time.perf_counter()
             with tempfile.TemporaryDirectory(dir=target.parent) as folder:
                 built = Path(folder, target.name)
                 done = subprocess.run(
@@ -71,6 +76,7 @@ def build(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL | str:
                         f"{compiler[0]} does not compile {source.name}: {said or done.returncode}"
                     )
                 built.replace(target)  # whole, whoever else compiles it at the same time
+            log.info("compiled %s in %.1f s", name, time.perf_counter() - start)
         return ctypes.CDLL(str(target))
     except (OSError, RuntimeError, ValueError) as error:  # no home, a CXX that is no command
         return f"what is compiled of {name} cannot be stored or loaded: {error}"

@@ -18,7 +18,8 @@ from .ledger import DecodingResult, Ledger
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .prefill import prefill
 from .sampling import Chooser, greedy
-from .sizing.measuring import MeasuredModel
+from .sizing.live_cost import LiveCost
+from .sizing.measuring import MeasuredModel, known_cost
 from .verification import find_verifier
 
 
@@ -69,7 +70,10 @@ def decode(
     check_lengths(len(prompt_ids), max_new_tokens, model.max_positions)
     chooser = chooser or greedy()
     chooser.until(len(prompt_ids) + max_new_tokens, len(prompt_ids), eos_token_ids)
-    with prepared(drafter, model), cache_for(model, drafter, prompt_ids, max_new_tokens) as cache:
+    with (
+        prepared(drafter, model) as cost,
+        cache_for(model, drafter, prompt_ids, max_new_tokens) as cache,
+    ):
         verifier = find_verifier(model, cache, drafter.top_k, drafter.node_top_k, chooser)
         ledger = Ledger(len(prompt_ids), eos_token_ids)
         tokens = ledger.result.tokens
@@ -95,6 +99,8 @@ def decode(
             verdict = verifier.accept()
             ledger.lap("accept", in_model=verifier.head_seconds)
 
+            if cost is not None:
+                cost.note(len(tree), cache.length, ledger.target_seconds)
             path, ended = until_end(tree, verdict.path, tokens, eos_token_ids, stop)
             committed = [tree.tokens[node] for node in path]
             accepted = [nodes[node] for node in path]
@@ -130,8 +136,11 @@ IN_USE_LOCK = threading.Lock()
 
 
 @contextmanager
-def prepared(drafter: Drafter, model: LlamaKVForCausalLM) -> Iterator[None]:
+def prepared(drafter: Drafter, model: LlamaKVForCausalLM) -> Iterator[LiveCost | None]:
     """Keep a drafter that knows the model to one generation.
+
+    Returns:
+        What its steps are to be noted in; None if no drafter with its widths asked for that.
 
     Raises:
         InputError: another one is using it.
@@ -145,7 +154,10 @@ def prepared(drafter: Drafter, model: LlamaKVForCausalLM) -> Iterator[None]:
         IN_USE.add(id(drafter))
     try:
         drafter.prepare(MeasuredModel(model))
-        yield
+        cost = known_cost(model, drafter.top_k, drafter.node_top_k)
+        yield cost
+        if cost is not None:
+            cost.store()
     finally:
         IN_USE.discard(id(drafter))
 

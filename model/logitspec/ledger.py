@@ -50,17 +50,26 @@ class DecodingResult:
         return len(self.tokens) / self.steps
 
 
+TARGET_PHASES = ("build", "verify", "accept")  # of a step
+
+
 class Ledger:
-    """Keeps a DecodingResult while its generation runs."""
+    """Keeps a DecodingResult while its generation runs.
+
+    Attributes:
+        target_seconds: of this step so far, what was not drafting.
+    """
 
     def __init__(self, prompt_tokens: int, eos_token_ids: Collection[int] = ()) -> None:
         self.result = DecodingResult(prompt_tokens)
         self._eos_token_ids = eos_token_ids
+        self.target_seconds = 0.0
         self._clock = time.perf_counter()
 
     def begin_step(self, before: Verdict) -> None:
         """Begin a step whose root a verdict chose; the time since the last belongs to no phase."""
         self._top_ids = before.top_ids
+        self.target_seconds = 0.0
         self._step_began = self._clock = time.perf_counter()
 
     def lap(self, phase: str, *, in_model: float = 0.0) -> None:
@@ -71,6 +80,8 @@ class Ledger:
             in_model: seconds of it in which the model ran, which count to verify.
         """
         now = time.perf_counter()
+        if phase in TARGET_PHASES:
+            self.target_seconds += now - self._clock
         self._count(phase, now - self._clock - in_model)
         self._count("verify", in_model)
         self._clock = now

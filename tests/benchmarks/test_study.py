@@ -34,7 +34,7 @@ def test_a_variant_is_one(tiny: LlamaKVForCausalLM, name: str) -> None:
     """It drafts other trees, or the same ones with other probabilities."""
 
     def paths(name: str) -> list[list[float]]:
-        drafter = study.VARIANTS[name](24)
+        drafter = study.VARIANTS[name](96)
         drafter.prepare(MeasuredModel(tiny))
         found = []
         context = [1, 2, 3, 4, 1, 2, 5, 1, 2, 3, 6, 1, 2, 3, 4, 8, 9, 1, 2, 3, 4]

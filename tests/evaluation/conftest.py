@@ -51,7 +51,7 @@ def recorded(chat_path: str, make_bench: Make, tmp_path: Path) -> Callable[..., 
     def call(*flags: str, folder: str = "recording") -> tuple[int, Path]:
         make_bench(*QUESTIONS)
         argv = ["--model-path", chat_path, "--bench-name", "mine", "--dtype", "float32"]
-        argv += ["--device", "cpu", "--max-new-tokens", "24", "--vocabulary-rows", "60"]
+        argv += ["--device", "cpu", "--max-new-tokens", "24"]
         return record([*argv, "--output", str(tmp_path / folder), *flags]), tmp_path / folder
 
     return call

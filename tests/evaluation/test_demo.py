@@ -62,9 +62,7 @@ def test_copied_logits_are_told_from_what_is_retrieved() -> None:
 
 @pytest.mark.parametrize("core", ["native", "python"])
 def test_calibrateds_drafts_come_from_where_the_evidence_is(core: str) -> None:
-    drafter = CalibratedDrafter(
-        draft_tree_capacity=20, row_width=2, vocabulary_rows=0, drafting_core=core
-    )
+    drafter = CalibratedDrafter(draft_tree_capacity=20, row_width=2, drafting_core=core)
     drafter.reset([1, 2, 3, 1, 2, 3, 1, 2])
     tree = drafter.draft(9, [9, 2, 11])
     drafter.observe(tree, [0], [[30, 31], *[[]] * (len(tree) - 1)])

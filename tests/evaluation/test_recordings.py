@@ -29,11 +29,9 @@ def test_rows_wider_than_recorded_are_refused(
 ) -> None:
     _, folder = recorded("--question-stride", "3")
     assert load_recording(folder).node_width == 16
-    wider = ["--grid", "row_width=17", "vocabulary_rows=0"]
+    wider = ["--grid", "row_width=17"]
     assert sweep(folder, *wider, methods="calibrated") == 2
     assert "holds 16 of nodes off the answer" in capsys.readouterr().err
-    with pytest.raises(InputError, match="16 best tokens after each token of the vocabulary, 17"):
-        load_recording(folder).successors(60, 17)
 
 
 def test_an_unfinished_recording_is_said_to_be_one_and_foreign_files_are_refused(
@@ -84,12 +82,12 @@ def test_what_it_costs_is_measured_again_only_when_it_is_measured_better(
     _, folder = recorded("--tree-rows", "0")
     path = folder / "step-cost.json"
     content = json.loads(path.read_text())
-    assert content["rounds"] == 1
-    path.write_text(json.dumps(content | {"rounds": 2}))
+    assert content["rounds"] == 2  # before the first question, and when all were recorded
+    path.write_text(json.dumps(content | {"rounds": 3}))
     before = path.read_text()
     (folder / "3.npz").unlink()
     assert recorded("--tree-rows", "0")[0] == 0
-    assert path.read_text() == before  # two rounds are not replaced by one
+    assert path.read_text() == before  # three rounds are not replaced by two
     path.unlink()
     assert recorded("--tree-rows", "0")[0] == 0
     assert set(load_step_costs(path)) == set(KINDS)
@@ -137,12 +135,13 @@ def test_an_answer_that_its_logits_do_not_choose_is_refused(tmp_path: Path) -> N
     assert np.array_equal(again.turns[0].top_ids, turn.top_ids)
 
 
-def test_calibrated_wants_no_more_successors_than_are_recorded(
+def test_what_an_earlier_version_recorded_beside_the_questions_is_not_used(
     recorded: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, folder = recorded("--question-stride", "3")
-    assert sweep(folder, methods="calibrated") == 2
-    assert "of 60 tokens of the vocabulary" in capsys.readouterr().err
-    assert (
-        sweep(folder, "--grid", "vocabulary_rows=60,0", methods="calibrated,calibrated@auto") == 0
-    )
+    assert sweep(folder, methods="calibrated") == 0
+    assert "earlier version" not in capsys.readouterr().out
+    np.savez_compressed(folder / "successors.npz", rows=np.zeros((60, 16), np.int32))
+    assert sweep(folder, methods="calibrated,calibrated@auto") == 0
+    said = capsys.readouterr().out
+    assert said.count("successors.npz was recorded by an earlier version") == 1

@@ -84,7 +84,7 @@ def test_replayed_accept_lengths_are_the_live_ones_of_the_real_model(
 ) -> None:
     argv = ["--model-path", default_model_path, "--bench-name", "quick", "--dtype", "float32"]
     argv += ["--device", "cpu", "--question-stride", "9", "--max-new-tokens", "64"]
-    argv += ["--tree-rows", "0", "--vocabulary-rows", "0", "--output", str(tmp_path / "real")]
+    argv += ["--tree-rows", "0", "--output", str(tmp_path / "real")]
     assert record(argv) == 0
     recording = load_recording(tmp_path / "real")
     assert recording.tokens >= 64
@@ -99,9 +99,9 @@ def test_with_the_rows_of_its_own_trees_an_estimate_is_near(
     recording = load_recording(folder)
     from evaluation.recordings.recording import NodeRows
 
-    drafter = NodeRows(16, 60)
+    drafter = NodeRows(16)
     drafter.prepare(MeasuredModel(load(chat_path, dtype=torch.float32)))
-    twin = NodeRows(16, 60)
+    twin = NodeRows(16)
     twin.prepare(recording)
     for q in recording.questions:
         for turn in q.turns:

@@ -124,7 +124,7 @@ def test_a_method_runs_beside_itself_at_other_capacities(
 ) -> None:
     folder = make_bench(question(1)) / "model_answer"
     methods = "recycling@3,recycling,calibrated@auto,calibrated"
-    assert run(methods, "--draft-tree-capacity", "9", "--vocabulary-rows", "0") == 0
+    assert run(methods, "--draft-tree-capacity", "9") == 0
     for name, wanted, most in (
         ("recycling@3", 3, 3),
         ("recycling", 9, 9),
@@ -274,8 +274,6 @@ def test_the_sidecar_says_which_core_drafted(
         "tokenizer",
         "--drafting-core",
         core,
-        "--vocabulary-rows",
-        "0",
         "--answer-dir",
         str(tmp_path),
     ]

@@ -87,6 +87,7 @@ def test_the_numbers_are_those_of_speed_py(traces: list[Path]) -> None:
     table = compare(comparison)
     assert list(table.columns) == [
         "task:mt_bench", "task:qa", "mat", "tokens_per_second", "speedup", "over:one-node loop",
+        "slowest",
     ]  # fmt: skip
     base, _, fast, faster = table.rows
     assert base.values["speedup"] == 1.0
@@ -94,6 +95,7 @@ def test_the_numbers_are_those_of_speed_py(traces: list[Path]) -> None:
     assert fast.values["mat"] == 3.0
     assert faster.values["speedup"] == pytest.approx(5.0)
     assert faster.values["over:one-node loop"] == pytest.approx(2.5)
+    assert faster.values["slowest"] == pytest.approx(2.5)
     expected = compare_speeds(
         comparison.traces[2].records, comparison.traces[0].records, recorded_tokens
     )
@@ -101,6 +103,16 @@ def test_the_numbers_are_those_of_speed_py(traces: list[Path]) -> None:
         assert fast.values[f"task:{task}"] == pytest.approx(expected[task]["speedup"])
     for key in ("mat", "tokens_per_second"):
         assert fast.values[key] == pytest.approx(expected["overall"][key])
+
+
+def test_the_slowest_questions_are_told_against_the_one_node_loop(traces: list[Path]) -> None:
+    records = [json.loads(line) for line in traces[2].read_text().splitlines()]
+    records[1]["choices"][0]["wall_time"] = [12.0]  # the one-node loop takes 6
+    traces[2].write_text("".join(json.dumps(entry) + "\n" for entry in records))
+    table = compare(read_comparison(traces))
+    ratios = [2.0, 0.5, 2.0, 2.0]
+    assert table.rows[2].values["slowest"] == pytest.approx(np.percentile(ratios, 5))
+    assert any("slowest 5 %: over one-node loop" in note for note in table.notes)
 
 
 def test_the_tasks_can_show_their_mat(

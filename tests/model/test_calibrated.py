@@ -27,7 +27,7 @@ STEEP = StepCost((128, 1024), (1, 128), ((0.01, 1.0), (0.01, 1.0)))
 
 def fresh(**options: Any) -> CalibratedDrafter:
     """Without rows of a vocabulary."""
-    return CalibratedDrafter(vocabulary_rows=0, **options)
+    return CalibratedDrafter(**options)
 
 
 def grown(drafter: CalibratedDrafter, seed: int = 0) -> tuple[DraftTree, list[int]]:
@@ -98,11 +98,9 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
     cost = data.draw(st.sampled_from([FLAT, MIDDLE]))
     cores = [fresh(**options, drafting_core=core) for core in ("native", "python")]
     width = options["row_width"]
-    vocabulary = [random.Random(token).choices(range(12), k=width) for token in range(9)]
     for core in cores:
         if core.budget is not None:
             core.budget = Budget(cost)
-        core._core.set_vocabulary(vocabulary)
     chance = random.Random(seed)
     for prompt in range(3):
         ids = [chance.randrange(12) for _ in range(chance.randrange(1, 40))]
@@ -164,7 +162,7 @@ def test_what_the_native_core_cannot_take_is_refused() -> None:
 
 
 def test_numbers_that_make_no_sense_are_refused() -> None:
-    for options in ({"prior_strength": 0}, {"vocabulary_rows": -1}, {"row_width": 0}):
+    for options in ({"prior_strength": 0}, {"row_width": 0}):
         with pytest.raises(InputError, match=next(iter(options))):
             CalibratedDrafter(**options)
     drafter = fresh(draft_tree_capacity="auto")

@@ -20,12 +20,13 @@ from model.logitspec import (
     LlamaKVForCausalLM,
     PromptLookupDrafter,
     custom_generate,
+    decode,
     generate,
     load,
-    storage,
     wrap,
 )
 from model.logitspec.kv_cache import MOST_IDLE
+from model.logitspec.sizing import measuring
 
 from ..conftest import TINY, save_tiny
 
@@ -155,7 +156,7 @@ def test_models_of_transformers(wide_path: str, kernels: str) -> None:
 
 def test_a_drafter_serves_one_generation_at_a_time(wide_path: str, tmp_path: Path) -> None:
     model = load(wide_path, dtype=torch.float32)
-    for drafter in (PromptLookupDrafter(), CalibratedDrafter(vocabulary_rows=0)):
+    for drafter in (PromptLookupDrafter(), CalibratedDrafter()):
         wanted = tokens(model, 0, drafter)
 
         def again(_: object, drafter: Any = drafter) -> None:
@@ -167,20 +168,27 @@ def test_a_drafter_serves_one_generation_at_a_time(wide_path: str, tmp_path: Pat
         assert tokens(model, 0, drafter) == wanted  # it is free again
 
 
-def test_one_thread_finds_what_is_remembered(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Measurements of several threads would disturb each other."""
-    monkeypatch.setattr(storage, "cache_folder", lambda: tmp_path)
-    found: list[int] = []
+def test_threads_learn_into_one_step_cost(wide_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them measures, and no step is lost."""
+    model = load(wide_path, dtype=torch.float32)
+    begin = measuring.begin
+    begun: list[object] = []
 
-    def find() -> int:
+    def slowly(*args: Any) -> Any:
+        begun.append(args)
         time.sleep(0.05)
-        found.append(7)
-        return 7
+        return begin(*args)
 
-    assert together(lambda _: storage.remembered("kind", 1, find)) == [7] * THREADS
-    assert found == [7]
+    monkeypatch.setattr(measuring, "begin", slowly)
+
+    def decoded(i: int) -> int:
+        drafter = CalibratedDrafter(draft_tree_capacity="auto")
+        return decode(model, PROMPTS[i], drafter, max_new_tokens=24).steps
+
+    steps = sum(together(decoded))
+    cost = measuring.known_cost(model, 24, 8)
+    assert len(begun) == 1 and cost is not None
+    assert cost.steps == steps
 
 
 def test_longer_prompts_meanwhile_leave_the_rotary_table_long_enough(wide_path: str) -> None:

@@ -100,10 +100,8 @@ def test_every_method(tiny_path: str, way: str, name: str, options: dict[str, An
         assert model.kernels.name == "plain"
         assert model.graphs is (way == "graphs")
         drafter = DRAFTERS[name](**options)
-        with noted(gpu), mock.patch("model.logitspec.sizing.measuring.ROUNDS", (1, 1)):
-            drafter.prepare(
-                MeasuredModel(model)
-            )  # step costs and successors are found before the steps
+        with noted(gpu):
+            drafter.prepare(MeasuredModel(model))  # step costs are measured before the steps
         replays = NotCaptured.replays
         with noted(gpu) as steps:
             result = decode(model, PROMPT, drafter, max_new_tokens=24)

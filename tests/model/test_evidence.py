@@ -52,9 +52,8 @@ def test_ngrams_seen_twice_alike_are_told_from_those_seen_once() -> None:
     assert graded(ngrams, ngrams.look((1,)))[2] == "all of what followed 1"
 
 
-def test_rows_prefer_two_tokens_to_one_to_earlier_prompts_to_the_vocabulary() -> None:
+def test_rows_prefer_two_tokens_to_one_to_earlier_prompts() -> None:
     rows = RowEvidence(2, stride=5, keep=True)
-    rows.vocabulary = [[10, 11], [20, 21], [30, 31], [40, 41]]
     rows.learn(7, 3, [50, 51])
     rows.begin(())
     rows.learn(0, 1, [60, 61])
@@ -62,14 +61,9 @@ def test_rows_prefer_two_tokens_to_one_to_earlier_prompts_to_the_vocabulary() ->
     assert graded(rows, rows.look((0, 1)))[60] == "rank 0 in the row of two tokens"
     assert graded(rows, rows.look((5, 1)))[71] == "rank 1 in the row of one token"
     assert graded(rows, rows.look((7, 3)))[50] == "rank 0 in the row of an earlier prompt"
-    assert graded(rows, rows.look((7, 2))) == {
-        None: "not in the row of the vocabulary",
-        30: "rank 0 in the row of the vocabulary",
-        31: "rank 1 in the row of the vocabulary",
-    }
-    assert rows.look((4,)) == (0, {})
+    assert rows.look((7, 4)) == (0, {})
     rows.forget()
-    assert graded(rows, rows.look((7, 3)))[40] == "rank 0 in the row of the vocabulary"
+    assert rows.look((7, 3)) == (0, {})
 
 
 def test_rows_of_a_prompt_end_with_it_unless_kept() -> None:

@@ -23,7 +23,6 @@ from model.logitspec import (
     VanillaDrafter,
     decode,
     storage,
-    successors,
 )
 from model.logitspec.drafters.calibrated.evidence import (
     LastEvidence,
@@ -32,7 +31,6 @@ from model.logitspec.drafters.calibrated.evidence import (
     additive_prior,
 )
 from model.logitspec.sizing.budget import Budget
-from model.logitspec.sizing.measuring import step_cost
 from model.logitspec.sizing.ranks import SizeByRank
 from model.logitspec.sizing.step_cost import StepCost, rising
 
@@ -58,6 +56,23 @@ def test_a_tree_ends_where_its_tokens_per_second_are_most() -> None:
     for path in paths:
         budget.add(path)
     assert budget.best_nodes == 1 + int(np.argmax(rates)) == 4
+
+
+def test_drafts_that_are_never_right_end_and_are_tried_again() -> None:
+    budget = Budget(StepCost((128, 1024), (1, 8), ((1.0, 2.4),) * 2))
+    sizes = []
+    for step in range(600):
+        budget.begin(200)
+        for path in (1.0, 0.6, 0.5):
+            budget.add(path)
+        sizes.append(budget.best_nodes)
+        right = 2 if step > 300 else 0
+        budget.learn([0.0, 0.6, 1.1][sizes[-1] - 1], min(right, sizes[-1] - 1))
+    assert sizes[0] == 3
+    assert 0 < sum(size > 1 for size in sizes[50:300]) < 125  # now and then
+    assert sizes[-1] == 3 and budget.trust > 1
+    budget.forget()
+    assert budget.trust == 1
 
 
 @given(
@@ -119,7 +134,7 @@ def test_other_capacities_are_refused(capacity: Any) -> None:
 def test_the_tokens_are_the_targets_own(
     tiny: LlamaKVForCausalLM, drafter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.logitspec.sizing.measuring.step_cost", lambda *_: FLAT)
+    monkeypatch.setattr("model.logitspec.sizing.measuring.live_cost", lambda *_: FLAT)
     prompt = [1, 5, 9, 5, 9, 7]
     wanted = decode(tiny, prompt, VanillaDrafter(), max_new_tokens=90).tokens
     for _ in range(2):  # cold and warm
@@ -142,52 +157,40 @@ def test_logitspecs_ranks_learn_what_was_right() -> None:
     assert (table.seen[2], table.right[2]) == (1, 1)
 
 
-def test_successors_are_the_targets_best_tokens_out_of_context(tiny: LlamaKVForCausalLM) -> None:
-    rows = successors.successors(tiny, 500, 3)
-    assert len(rows) == tiny.config.vocab_size
-    for token in (0, 40, 96):
-        result = decode(tiny, [tiny.config.bos_token_id, token], VanillaDrafter(), max_new_tokens=1)
-        assert rows[token][0] == result.tokens[0]
-
-
-def test_what_was_found_is_remembered_and_a_torn_file_is_not(
+def test_what_was_stored_is_recalled_and_a_torn_file_is_not(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "cache_folder", lambda: tmp_path)
-    found: list[int] = []
-
-    def find() -> list[int]:
-        found.append(1)
-        return [3, 4]
-
-    for _ in range(2):
-        assert storage.remembered("kind", {"a": 1}, find) == [3, 4]
-    assert len(found) == 1
-    (file,) = tmp_path.glob("kind-*.json")
-    file.write_text(file.read_text()[:-5])
-    assert storage.remembered("kind", {"a": 1}, find) == [3, 4]
-    assert len(found) == 2
-    assert storage.remembered("kind", {"a": 2}, find) == [3, 4]
-    assert len(found) == 3
+    assert storage.recall("kind", {"a": 1}) is None
+    storage.remember("kind", {"a": 1}, [3, 4])
+    storage.remember("kind", {"a": 2}, [5])
+    assert storage.recall("kind", {"a": 1}) == [3, 4]
+    assert storage.recall("other", {"a": 1}) is None
+    for file in tmp_path.glob("kind-*.json"):
+        file.write_text(file.read_text()[:-5])
+    assert storage.recall("kind", {"a": 1}) is None
 
 
-def test_what_cannot_be_stored_is_found_all_the_same(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_stored_is_said(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(storage, "cache_folder", lambda: tmp_path / "file" / "folder")
     with pytest.warns(UserWarning, match="cannot be stored"):
-        assert storage.remembered("kind", 1, lambda: 7) == 7
+        storage.remember("kind", 1, 7)
+    assert storage.recall("kind", 1) is None
 
 
-def test_the_step_cost_is_measured_once(
-    tiny: LlamaKVForCausalLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cost = step_cost(tiny, 4, 2)
-    assert cost.nodes[0] == 1 and len(cost.seconds[0]) == len(cost.nodes)
-    assert all(seconds > 0 for row in cost.seconds for seconds in row)
-    monkeypatch.setattr("model.logitspec.sizing.measuring.measure", None)
-    assert step_cost(tiny, 4, 2).seconds == [list(row) for row in cost.seconds]
+def test_logitspecs_ranks_learn_from_guesses_that_were_cut_off() -> None:
+    drafter = LogitSpecDrafter(draft_tree_capacity="auto", num_pred_tokens=4)
+    assert isinstance(drafter.size, SizeByRank)
+    dear = [1.0, *[50.0 * n for n in (2, 128)]]
+    drafter.size.budget = Budget(StepCost((128, 1024), (1, 2, 128), (dear, dear)))
+    drafter.reset([1, 2, 3])
+    tree = drafter.draft(9, [9, 7, 8])
+    assert tree.tokens == [9]  # nothing pays
+    drafter.observe(tree, [0])
+    drafter.draft(7, [7, 1, 2])
+    table = drafter.size.table
+    assert (table.seen[1], table.right[1], table.seen[2], table.right[2]) == (1, 1, 1, 0)
 
 
 def test_the_fit_finds_the_weights_that_made_the_counts() -> None:

@@ -40,7 +40,8 @@ class Drafter(ABC):
         Nothing is to be done for a target that equals the last one.
 
         Args:
-            target: a loaded model as sizing.measuring.MeasuredModel, or a recording of one.
+            target: a loaded model as sizing.measuring.MeasuredModel, or a recording of one. What
+                its step_cost() returns learns from the steps of the generations that follow.
         """
 
     @abstractmethod

@@ -7,12 +7,12 @@ from typing import Literal
 import numpy as np
 
 from ..errors import InputError, require_positive
-from .step_cost import MEASURED_NODES, Measurable, StepCost
+from .step_cost import MEASURED_NODES, Cost, Measurable
 
 Capacity = int | Literal["auto"]
 
 AUTO_CAPACITY = MEASURED_NODES[-1]  # most nodes of a tree that sizes itself
-CURVE_STRIDE = 64  # committed tokens after which the curve is taken anew
+CURVE_STRIDE = 64  # committed tokens after which the curve is taken anew, if no sooner
 
 
 def resolve_capacity(capacity: Capacity) -> int:
@@ -29,27 +29,35 @@ def resolve_capacity(capacity: Capacity) -> int:
     return capacity
 
 
+REMEMBERED = 64.0  # steps after which it is mostly forgotten how many drafts were right
+GRANTED = 8.0  # drafts that count as having been right as often as expected
+
+
 class Budget:
     """Ends each tree where its expected tokens per second are most.
 
     A tree of n nodes whose path probabilities sum up to E is expected to give E tokens in T(n)
-    seconds; the n with the largest E / T(n) is taken.
+    seconds; the n with the largest E / T(n) is taken. Drafts count as much as those of the last
+    steps were right beside what was expected of them, so where they are not, drafting ends; that is
+    forgotten again, and then they are tried again.
 
     Args:
         cost: of a step of the model on this machine; None: prepare() finds it.
     """
 
-    def __init__(self, cost: StepCost | None = None) -> None:
+    def __init__(self, cost: Cost | None = None) -> None:
         self._model: Measurable | None = None
         self._cost = cost
-        self._context: int | None = None
+        self._taken: tuple[int, int] | None = None  # context and version of the curve
+        self._right = self._hoped = 0.0  # of the drafts of the last steps
+        self.trust = 1.0  # what drafts count
 
     def prepare(self, model: Measurable, top_k: int, node_top_k: int) -> None:
         """Find what a step of this model costs with these widths of a drafter."""
         if model != self._model:
             self._model = model
             self._cost = model.step_cost(top_k, node_top_k)
-            self._context = None
+            self._taken = None
 
     def begin(self, context: int, capacity: int = 1) -> None:
         """Begin a tree.
@@ -71,8 +79,9 @@ class Budget:
                 f"the step costs end at {self._cost.nodes[-1]} nodes, trees that size themselves "
                 f"have up to {capacity}; give costs up to that, or a number as the capacity"
             )
-        if self._context is None or abs(context - self._context) >= CURVE_STRIDE:
-            self._context = context
+        taken = context // CURVE_STRIDE, self._cost.version
+        if taken != self._taken:
+            self._taken = taken
             curve = np.array(self._cost.curve(context))
             nodes = np.arange(len(curve))
             further = nodes - nodes[:, None]
@@ -82,22 +91,34 @@ class Budget:
             self.curves = (curve, rises.min(axis=1))
             self.curve: list[float] = self.curves[0].tolist()
             self._cheapest: list[float] = self.curves[1].tolist()
-            # A tree of the root alone gives 1 / curve[1]; what pays less nowhere pays.
-            self.least = min(self._cheapest) / self.curve[1]
+            self._cheapest_of_all = min(self._cheapest) / self.curve[1]
         self.nodes = self._best_nodes = 0
         self.expected = self._best_rate = 0.0
+        # A tree of the root alone gives 1 / curve[1]; what pays less nowhere pays.
+        self.least = self._cheapest_of_all / self.trust
 
     def add(self, probability: float) -> None:
         """Tell the path probability of the tree's next node, the root's 1 first."""
         self.nodes += 1
-        self.expected += probability
+        self.expected += probability * self.trust if self.nodes > 1 else 1.0
         rate = self.expected / self.curve[self.nodes]
         if rate > self._best_rate:
             self._best_rate, self._best_nodes = rate, self.nodes
 
     def enough(self, probability: float) -> bool:
         """Whether no node that follows can pay, if none is more probable than this."""
-        return probability <= self._best_rate * self._cheapest[self.nodes]
+        return probability * self.trust <= self._best_rate * self._cheapest[self.nodes]
+
+    def learn(self, hoped: float, right: int) -> None:
+        """Take in how many drafts of a tree were right, and the sum of their path probabilities."""
+        self._right += right - self._right / REMEMBERED
+        self._hoped += hoped - self._hoped / REMEMBERED
+        self.trust = (self._right + GRANTED) / (self._hoped + GRANTED)
+
+    def forget(self) -> None:
+        """Drop what was learnt of drafts."""
+        self._right = self._hoped = 0.0
+        self.trust = 1.0
 
     @property
     def best_nodes(self) -> int:

@@ -47,8 +47,9 @@ class SizeByRank(FixedSize):
     """Trees that end where another guess costs more time than it is worth.
 
     A table learns how often the guess of each rank was right, and each of the tokens retrieved
-    after the root or after a right guess. So every node has a path probability, and the budget says
-    how many of the nodes, in the paper's order, are worth their time.
+    after the root or after a right guess, from drafts that were cut off as from any. So every node
+    has a path probability, and the budget says how many of the nodes, in the paper's order, are
+    worth their time.
 
     Args:
         guesses: most guesses of a tree.
@@ -65,8 +66,9 @@ class SizeByRank(FixedSize):
             [*by_rank, *after_guess, *[RIGHT_AFTER_ROOT] * num_pred_tokens], PRIOR_STRENGTH
         )
         self._after_root = guesses + branch_length  # cell of the first token after the root
-        self._cells = [-1]  # of the nodes of the last tree
-        self._awaited: tuple[DraftTree, int] | None = None  # the last tree, its last accepted node
+        self._whole = DraftTree(0, 1)  # the last tree, before it was cut
+        self._cells, self._paths = [-1], [1.0]  # of its nodes
+        self._awaited: int | None = None  # its last accepted node
 
     def prepare(self, target: Measurable, top_k: int) -> None:
         self.budget.prepare(target, top_k, 0)
@@ -76,10 +78,11 @@ class SizeByRank(FixedSize):
 
     def cut(self, tree: DraftTree, ranks: Sequence[int | None], committed: int) -> DraftTree:
         if self._awaited is not None:  # the root came after the last path
-            self._learn_below(*self._awaited, tree.tokens[0])
+            self._learn_below(self._awaited, tree.tokens[0])
+        self._whole = tree
         self._cells = [self._cell(*node) for node in zip(tree.depths, ranks, strict=True)]
         self.budget.begin(committed, tree.capacity)
-        paths = [1.0]
+        paths = self._paths = [1.0]
         self.budget.add(1.0)
         for node in range(1, len(tree)):
             paths.append(paths[tree.parents[node]] * self.table.probability[self._cells[node]])
@@ -93,13 +96,16 @@ class SizeByRank(FixedSize):
 
     def learn(self, tree: DraftTree, path: Sequence[int]) -> None:
         for node, child in pairwise(path):
-            self._learn_below(tree, node, tree.tokens[child])
-        self._awaited = tree, path[-1]
+            self._learn_below(node, tree.tokens[child])
+        self._awaited = path[-1]
+        self.budget.learn(sum(self._paths[1 : len(tree)]), len(path) - 1)
 
-    def _learn_below(self, tree: DraftTree, parent: int, true: int) -> None:
+    def _learn_below(self, parent: int, true: int) -> None:
+        tree = self._whole
         for node in range(parent + 1, len(tree)):
             if tree.parents[node] == parent:
                 self.table.learn(self._cells[node], tree.tokens[node] == true)
 
     def forget(self) -> None:
         self.table.reset()
+        self.budget.forget()

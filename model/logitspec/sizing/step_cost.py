@@ -1,31 +1,33 @@
-"""What a step costs by its nodes, as numbers: measuring.py finds them, budget.py asks them."""
+"""What a step costs by its nodes, as numbers: live_cost.py learns them, budget.py asks them."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-MEASURED_NODES = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    10,
-    12,
-    16,
-    24,
-    32,
-    48,
-    64,
-    96,
-    128,
-)
+import numpy as np
+
+MEASURED_NODES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
+CONTEXTS = (128, 1024)  # committed tokens
+
+
+class Cost(Protocol):
+    """What trees that size themselves ask: a StepCost, or a LiveCost, which changes.
+
+    Attributes:
+        nodes: of the trees whose cost is known, ascending; the last is the most.
+        version: another number, another curve.
+    """
+
+    @property
+    def nodes(self) -> Sequence[int]: ...
+
+    @property
+    def version(self) -> int: ...
+
+    def curve(self, context: int) -> list[float]:
+        """Seconds of a step over 0, 1, 2, … nodes after so many committed tokens."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class StepCost:
         padded: a tree costs as much as the next larger one of `nodes`, as it does in CUDA graphs.
     """
 
+    version: ClassVar[int] = 0
     contexts: Sequence[int]
     nodes: Sequence[int]
     seconds: Sequence[Sequence[float]]
@@ -54,25 +57,19 @@ class StepCost:
         part = (context - near) / (far - near)
         at = [a + max(0.0, b - a) * max(0.0, part) for a, b in zip(fast, slow, strict=True)]
         at = rising(at)
-        curve = [at[0]]
-        for n in range(1, self.nodes[-1] + 1):
-            i = bisect_left(self.nodes, n)  # the first that is not smaller
-            if self.padded or self.nodes[i] == n:
-                curve.append(at[i])
-            else:
-                left, right = self.nodes[i - 1], self.nodes[i]
-                curve.append(at[i - 1] + (at[i] - at[i - 1]) * (n - left) / (right - left))
+        sizes = np.arange(self.nodes[-1] + 1)
+        if self.padded:
+            curve: list[float] = np.array(at)[np.searchsorted(self.nodes, sizes)].tolist()
+        else:
+            curve = np.interp(sizes, self.nodes, at).tolist()
         return curve
 
 
 class Measurable(Protocol):
     """What a drafter may ask about the target before it begins."""
 
-    def step_cost(self, top_k: int, node_top_k: int = 0) -> StepCost:
-        """What a step costs by its nodes (measuring.step_cost)."""
-
-    def successors(self, count: int, width: int) -> list[list[int]]:
-        """The best tokens after each of the first token ids alone (successors.successors)."""
+    def step_cost(self, top_k: int, node_top_k: int = 0) -> Cost:
+        """What a step costs by its nodes, with these widths of a drafter."""
 
 
 def rising(seconds: Sequence[float]) -> list[float]:

@@ -30,7 +30,7 @@ Settings = structure("Settings", **dict.fromkeys(INTEGERS, Int), pruning=Double,
 Table = structure(
     "Table", **dict.fromkeys(("probability", "seen", "right", "prior"), Pointer), strength=Double
 )
-Costs = structure("Costs", curve=Pointer, cheapest=Pointer, least=Double)
+Costs = structure("Costs", curve=Pointer, cheapest=Pointer, least=Double, trust=Double)
 Tree = structure("Tree", **dict.fromkeys(("tokens", "parents", "cells", "paths"), Pointer))
 
 
@@ -49,7 +49,7 @@ class CompiledCore:
     def __init__(self, evidence: Evidence, table: AcceptanceTable, capacity: int) -> None:
         self._library = library(SOURCE, FLAGS)
         self._library.drafting_new.restype = Pointer
-        for name in ("draft", "begin", "observe", "vocabulary"):
+        for name in ("draft", "begin", "observe"):
             getattr(self._library, f"drafting_{name}").restype = Int
         ngrams, rows, last, earlier = evidence.sources
         steps = integers(last.steps)
@@ -83,14 +83,6 @@ class CompiledCore:
         addresses = (numbers.ctypes.data for numbers in self._kept)
         self._table = Table(*addresses, strength=table.strength)
 
-    def set_vocabulary(self, rows: Sequence[Sequence[int]]) -> None:
-        known = integers(rows)
-        check(
-            self._library.drafting_vocabulary(
-                self._handle, Pointer(known.ctypes.data), Int(len(known)), Int(known.shape[1])
-            )
-        )
-
     def begin(self, prompt_ids: Sequence[int]) -> None:
         ids = integers(prompt_ids)
         check(self._library.drafting_begin(self._handle, Pointer(ids.ctypes.data), Int(len(ids))))
@@ -105,9 +97,8 @@ class CompiledCore:
             if self._curves is not budget.curves:
                 self._curves = budget.curves
                 curve, cheapest = budget.curves
-                self._costs = Costs(
-                    curve=curve.ctypes.data, cheapest=cheapest.ctypes.data, least=budget.least
-                )
+                self._costs = Costs(curve=curve.ctypes.data, cheapest=cheapest.ctypes.data)
+            self._costs.least, self._costs.trust = budget.least, budget.trust
             costs = ctypes.byref(self._costs)
         n = self._library.drafting_draft(
             self._handle, Int(root), top, Int(len(top_ids)), ctypes.byref(self._table), costs,

@@ -49,8 +49,6 @@ class CalibratedDrafter(Drafter):
         row_width: tokens of a row.
         last_width: ranks of the last logits that are candidates.
         prior_strength: how many observations the fixed prior weighs in a cell.
-        vocabulary_rows: for so many token ids, the first, the target's best tokens after that token
-            alone are found once per model, and stored: rows for tokens that were not met yet.
         reset_table: begin every prompt with the prior.
         reset_rows: begin every prompt without the rows of earlier ones.
         reset_ngrams: begin every prompt without the n-grams of earlier answers.
@@ -67,7 +65,6 @@ class CalibratedDrafter(Drafter):
         "row_width": "tokens of a row of copied logits",
         "last_width": "ranks of the last logits that are candidates",
         "prior_strength": "observations that the fixed prior weighs",
-        "vocabulary_rows": "token ids whose successors are found once per model",
         "reset_table": "forget the learnt probabilities after each prompt",
         "reset_rows": "forget the copied logits after each prompt",
         "reset_ngrams": "forget the n-grams of the answer after each prompt",
@@ -83,7 +80,6 @@ class CalibratedDrafter(Drafter):
         row_width: int = 8,
         last_width: int = 24,
         prior_strength: float = 20.0,
-        vocabulary_rows: int = 16384,
         *,
         reset_table: bool = False,
         reset_rows: bool = False,
@@ -91,16 +87,12 @@ class CalibratedDrafter(Drafter):
         drafting_core: str = "auto",
     ) -> None:
         require_positive(max_ngram_size=max_ngram_size, row_width=row_width, last_width=last_width)
-        if not prior_strength > 0 or not vocabulary_rows >= 0:
-            raise InputError(
-                f"prior_strength is {prior_strength}, vocabulary_rows is {vocabulary_rows}; "
-                "give more than 0, and 0 or more"
-            )
+        if not prior_strength > 0:
+            raise InputError(f"prior_strength is {prior_strength}; give more than 0")
         self.capacity = resolve_capacity(draft_tree_capacity)
         self.top_k = last_width
         self.node_top_k = row_width
         self.budget = Budget() if draft_tree_capacity == "auto" else None
-        self._vocabulary_rows = vocabulary_rows
         self._reset_table = reset_table
         self.evidence = Evidence(
             max_ngram_size, row_width, last_width,
@@ -109,7 +101,6 @@ class CalibratedDrafter(Drafter):
         self.table = AcceptanceTable(read_prior(self.sources), prior_strength)
         self._core = self._find_core(drafting_core)
         self.core = "native" if isinstance(self._core, CompiledCore) else "python"
-        self._target: Measurable | None = None
         self._committed = 0  # tokens of prompt and answer
         self.drafted = Drafted([], [], [], [])  # the last tree
 
@@ -162,12 +153,6 @@ class CalibratedDrafter(Drafter):
         self._core.use(table)
 
     def prepare(self, target: Measurable) -> None:
-        if target == self._target:
-            return
-        self._target = target
-        if self._vocabulary_rows:
-            rows = target.successors(self._vocabulary_rows, self.node_top_k)
-            self._core.set_vocabulary(rows)
         if self.budget is not None:
             self.budget.prepare(target, self.top_k, self.node_top_k)
 
@@ -180,6 +165,8 @@ class CalibratedDrafter(Drafter):
 
     def forget(self) -> None:
         self._core.forget()
+        if self.budget is not None:
+            self.budget.forget()
         self.drafted = Drafted([], [], [], [])
         self.table.reset()
 
@@ -196,6 +183,8 @@ class CalibratedDrafter(Drafter):
             raise ValueError(f"a tree of {len(tree)} nodes is not the last that was drafted")
         self._committed += len(path)
         self._core.observe(self.drafted, path, top_ids)
+        if self.budget is not None:
+            self.budget.learn(sum(self.path_probabilities[1:]), len(path) - 1)
 
     def origins(self, tree: DraftTree) -> list[str]:
         found = [origins.NEXT]

@@ -27,7 +27,7 @@ struct Table {  // of acceptance, a number for every cell
 
 struct Costs {  // of a tree that sizes itself, by its nodes; see budget.py
     const double *curve, *cheapest;
-    double least;
+    double least, trust;
 };
 
 struct Tree {  // room for `capacity` nodes
@@ -44,7 +44,7 @@ struct Drafting {
     Ngrams own, earlier;
     std::vector<Token> answer;
     std::vector<Token> context;  // the last committed tokens
-    TokenRows single, older, vocabulary;
+    TokenRows single, older;
     std::unordered_map<Key, uint32_t> pair_at;  // (token, next token) -> place in pairs
     std::vector<Token> pairs;
     std::vector<std::vector<Candidate>> below;  // the nodes of the last tree
@@ -54,7 +54,7 @@ struct Drafting {
 
     explicit Drafting(const Settings& s)
         : set(s), last_steps(s.last_steps, s.last_steps + s.last_width), single(s.row_width),
-          older(s.row_width), vocabulary(s.row_width), below(s.capacity) {
+          older(s.row_width), below(s.capacity) {
         set.last_steps = nullptr;
     }
 
@@ -137,7 +137,7 @@ struct Drafting {
             const Token* at = pairs.data() + pair->second;
             row = {at + 1, at[0]};
         }
-        for (const TokenRows* rows : {&single, &older, &vocabulary})
+        for (const TokenRows* rows : {&single, &older})
             if (!row.first) {
                 kind++;
                 row = rows->get(token);
@@ -191,7 +191,7 @@ struct Drafting {
             tree.cells[nodes] = cell;
             tree.paths[nodes++] = path;
             if (!costs) return;
-            expected += path;
+            expected += nodes > 1 ? path * costs->trust : 1;
             double rate = expected / costs->curve[nodes];
             if (rate > best_rate) {
                 best_rate = rate;
@@ -232,7 +232,7 @@ struct Drafting {
             auto [minus, parent, token, cell] = open.top();
             open.pop();
             path = -minus;
-            if (costs && path <= best_rate * costs->cheapest[nodes]) break;
+            if (costs && path * costs->trust <= best_rate * costs->cheapest[nodes]) break;
             add(parent, token, cell);
         }
         return costs ? best_nodes : nodes;
@@ -291,17 +291,7 @@ extern "C" {
 void* drafting_new(const Settings* settings) { return new Drafting(*settings); }
 void drafting_delete(void* handle) { delete (Drafting*)handle; }
 
-// These four return -1 where they are given what is no token, and have done nothing.
-
-// rows [count][width]: the vocabulary's, by token
-int64_t drafting_vocabulary(void* handle, const int64_t* rows, int64_t count, int64_t width) {
-    if (count > MOST_TOKENS || !valid(rows, count * width)) return -1;
-    TokenRows& vocabulary = ((Drafting*)handle)->vocabulary;
-    vocabulary.clear();
-    for (int64_t token = 0; token < count; token++)
-        vocabulary.set(Token(token), rows + token * width, width);
-    return 0;
-}
+// These three return -1 where they are given what is no token, and have done nothing.
 
 int64_t drafting_begin(void* handle, const int64_t* prompt, int64_t count) {
     if (!valid(prompt, count)) return -1;

@@ -174,7 +174,7 @@ class RowEvidence(Source):
     """Which tokens the target ranked best when it last stood at such a token: "copy logits".
 
     A row is looked up by the node's last two tokens, else by its last, else among the rows of
-    earlier prompts, else among those of the vocabulary (successors.py).
+    earlier prompts.
 
     Args:
         width: tokens of a row that count.
@@ -183,7 +183,7 @@ class RowEvidence(Source):
     """
 
     name = "rows"
-    KINDS = ("two tokens", "one token", "an earlier prompt", "the vocabulary")
+    KINDS = ("two tokens", "one token", "an earlier prompt")
     FITTED_WIDTH = 8
 
     def __init__(self, width: int, stride: int, *, keep: bool) -> None:
@@ -193,7 +193,6 @@ class RowEvidence(Source):
         self.keep = keep
         self.grades = self._name_grades(self.ranks)
         self.fitted = self._name_grades(self.FITTED_WIDTH)
-        self.vocabulary: Sequence[Row] = ()  # by token id, as far as it goes
         last = self.ranks - 1
         self._steps = [(min(rank, last) - self.ranks) * stride for rank in range(width)]
         self._earlier: dict[int, Row] = {}
@@ -232,10 +231,7 @@ class RowEvidence(Source):
                 kind = 2
                 row = self._earlier.get(token)
                 if row is None:
-                    kind = 3
-                    if token >= len(self.vocabulary):
-                        return 0, {}
-                    row = self.vocabulary[token]
+                    return 0, {}
         base = (kind + 1) * (self.ranks + 1) * self.stride
         return base, dict(zip(row, self._steps, strict=False))
 

@@ -49,17 +49,13 @@ class ReadableCore:
         """Learn from and into this table from now on."""
         self.table = table
 
-    def set_vocabulary(self, rows: Sequence[Sequence[int]]) -> None:
-        """Take the best tokens after each token of the vocabulary, by token, all of one width."""
-        self.evidence.rows.vocabulary = rows
-
     def begin(self, prompt_ids: Sequence[int]) -> None:
         """Begin a generation: forget the last prompt but for what is kept."""
         self.evidence.begin(prompt_ids)
         self._begin()
 
     def forget(self) -> None:
-        """Drop all evidence but the vocabulary's."""
+        """Drop all evidence."""
         self.evidence.forget()
         self._begin()
 
