@@ -22,9 +22,9 @@ from evaluation.command.parser import Parser, at_least
 from evaluation.pictures.style import new_figure, save_figure
 from model.logitspec import LlamaKVForCausalLM, load
 from model.logitspec.config import max_positions
-from model.logitspec.cpu.choice import choose_kernels
 from model.logitspec.devices import resolve_device, resolve_dtype
 from model.logitspec.errors import InputError
+from model.logitspec.fastest import choose_kernels
 from model.logitspec.layout import finish
 from model.logitspec.loading import load_config
 

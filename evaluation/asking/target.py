@@ -12,9 +12,9 @@ import torch
 from transformers import AutoTokenizer
 
 from model.logitspec.config import is_quantized, max_positions
-from model.logitspec.cpu.choice import choose_kernels
 from model.logitspec.devices import resolve_device
 from model.logitspec.errors import InputError, brief
+from model.logitspec.fastest import choose_kernels
 from model.logitspec.loading import checkpoint, checkpoint_eos, choose_dtype, load_config
 
 from ..traces.environment import describe_environment

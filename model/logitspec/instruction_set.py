@@ -73,11 +73,6 @@ def features() -> frozenset[str]:
     return frozenset(flag for flag in found if not flag.startswith(X86[name][2]))
 
 
-def has_avx512() -> bool:
-    """Whether vectors of 16 floats fit a register."""
-    return "avx512f" in features()
-
-
 def computes_in(dtype: str) -> bool:
     """Whether the CPU has instructions for the arithmetic of a dtype, by its name."""
     return dtype not in HALVES or bool(HALVES[dtype] & features())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 
 from .cpu.choice import Kernels
 from .cpu.layers import Matrix, NativeLayers, stored
@@ -11,6 +14,7 @@ from .cuda_graphs import use_graphs
 from .errors import InputError
 from .linear import Linear, release
 from .modeling_llama_kv import LlamaKVForCausalLM
+from .stored import StoredLinear
 
 
 def finish(
@@ -36,7 +40,9 @@ def finish(
     model.eval()
     if kernels.name != "native":
         model.fuse()
-    if kernels.name != "plain" and not (model.fused or kernels.name == "native" and model.plain):
+    if kernels.name != "plain" and not (
+        model.fused or (kernels.name == "native" and readable(model))
+    ):
         why = "not all matrices of the model are plain linears"
         if cpu_kernels != "auto":
             raise InputError(f"the {kernels.name} CPU kernels do not run here: {why}; give plain")
@@ -61,13 +67,13 @@ def lay_out(model: LlamaKVForCausalLM, kernels: Kernels, *, keep_weights: bool) 
     elif kernels.name == "packed":
         for linear in model.linears:
             linear.product = packed(matrix(linear), linear.bias)
-            if not keep_weights and (linear is not model.head or not model.tied):
+            if not keep_weights and (linear is not model.head or not is_tied(model)):
                 linear.release()
 
 
 def lay_out_native(model: LlamaKVForCausalLM, *, keep_weights: bool) -> None:
-    """The same for native kernels. One matrix serves an embedding and the head that is tied to it."""
-    embedding, tied = model.model.embed_tokens, model.tied
+    """The same for native kernels; an embedding and the head that is tied to it are one matrix."""
+    embedding, tied = model.model.embed_tokens, is_tied(model)
     model.native = NativeLayers(model.config, model.dtype)
     for layer in model.layers:
         model.native.append(layer)
@@ -80,6 +86,24 @@ def lay_out_native(model: LlamaKVForCausalLM, *, keep_weights: bool) -> None:
     if not keep_weights:
         model.head.release()
         release(embedding)
+
+
+def readable(model: LlamaKVForCausalLM) -> bool:
+    """Whether all matrices are on the CPU, of linears as they come or as a file stores them."""
+    linears: list[Any] = [linear for group in model.linears for linear in group.linears]
+    return all(
+        isinstance(linear, StoredLinear)
+        or (type(linear) is nn.Linear and linear.weight.device.type == "cpu")
+        for linear in linears
+    )
+
+
+def is_tied(model: LlamaKVForCausalLM) -> bool:
+    """Whether one matrix is the embedding's and the head's."""
+    head, embedding = model.lm_head, model.model.embed_tokens
+    if isinstance(head, StoredLinear):
+        return head.matrix is getattr(embedding, "matrix", None)
+    return bool(head.weight is getattr(embedding, "weight", None))
 
 
 def matrix(linear: Linear) -> torch.Tensor:

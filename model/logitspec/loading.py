@@ -23,9 +23,10 @@ from transformers.utils import (
 )
 
 from .config import ARCHITECTURES
-from .cpu.choice import Kernels, choose_kernels
+from .cpu.choice import Kernels
 from .devices import resolve_device, resolve_dtype
 from .errors import InputError, brief
+from .fastest import choose_kernels
 from .gguf_files import GgufFile, load_stored, parse, why_not_as_stored
 from .half import QUIETLY, half_of, widen_all_but_matrices
 from .instruction_set import computes_in

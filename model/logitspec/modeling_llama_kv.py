@@ -24,7 +24,6 @@ from .cpu.layers import NativeLayers
 from .errors import InputError
 from .kv_cache import CachePool, KVCache, Window
 from .linear import Linear
-from .stored import StoredLinear
 
 # Query rows from which two matrix products beat scaled_dot_product_attention's blocks on a CPU, in
 # half precision: docs/performance.md
@@ -219,14 +218,6 @@ class LlamaKVForCausalLM(PreTrainedModel):
         return torch.device("cpu") if own.type == "meta" and self.native is not None else own
 
     @property
-    def tied(self) -> bool:
-        """Whether one matrix is the embedding's and the head's."""
-        head, embedding = self.lm_head, self.model.embed_tokens
-        if isinstance(head, StoredLinear):
-            return head.matrix is getattr(embedding, "matrix", None)
-        return bool(head.weight is getattr(embedding, "weight", None))
-
-    @property
     def layer_devices(self) -> list[torch.device]:
         """Where each layer runs; for a layer that accelerate offloads, where it is brought to."""
         return [execution_device(layer) for layer in self.model.layers]
@@ -249,16 +240,6 @@ class LlamaKVForCausalLM(PreTrainedModel):
     def fused(self) -> bool:
         """Whether every matrix product could be made one matrix of."""
         return all(linear.weight is not None for linear in self.linears)
-
-    @property
-    def plain(self) -> bool:
-        """Whether all matrices are on the CPU, of linears as they come or as they are stored."""
-        return all(
-            isinstance(linear, StoredLinear)
-            or (type(linear) is nn.Linear and linear.weight.device.type == "cpu")
-            for group in self.linears
-            for linear in group.linears
-        )
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty KV cache of so many slots, the caller's own."""

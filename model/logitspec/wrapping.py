@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
-from .cpu.choice import choose_kernels
 from .errors import InputError
+from .fastest import choose_kernels
 from .layout import finish
 from .loading import check_config, eos_of
 from .modeling_llama_kv import LlamaKVForCausalLM

@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 
 from benchmarks import machine, step_cost
 from model.logitspec import LlamaKVForCausalLM
-from model.logitspec.cpu.choice import choose_kernels
+from model.logitspec.fastest import choose_kernels
 from model.logitspec.sizing.measuring import wide_tree
 
 from ..conftest import TINY

@@ -11,7 +11,7 @@ import torch
 from evaluation.asking.engines import Models
 from evaluation.asking.settings import TargetSettings
 from evaluation.asking.target import Target, load_tokenizer
-from model.logitspec.cpu.choice import choose_kernels
+from model.logitspec.fastest import choose_kernels
 from model.logitspec.loading import load_config
 
 

@@ -18,13 +18,14 @@ from model.logitspec import (
     KVCache,
     LlamaKVForCausalLM,
     compiler,
+    fastest,
     instruction_set,
     load,
 )
 from model.logitspec.cpu import layers
-from model.logitspec.cpu.choice import choose_kernels
 from model.logitspec.cpu.layers import CHUNK, Matrix, best_tokens, layers_library
 from model.logitspec.cpu.packed import packed, why_not_packable
+from model.logitspec.fastest import choose_kernels
 from model.logitspec.layout import matrix
 from model.logitspec.linear import Linear
 from model.logitspec.verification import verify
@@ -53,24 +54,63 @@ def rebuilt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.
     compiler.build.cache_clear()
 
 
+@pytest.fixture
+def equal_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that all take as long, so that which is chosen depends on nothing else."""
+    monkeypatch.setattr(
+        fastest, "costs", lambda config, dtype, names: dict.fromkeys(names, [1.0] * 3)
+    )
+
+
 @pytest.mark.parametrize(
-    ("flags", "float32"),
-    [("avx2 avx512f avx512vl", "native"), ("avx2", "packed"), ("asimd bf16", "packed")],
+    ("costs", "name", "said"),
+    [
+        ({"native": [2, 3, 9], "packed": [3, 3, 9], "plain": [5, 6, 9]}, "native", "native"),
+        ({"native": [2, 3.2, 9], "packed": [3, 3, 9], "plain": [5, 6, 9]}, "native", "native"),
+        (
+            {"native": [2, 6, 9], "packed": [2, 3, 9], "plain": [5, 6, 9]},
+            "packed",
+            "packed (not native: a step over 8 nodes takes 2.0 times that of packed)",
+        ),
+        ({"native": [2, 3, 30], "packed": [9, 3, 9], "plain": [3, 3, 12]}, "plain", "of packed;"),
+    ],
 )
-def test_the_default_model_runs_on_what_is_fastest_here(
-    default_model_path: str, monkeypatch: pytest.MonkeyPatch, flags: str, float32: str
+def test_the_kernels_that_cost_least_are_chosen(
+    monkeypatch: pytest.MonkeyPatch, costs: dict[str, list[float]], name: str, said: str
 ) -> None:
-    monkeypatch.delenv("LOGITSPEC_ISA", raising=False)
-    monkeypatch.setattr("model.logitspec.instruction_set.cpu_info", lambda *keys: flags)
-    config = AutoConfig.from_pretrained(default_model_path)
+    monkeypatch.setattr(fastest, "costs", lambda *args: costs)
+    config = LlamaConfig(**WIDE)
     chosen = choose_kernels(config, torch.float32, "cpu")
-    assert chosen.name == float32
-    assert ("several nodes are slow" in str(chosen)) is (float32 == "packed")
+    assert chosen.name == name
+    assert said in str(chosen)
     assert choose_kernels(config, torch.float32, "cpu", "native").name == "native"
-    assert str(choose_kernels(config, torch.bfloat16, "cpu")) == "native"
-    assert choose_kernels(config, torch.bfloat16, "cuda:0").name == "plain"
+    assert str(choose_kernels(config, torch.float32, "cuda:0")) == "plain"
 
 
+def test_what_kernels_cost_is_measured_once(rebuilt: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measure, calls = fastest.measure, []
+    rebuilt.setattr(fastest, "measure", lambda *args: calls.append(args) or measure(*args))
+    config, names = LlamaConfig(**WIDE), ["packed", "plain"]
+    found = []
+    for _ in range(2):
+        rebuilt.setattr(fastest, "KNOWN", {})  # as another process
+        found.append(fastest.costs(config, torch.float32, names))
+    assert len(calls) == 1 and found[0] == found[1]
+    assert set(found[0]) == set(names)
+    assert all(seconds > 0 for costs in found[0].values() for seconds in costs)
+    (stored,) = tmp_path.glob("logitspec/kernels-*.json")
+    stored.write_text(stored.read_text().replace('"packed":', '"other":'))
+    rebuilt.setattr(fastest, "KNOWN", {})
+    fastest.costs(config, torch.float32, names)
+    assert len(calls) == 2
+
+
+def test_the_default_model_runs_on_native_kernels(default_model_path: str) -> None:
+    config = AutoConfig.from_pretrained(default_model_path)
+    assert choose_kernels(config, torch.float32, "cpu").name == "native"
+
+
+@pytest.mark.usefixtures("equal_costs")
 @pytest.mark.parametrize(
     ("change", "dtype", "reason"),
     [
@@ -106,6 +146,7 @@ def test_kernels_that_are_not_there_are_refused() -> None:
     assert "oneDNN says" in why_not_packable(torch.float64)
 
 
+@pytest.mark.usefixtures("equal_costs")
 @pytest.mark.parametrize(
     ("compiler", "reason"),
     [
@@ -123,6 +164,7 @@ def test_without_a_compiler_weights_are_packed(
     assert reason in str(chosen)
 
 
+@pytest.mark.usefixtures("equal_costs")
 def test_an_unwritable_cache_folder_is_a_reason(
     rebuilt: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -296,6 +338,7 @@ def test_tensors_that_are_not_the_models_are_refused(wide_path: str) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.usefixtures("equal_costs")
 def test_matrices_that_are_not_plain_linears_run_on_plain_kernels(
     wide_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,6 @@ from model.logitspec import (
 from model.logitspec.acceptance import TreeTensors
 from model.logitspec.cpu.choice import KERNELS, Kernels
 from model.logitspec.cpu.layers import CHUNK
-from model.logitspec.instruction_set import has_avx512
 from model.logitspec.kv_cache import MOST_IDLE, CachePool
 
 from ..conftest import TINY, save_tiny
@@ -115,9 +114,7 @@ def check_against(reference: Any, model: LlamaKVForCausalLM, vocab: int) -> None
         largest = expected.abs().max().item()
         torch.testing.assert_close(logits.to(expected.dtype), expected, atol=1e-4 * largest, rtol=0)
 
-    # The native layers take a prompt in pieces; without AVX-512 that is slow, and test_kernels.py
-    # does it on a small model.
-    length = CHUNK + 20 if model.native and has_avx512() else 40
+    length = CHUNK + 20 if model.native else 40  # the native layers take a prompt in pieces
     prompt = [rng.randrange(vocab) for _ in range(length)]
     cache, logits = prefilled(model, prompt)
     check(logits, reference_logits(reference, prompt))
