@@ -82,10 +82,10 @@ def read_gguf(path: str) -> GgufFile:
 
 
 def way_out(error: Exception, place: str) -> str:
-    """What to do where a directory or hub id was not found, to be appended to a message."""
+    """What to do where a directory, hub id or GGUF file cannot be read, to end a message."""
     if isinstance(error, OSError) and not Path(place).exists():
         return "; give a checkpoint directory, or see that the hub has it and can be reached"
-    return ""
+    return "" if isinstance(error, OSError) else "; see that it is whole, or get it again"
 
 
 def load_config(path: str, *, trust_remote_code: bool = False) -> Any:
