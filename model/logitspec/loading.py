@@ -79,14 +79,15 @@ def read_gguf(path: str) -> GgufFile:
         file = Path(cached_file(place, gguf["gguf_file"])).resolve()
         return parse(file, file.stat().st_mtime_ns, file.stat().st_size)
     except Exception as error:  # whatever a broken file makes of it
-        raise InputError(f"cannot read {path}: {brief(error)}{way_out(error, place)}") from error
+        raise InputError(f"cannot read {path}: {said(error, place)}") from error
 
 
-def way_out(error: Exception, place: str) -> str:
-    """What to do where a directory or hub id was not found, to be appended to a message."""
+def said(error: Exception, place: str) -> str:
+    """What was wrong with a directory, hub id or GGUF file that cannot be read, and what to do."""
+    way_out = "see that it is whole, or get it again"
     if isinstance(error, OSError) and not Path(place).exists():
-        return "; give a checkpoint directory, or see that the hub has it and can be reached"
-    return ""
+        way_out = "give a checkpoint directory, or see that the hub has it and can be reached"
+    return f"{brief(error).rstrip('.')}; {way_out}"
 
 
 def load_config(path: str, *, trust_remote_code: bool = False) -> Any:
@@ -111,7 +112,7 @@ def load_config(path: str, *, trust_remote_code: bool = False) -> Any:
         raise
     except Exception as error:  # whatever a broken file makes of it
         raise InputError(
-            f"cannot read the config of the model {path}: {brief(error)}{way_out(error, place)}"
+            f"cannot read the config of the model {path}: {said(error, place)}"
         ) from error
     if gguf:
         check_gguf_rope(path, read_gguf(path))
