@@ -87,20 +87,23 @@ def test_the_kernels_that_cost_least_are_chosen(
     assert str(choose_kernels(config, torch.float32, "cuda:0")) == "plain"
 
 
-def test_what_kernels_cost_is_measured_once(rebuilt: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_kernels_cost_is_measured_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(storage, "cache_folder", lambda: tmp_path)
     measure, calls = fastest.measure, []
-    rebuilt.setattr(fastest, "measure", lambda *args: calls.append(args) or measure(*args))
+    monkeypatch.setattr(fastest, "measure", lambda *args: calls.append(args) or measure(*args))
     config, names = LlamaConfig(**WIDE), ["packed", "plain"]
     found = []
     for _ in range(2):
-        rebuilt.setattr(fastest, "KNOWN", {})  # as another process
+        monkeypatch.setattr(fastest, "KNOWN", {})  # as another process
         found.append(fastest.costs(config, torch.float32, names))
     assert len(calls) == 1 and found[0] == found[1]
     assert set(found[0]) == set(names)
     assert all(seconds > 0 for costs in found[0].values() for seconds in costs)
-    (stored,) = tmp_path.glob("logitspec/kernels-*.json")
+    (stored,) = tmp_path.glob("kernels-*.json")
     stored.write_text(stored.read_text().replace('"packed":', '"other":'))
-    rebuilt.setattr(fastest, "KNOWN", {})
+    monkeypatch.setattr(fastest, "KNOWN", {})
     fastest.costs(config, torch.float32, names)
     assert len(calls) == 2
 

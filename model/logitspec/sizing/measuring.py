@@ -79,6 +79,7 @@ def begin(model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> LiveCost:
     key = {
         "shape": {name: config.get(name) for name in SHAPE},
         "dtype": str(model.dtype),
+        "stored": model.stored,
         "device": device_name(model.device),
         "instruction_set": describe() if model.device.type == "cpu" else None,
         "threads": torch.get_num_threads(),
