@@ -21,6 +21,7 @@ from model.logitspec import (
     fastest,
     instruction_set,
     load,
+    storage,
 )
 from model.logitspec.cpu import layers
 from model.logitspec.cpu.layers import CHUNK, Matrix, best_tokens, layers_library
