@@ -27,7 +27,7 @@ from model.logitspec.sizing.step_cost import CONTEXTS, MEASURED_NODES, Cost, Mea
 from .measure import Results, run_benchmark
 
 FIRST = 100  # steps that are told apart from those after them
-GROUPS = 8  # parts of the recording, each begun anew
+GROUPS = 4  # parts of the recording, each begun anew
 JITTER = 0.05  # standard deviation of the logarithm of a step's seconds
 PREEMPTED = 0.01  # share of the steps that take three to ten times as long
 STARTS = {  # sizes measured before, and how many times too dear more than one node is
@@ -91,7 +91,7 @@ class Watched(CalibratedDrafter):
                 replay_turn(turn, self, RecordedRows(turn, self.node_top_k))
         if len(self.steps) < 2 * FIRST:
             raise InputError(
-                f"an eighth of the recording has {len(self.steps)} steps, {2 * FIRST} are needed; "
+                f"a quarter of the recording has {len(self.steps)} steps, {2 * FIRST} are needed; "
                 "record more questions"
             )
         tokens, seconds = np.array(self.steps).T
