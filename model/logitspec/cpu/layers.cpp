@@ -96,17 +96,17 @@ template <class X> struct Workspace {
     X* attended;    // [rows][heads][head_dim]
     X* activated;   // [rows][intermediate]
     float* head;    // of each thread, [rows][head_dim]
-    float* sums;    // of each thread, of every 16 inputs: [rows][inputs / 16]
+    float* room;    // of each thread, for what matrices want of inputs
     float* out;     // of each thread, [2][rows or QUERIES][BLOCK]
     float* widened; // of each thread, [PANEL][BLOCK]
     float* scores;  // of each thread, [QUERIES][seen]
     X* shares;      // of each thread, [QUERIES][seen]: the scores' softmax
     char* block;    // of each thread, [the larger of head_dim and BLOCK][BLOCK]
-    int64_t seen, inputs, out_size, block_size, bytes = 0;
+    int64_t seen, room_size, out_size, block_size, bytes = 0;
 
     Workspace(const Model& m, const Step& s) {
         seen = (s.length + s.rows + BLOCK - 1) / BLOCK * BLOCK;
-        inputs = largest({m.hidden, m.heads * m.head_dim, m.intermediate});
+        room_size = room_of(s.rows, largest({m.hidden, m.heads * m.head_dim, m.intermediate}));
         out_size = largest({s.rows, QUERIES}) * BLOCK;
         block_size = 4 * BLOCK * largest({m.head_dim, BLOCK});
         auto take = [&](auto*& pointer, int64_t count) {
@@ -119,7 +119,7 @@ template <class X> struct Workspace {
         take(attended, s.rows * m.heads * m.head_dim);
         take(activated, s.rows * m.intermediate);
         take(head, s.threads * s.rows * m.head_dim);
-        take(sums, s.threads * s.rows * inputs / CHUNK);
+        take(room, s.threads * room_size);
         take(out, s.threads * 2 * out_size);
         take(widened, s.threads * PANEL * BLOCK);
         take(scores, s.threads * QUERIES * seen);
@@ -139,19 +139,6 @@ template <class T, class X> struct Runner {
     float* out = w.out + worker.me * 2 * w.out_size;
     float* widened = w.widened + worker.me * PANEL * BLOCK;
     int64_t size = m.head_dim, groups = m.heads / m.kv_heads;
-
-    // Rows as inputs of a matrix or several, with the sums that their minima need.
-    Rows<X> input(const X* x, int64_t inputs, bool needs_sums) {
-        Rows<X> rows{x, s.rows, inputs};
-        if (needs_sums) {
-            rows.sum_stride = inputs / CHUNK;
-            float* sums = w.sums + worker.me * s.rows * w.inputs / CHUNK;
-            for (int64_t row = 0; row < s.rows; row++)
-                sum_inputs(x + row * inputs, inputs, sums + row * rows.sum_stride);
-            rows.sums = sums;
-        }
-        return rows;
-    }
 
     // A phase of products: piece(rows of input, its number). The input is made by the threads that
     // get a piece; behind a norm if there is a weight for that.
@@ -173,9 +160,10 @@ template <class T, class X> struct Runner {
                         norm<T>(w.x + row * m.hidden, layer.*norm_weight, inputs, m.eps, normal + row * inputs);
                     x = normal;
                 }
-                bool needs_sums = false;
-                for (auto matrix : matrices) needs_sums |= (layer.*matrix).minima != nullptr;
-                rows = input(x, inputs, needs_sums);
+                std::vector<const Matrix*> of_layer;
+                for (auto matrix : matrices) of_layer.push_back(&(layer.*matrix));
+                rows = prepared(Rows<X>{x, s.rows, inputs}, inputs, of_layer,
+                                w.room + worker.me * w.room_size);
             }
             piece(layer, rows, number);
         });
@@ -300,7 +288,7 @@ void multiply(const T* x, int64_t rows, const float* norm_weight, double eps, co
               int threads) {
     using X = std::conditional_t<HAS_DOT, T, float>;
     std::vector<X> inputs(rows * m.inputs);
-    std::vector<float> wide(m.inputs), sums;
+    std::vector<float> wide(m.inputs);
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t i = 0; i < m.inputs; i += LANES)
             store(load(x + row * m.inputs + i), wide.data() + i);
@@ -308,14 +296,9 @@ void multiply(const T* x, int64_t rows, const float* norm_weight, double eps, co
         if (norm_weight) norm<T>(wide.data(), norm_weight, m.inputs, eps, to);
         else for (int64_t i = 0; i < m.inputs; i += LANES) put<T>(load(wide.data() + i), to + i);
     }
-    Rows<X> input{inputs.data(), rows, m.inputs};
-    if (m.minima) {
-        input.sum_stride = m.inputs / CHUNK;
-        sums.resize(rows * input.sum_stride);
-        for (int64_t row = 0; row < rows; row++)
-            sum_inputs(input.x + row * m.inputs, m.inputs, sums.data() + row * input.sum_stride);
-        input.sums = sums.data();
-    }
+    std::vector<float> room(room_of(rows, m.inputs));
+    Rows<X> input = prepared(Rows<X>{inputs.data(), rows, m.inputs}, m.inputs,
+                             std::initializer_list<const Matrix*>{&m}, room.data());
     Crew::run(threads, 1, [m, input, out](Worker worker) {
         worker.share((m.outputs + BLOCK - 1) / BLOCK, [&](int64_t b) {
             static thread_local std::vector<float> room;

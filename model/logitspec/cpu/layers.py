@@ -120,7 +120,8 @@ class Matrix:
         self.struct.values = self._keep(values)
         self.struct.scales = self._keep(blocks(weight.scale))
         if weight.minimum is not None:
-            self.struct.minima = self._keep(blocks(weight.minimum))
+            offset = 0 if weight.bits == 8 else 2 ** (weight.bits - 1)  # Wholes::OFFSET
+            self.struct.minima = self._keep(blocks(weight.minimum - offset * weight.scale))
 
     @property
     def bytes(self) -> int:

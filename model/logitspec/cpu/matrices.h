@@ -25,7 +25,11 @@ constexpr int PANEL = 768;  // most inputs after which the rows of many tiles ta
 // Forms. CHUNK_BYTES: of a block's values of 16 inputs. get(): the weights of inputs i, …,
 // i + STEP - 1 of a chunk, and of a vector of columns. add(): times as many inputs, added to sums.
 
+constexpr int nowhere(int) { return 0; }
+
 struct Floats {
+    static constexpr int OFFSET = 0;
+    static constexpr auto place = nowhere;
     static constexpr int CHUNK_BYTES = CHUNK * BLOCK * 4, STEP = 1, SPAN = 4;
     static floats get(const char* p, int i, int c) {
         return load((const float*)p + i * BLOCK + c * LANES);
@@ -36,6 +40,8 @@ struct Floats {
 };
 
 struct Float16s {
+    static constexpr int OFFSET = 0;
+    static constexpr auto place = nowhere;
     static constexpr int CHUNK_BYTES = CHUNK * BLOCK * 2, STEP = 1, SPAN = 4;
     static floats get(const char* p, int i, int c) {
         return load((const float16*)p + i * BLOCK + c * LANES);
@@ -44,6 +50,8 @@ struct Float16s {
 };
 
 struct Bfloat16s {  // two inputs side by side
+    static constexpr int OFFSET = 0;
+    static constexpr auto place = nowhere;
     static constexpr int CHUNK_BYTES = CHUNK * BLOCK * 2, STEP = 1, SPAN = 4;
     static ints pair(const char* p, int i, int c) {
         return load_ints((const ints*)p + i / 2 * COLUMNS + c);
@@ -71,34 +79,37 @@ struct Bfloat16Pairs {  // the same, for inputs that are bfloat16 too, where the
 };
 
 // Whole numbers of so many bits. A lane's chunk is BITS / 2 words. Of 4 and 8 bits a word holds as
-// many as fit, of 6 bits 5 and two bits of a sixteenth number.
+// many as fit, of 6 bits 5 and two bits of a sixteenth number. Of 4 and 6 bits they are stored
+// without a sign, OFFSET more than they are, and are not shifted to their place in the word: what
+// comes out is 2^place times as much, and a tile's inputs are to be as much less (place()).
 template <int BITS> struct Wholes {
     static constexpr int WORDS = BITS / 2, CHUNK_BYTES = WORDS * BLOCK * 4, STEP = 1, SPAN = 16;
-    static constexpr int PER_WORD = 32 / BITS, FIRST = 32 % BITS;
+    static constexpr int PER_WORD = 32 / BITS, FIRST = 32 % BITS, OFFSET = BITS == 8 ? 0 : 1 << (BITS - 1);
+    static constexpr int bit(int i) { return FIRST + i % PER_WORD * BITS; }
+    static constexpr int place(int i) {
+        return BITS == 8 || i == PER_WORD * WORDS || bit(i) + BITS == 32 ? 0 : bit(i);
+    }
     static floats get(const char* p, int i, int c) {
         auto word = [&](int w) { return load_ints((const ints*)p + c * WORDS + w); };
+        ints q;
         if (i == PER_WORD * WORDS) {  // the sixteenth of 6 bits
-            ints bits = word(2) << 30 | (word(1) & 3) << 28 | (word(0) & 3) << 26;
-            return __builtin_convertvector(bits >> 26, floats);
+            q = (word(2) & 3) << 4 | (word(1) & 3) << 2 | (word(0) & 3);
+        } else if (BITS == 8) {
+            q = word(i / PER_WORD) << (32 - BITS - bit(i)) >> (32 - BITS);
+        } else if (bit(i) + BITS == 32) {
+            q = (ints)((uints)word(i / PER_WORD) >> (32 - BITS));
+        } else {
+            q = word(i / PER_WORD) & (((1 << BITS) - 1) << bit(i));
         }
-        int shift = FIRST + i % PER_WORD * BITS;
-#if defined(__AVX512F__)
-        if (BITS == 4) {  // the permutation looks at four bits of a lane
-            const floats numbers = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
-            return (floats)_mm512_permutexvar_ps(
-                (__m512i)(word(i / PER_WORD) >> shift), (__m512)numbers);
-        }
-#endif
-        ints high = shift + BITS < 32 ? word(i / PER_WORD) << (32 - BITS - shift) : word(i / PER_WORD);
-        return __builtin_convertvector(high >> (32 - BITS), floats);
+        return __builtin_convertvector(q, floats);
     }
-    // The reverse, for one lane: sets the chunk's i-th number in words [WORDS * LANES apart by LANES].
+    // The reverse, for one lane: sets the chunk's i-th number in words, LANES apart.
     static void set(int32_t* words, int i, int q) {
-        uint32_t bits = uint32_t(q) & ((1u << BITS) - 1);
+        uint32_t bits = uint32_t(q + OFFSET) & ((1u << BITS) - 1);
         if (i == PER_WORD * WORDS) {
             for (int w = 0; w < 3; w++) words[w * LANES] |= int32_t(bits >> 2 * w & 3);
         } else {
-            words[i / PER_WORD * LANES] |= int32_t(bits << (FIRST + i % PER_WORD * BITS));
+            words[i / PER_WORD * LANES] |= int32_t(bits << bit(i));
         }
     }
     static constexpr auto add = Floats::add;
@@ -118,12 +129,16 @@ struct Matrix {
 
 namespace {
 
-// Rows of input, [count][stride]; sums: of every 16 inputs, [count][sum_stride], or null.
+constexpr int DIRECT = 2 * ROWS;  // most rows that are multiplied with values as they are stored
+
+// Rows of input, [count][stride]. Where a matrix of whole numbers wants them: the sums of every 16
+// inputs, [count][sum_stride], and up to DIRECT rows as its tiles take them (Wholes::place).
 template <class X> struct Rows {
     const X* x;
     int64_t count, stride;
     const float* sums = nullptr;
     int64_t sum_stride = 0;
+    const X *placed4 = nullptr, *placed6 = nullptr;
 };
 
 // The part of a block that a tile is multiplied with.
@@ -131,6 +146,7 @@ struct Part {
     const char* values;
     int64_t chunks, group_chunks;  // the second is the first where there are no scales
     const float *scales, *minima;
+    float offset;        // what values are more than they stand for, where there are no minima
     const char* next;   // values that are needed next
     int64_t next_step;  // bytes of them to ask for with each chunk of each tile
 };
@@ -171,13 +187,14 @@ void tile(const X* x, int64_t stride, const float* sums, int64_t sum_stride, Par
             for (int r = 0; r < R; r++) rows[r] += CHUNK;
         }
         if constexpr (SCALED) {
-            const float *scales = part.scales + c0 * LANES, *minima = part.minima + c0 * LANES;
+            const float* scales = part.scales + c0 * LANES;
+            const float* minima = part.minima ? part.minima + c0 * LANES : nullptr;
             for (int c = 0; c < C; c++) {
                 floats scale = load(scales + c * LANES);
                 for (int r = 0; r < R; r++)
                     sum[r][c] = load(out + r * BLOCK + c * LANES) + sum[r][c] * scale;
-                if (part.minima) {
-                    floats minimum = load(minima + c * LANES);
+                if (part.minima || part.offset) {
+                    floats minimum = part.minima ? load(minima + c * LANES) : scale * -part.offset;
                     for (int r = 0; r < R; r++) {
                         float of_x = sums[r * sum_stride];
                         if (part.group_chunks == 2) of_x += sums[r * sum_stride + 1];
@@ -228,7 +245,8 @@ template <class V> void widen_part(const char* p, int64_t chunks, float* out) {
     for (int64_t k = 0; k < chunks; k++, p += V::CHUNK_BYTES, out += CHUNK * BLOCK)
 #pragma GCC unroll 16
         for (int i = 0; i < CHUNK; i++)
-            for (int c = 0; c < COLUMNS; c++) store(V::get(p, i, c), out + i * BLOCK + c * LANES);
+            for (int c = 0; c < COLUMNS; c++)
+                store(V::get(p, i, c) * (1.0f / (1 << V::place(i))), out + i * BLOCK + c * LANES);
 }
 
 // out [rows][BLOCK] = all rows times a block. next: the block that this thread will probably ask for
@@ -241,6 +259,7 @@ void times_block_of(const Rows<X>& rows, const Matrix& m, int64_t block, int64_t
     int64_t groups = SCALED ? m.inputs / m.group : 0;
     const char* values = m.values + block * chunks * V::CHUNK_BYTES;
     Part part{};
+    if constexpr (SCALED) part.offset = V::OFFSET;
     if (SCALED) part.scales = m.scales + block * groups * BLOCK;
     if (SCALED && m.minima) part.minima = m.minima + block * groups * BLOCK;
     // Many tiles take a panel of the block after another, so that it stays in the cache.
@@ -261,11 +280,13 @@ void times_block_of(const Rows<X>& rows, const Matrix& m, int64_t block, int64_t
         here.x += first * CHUNK;
         if (rows.sums) here.sums += first;
         if constexpr (std::is_same_v<X, float> && !std::is_same_v<V, Floats>) {
-            if (rows.count > 2 * ROWS) {
+            if (rows.count > DIRECT) {
                 widen_part<V>(part.values, part.chunks, widened);
                 part.values = (const char*)widened;
                 times_part<Floats, SCALED>(here, part, out);
             } else {
+                if (std::is_same_v<V, Wholes<4>>) here.x = rows.placed4 + first * CHUNK;
+                if (std::is_same_v<V, Wholes<6>>) here.x = rows.placed6 + first * CHUNK;
                 times_part<V, SCALED>(here, part, out);
             }
         } else {
@@ -294,13 +315,54 @@ inline void times_block(
     times_block_of<Bfloat16Pairs, false>(rows, m, block, next, out, widened);  // no other form has these
 }
 
+inline bool needs_sums(const Matrix& m) {
+    return m.minima || m.form == WHOLE4 || m.form == WHOLE6;
+}
+
 // The sums of every 16 inputs of a row.
-template <class X> void sum_inputs(const X* x, int64_t inputs, float* sums) {
+inline void sum_inputs(const float* x, int64_t inputs, float* sums) {
     for (int64_t chunk = 0; chunk < inputs / CHUNK; chunk++) {
         floats sum = {};
         for (int i = 0; i < CHUNK; i += LANES) sum += load(x + chunk * CHUNK + i);
         sums[chunk] = total(sum);
     }
+}
+
+// A row's inputs as a tile takes them that multiplies with whole numbers.
+template <class V> void place_inputs(const float* x, int64_t inputs, float* placed) {
+    float factors[CHUNK];
+    for (int i = 0; i < CHUNK; i++) factors[i] = 1.0f / (1 << V::place(i));
+    for (int64_t i = 0; i < inputs; i += LANES)
+        store(load(x + i) * load(factors + i % CHUNK), placed + i);
+}
+
+// Rows of input with what some matrices want of them. room: for [count][inputs] numbers that hold
+// sums, and for twice up to DIRECT rows.
+template <class X, class Matrices>
+Rows<X> prepared(Rows<X> rows, int64_t inputs, const Matrices& matrices, float* room) {
+    if constexpr (std::is_same_v<X, float>) {
+        bool sums = false, placed4 = false, placed6 = false;
+        for (const Matrix* m : matrices) {
+            sums |= needs_sums(*m);
+            placed4 |= m->form == WHOLE4 && rows.count <= DIRECT;
+            placed6 |= m->form == WHOLE6 && rows.count <= DIRECT;
+        }
+        float* place4 = room + rows.count * inputs / CHUNK;
+        float* place6 = place4 + (placed4 ? rows.count * inputs : 0);
+        rows.sum_stride = inputs / CHUNK;
+        for (int64_t row = 0; row < rows.count; row++) {
+            const float* x = rows.x + row * rows.stride;
+            if (sums) sum_inputs(x, inputs, room + row * rows.sum_stride);
+            if (placed4) place_inputs<Wholes<4>>(x, inputs, place4 + row * inputs);
+            if (placed6) place_inputs<Wholes<6>>(x, inputs, place6 + row * inputs);
+        }
+        rows.sums = room, rows.placed4 = place4, rows.placed6 = place6;
+    }
+    return rows;
+}
+// Floats of room that prepared() wants.
+inline int64_t room_of(int64_t rows, int64_t inputs) {
+    return rows * inputs / CHUNK + 2 * (rows < DIRECT ? rows : DIRECT) * inputs;
 }
 
 // The weights of one output of a matrix, [inputs].
@@ -310,11 +372,12 @@ template <class V> void row_of(const Matrix& m, int64_t output, float* out) {
     for (int64_t chunk = 0; chunk < m.inputs; chunk += CHUNK, p += V::CHUNK_BYTES)
 #pragma GCC unroll 16
         for (int i = 0; i < CHUNK; i++)
-            out[chunk + i] = V::get(p, i, int(column / LANES))[column % LANES];
+            out[chunk + i] = V::get(p, i, int(column / LANES))[column % LANES] / (1 << V::place(i));
     if (!m.scales) return;
     for (int64_t i = 0; i < m.inputs; i++) {
         int64_t at = (block * (m.inputs / m.group) + i / m.group) * BLOCK + column;
-        out[i] = out[i] * m.scales[at] + (m.minima ? m.minima[at] : 0);
+        float scale = m.scales[at];
+        out[i] = m.minima ? out[i] * scale + m.minima[at] : (out[i] - V::OFFSET) * scale;
     }
 }
 inline void row_of(const Matrix& m, int64_t output, float* out) {

@@ -30,6 +30,7 @@ constexpr bool HAS_DOT = false;
 
 typedef float floats __attribute__((vector_size(LANES * 4)));
 typedef int32_t ints __attribute__((vector_size(LANES * 4)));
+typedef uint32_t uints __attribute__((vector_size(LANES * 4)));
 typedef uint16_t shorts __attribute__((vector_size(LANES * 2)));
 // Memory is written as one type and read as another.
 typedef float floats_anywhere __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
