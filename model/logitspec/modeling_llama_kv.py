@@ -213,9 +213,11 @@ class LlamaKVForCausalLM(PreTrainedModel):
 
     @property
     def device(self) -> torch.device:
-        """Where the first weights lie; on the CPU where these were freed for copies."""
+        """Where the first weights lie; native kernels have theirs on the CPU."""
+        if self.native is not None:
+            return torch.device("cpu")
         own: torch.device = super().device
-        return torch.device("cpu") if own.type == "meta" and self.native is not None else own
+        return own
 
     @property
     def layer_devices(self) -> list[torch.device]:

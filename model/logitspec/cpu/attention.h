@@ -85,14 +85,14 @@ template <class T, class X> struct Attention {
                                      std::conditional_t<sizeof(X) == 2, Bfloat16Pairs, Bfloat16s>>;
         int64_t count = (last - first) * groups, seen = length + (sees ? rows : last);
         int64_t padded = (seen + BLOCK - 1) / BLOCK * BLOCK;
-        auto times = [&](const X* x, int64_t x_stride, int64_t inputs) {
-            Part part{block, inputs / CHUNK, inputs / CHUNK};
-            times_part<V, false>(Rows<X>{x, count, x_stride}, part, sums);
+        auto times = [&](const X* x, int64_t x_stride, const char* values, int64_t inputs, auto form) {
+            Part part{values, inputs / CHUNK, inputs / CHUNK};
+            times_part<decltype(form), false>(Rows<X>{x, count, x_stride}, part, sums);
         };
         for (int64_t t = 0; t < seen; t += BLOCK) {
             pack_keys(keys + t * size, seen - t, size, block);
             memset(sums, 0, count * BLOCK * sizeof(float));
-            times(queries + first * groups * size, size, size);
+            times(queries + first * groups * size, size, block, size, V());
             for (int64_t query = 0; query < count; query++)
                 memcpy(scores + query * stride + t, sums + query * BLOCK, BLOCK * sizeof(float));
         }
@@ -108,9 +108,17 @@ template <class T, class X> struct Attention {
         }
         for (int64_t d = 0; d < size; d += BLOCK) {
             memset(sums, 0, count * BLOCK * sizeof(float));
-            for (int64_t t = 0; t < seen; t += BLOCK) {
+            int64_t t = 0;
+            if constexpr (sizeof(T) == 4) {  // float32 is laid out as products take it
+                int64_t whole = seen / CHUNK * CHUNK;
+                const char* here = (const char*)(values + d);
+                if (size == 64) times(shares, stride, here, whole, FloatRows<64>()), t = whole;
+                if (size == 128) times(shares, stride, here, whole, FloatRows<128>()), t = whole;
+            }
+            for (; t < seen; t += BLOCK) {
+                int64_t chunks = (seen - t + CHUNK - 1) / CHUNK;
                 pack_values(values + t * size + d, seen - t, size, block);
-                times(shares + t, stride, BLOCK);
+                times(shares + t, stride, block, chunks * CHUNK < BLOCK ? chunks * CHUNK : BLOCK, V());
             }
             for (int64_t query = 0; query < count; query++)
                 give(first + query / groups, query % groups, d, sums + query * BLOCK);

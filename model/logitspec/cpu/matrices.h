@@ -27,17 +27,18 @@ constexpr int PANEL = 768;  // most inputs after which the rows of many tiles ta
 
 constexpr int nowhere(int) { return 0; }
 
-struct Floats {
+template <int STRIDE> struct FloatRows {  // STRIDE numbers apart
     static constexpr int OFFSET = 0;
     static constexpr auto place = nowhere;
-    static constexpr int CHUNK_BYTES = CHUNK * BLOCK * 4, STEP = 1, SPAN = 4;
+    static constexpr int CHUNK_BYTES = CHUNK * STRIDE * 4, STEP = 1, SPAN = 4;
     static floats get(const char* p, int i, int c) {
-        return load((const float*)p + i * BLOCK + c * LANES);
+        return load((const float*)p + i * STRIDE + c * LANES);
     }
     static floats add(floats sum, const float* x, floats weights) {
         return sum + all(*x) * weights;
     }
 };
+using Floats = FloatRows<BLOCK>;
 
 struct Float16s {
     static constexpr int OFFSET = 0;
@@ -260,8 +261,14 @@ void times_block_of(const Rows<X>& rows, const Matrix& m, int64_t block, int64_t
     const char* values = m.values + block * chunks * V::CHUNK_BYTES;
     Part part{};
     if constexpr (SCALED) part.offset = V::OFFSET;
-    if (SCALED) part.scales = m.scales + block * groups * BLOCK;
-    if (SCALED && m.minima) part.minima = m.minima + block * groups * BLOCK;
+    if (SCALED) {
+        part.scales = m.scales + block * groups * BLOCK;
+        if (m.minima) part.minima = m.minima + block * groups * BLOCK;
+        for (int64_t at = next * groups * BLOCK; at < (next + 1) * groups * BLOCK; at += 16) {
+            __builtin_prefetch(m.scales + at, 0, 2);
+            if (m.minima) __builtin_prefetch(m.minima + at, 0, 2);
+        }
+    }
     // Many tiles take a panel of the block after another, so that it stays in the cache.
     int64_t tiles = (rows.count + ROWS - 1) / ROWS;
     int64_t panels = tiles > 1 ? (m.inputs + PANEL - 1) / PANEL : 1;
