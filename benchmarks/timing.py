@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 
 from model.logitspec import DraftTree, LlamaKVForCausalLM
+from model.logitspec.fastest import SETTLING
+from model.logitspec.prefill import prefill
 from model.logitspec.sizing.measuring import filled_cache, interleaved, wide_tree
 from model.logitspec.verification import Verifier, find_verifier
 
@@ -49,7 +51,7 @@ def step_times(
             for n in nodes:
                 key = name, n
                 steps[key] = partial(run, step, wide_tree(n), on_device[key])
-        measured = interleaved(steps, rounds)
+        measured = interleaved(steps, rounds, SETTLING)
     return {key: (seconds, on_device[key][1:]) for key, seconds in measured.items()}
 
 
@@ -59,7 +61,9 @@ def prompt_times(
     """Seconds to read a prompt of so many tokens, each round, by the name of the model."""
 
     def read(model: LlamaKVForCausalLM) -> None:
-        with filled_cache(model, tokens, room=1):
-            pass
+        ids = [i % min(1000, model.config.vocab_size) for i in range(tokens)]
+        with model.cache(tokens + 1) as cache:
+            prefill(model, ids, cache, top_k=0)
 
-    return interleaved({name: partial(read, model) for name, model in models.items()}, rounds)
+    reads = {name: partial(read, model) for name, model in models.items()}
+    return interleaved(reads, rounds, SETTLING)

@@ -280,12 +280,13 @@ def continuation(model: LlamaKVForCausalLM, cache: KVCache) -> tuple[int, int]:
 
 
 def interleaved(
-    variants: Mapping[Key, Callable[[], object]], rounds: int
+    variants: Mapping[Key, Callable[[], object]], rounds: int, pause: float = 0.0
 ) -> dict[Key, list[float]]:
-    """Seconds of each variant, `rounds` of them; all take turns."""
+    """Seconds of each variant, `rounds` of them; all take turns, after a pause of some seconds."""
     seconds: dict[Key, list[float]] = {key: [] for key in variants}
     for _ in range(rounds):
         for key, variant in variants.items():
+            time.sleep(pause)
             seconds[key].append(timed(variant, math.inf))
     return seconds
 
