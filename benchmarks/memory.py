@@ -104,6 +104,8 @@ def reachable_tensors(thing: object, seen: set[int]) -> Iterator[torch.Tensor]:
         parts = thing
     elif isinstance(thing, types.FunctionType):
         parts = [cell.cell_contents for cell in thing.__closure__ or ()]
+    elif isinstance(thing, types.MethodType):
+        parts = [thing.__self__]
     elif isinstance(thing, nn.Module) or type(thing).__module__.startswith("model.logitspec"):
         parts = [part for name, part in vars(thing).items() if name not in WORK_SPACE]
     for part in parts:

@@ -83,7 +83,8 @@ def test_every_tree_size_is_measured(
     assert shown == [(d, c, n) for d in ("float32", "float64") for c in (30, 40) for n in (1, 7)]
     assert all(row["low"] <= row["median"] <= row["high"] for row in written["steps"])
     made = [row["made"] for row in written["machine"]]
-    assert made == ["packed kernels"] * 2 + ["plain kernels"] * 2  # one of each context
+    assert made[2:] == ["plain kernels"] * 2  # one of each context
+    assert made[0] == made[1] and made[0] in ("packed kernels", "plain kernels")  # what is faster
     assert written["machine"][0]["read_bytes_per_second"] > 1e8
     assert (tmp_path / "c.png").stat().st_size > 5000
 

@@ -93,7 +93,7 @@ class Matrix:
     ) -> None:
         self.outputs, self.inputs = weight.shape
         self._dtype = dtype
-        self._norm = None if norm is None else norm.weight.detach().float().clone()
+        self._norm = None if norm is None else norm.weight.detach().float()
         self._eps = 0.0 if norm is None else norm.eps
         self._kept: list[torch.Tensor] = []  # what the structure points to
         self.struct = MatrixStruct(inputs=self.inputs, outputs=self.outputs)
@@ -204,7 +204,7 @@ class NativeLayers:
         matrices = {part: Matrix(stored(linear), self._dtype) for part, linear in linears.items()}
         vectors = {f"{part}_bias": linear.bias for part, linear in linears.items()}
         vectors |= {name: getattr(norm, "weight", None) for name, norm in norms}
-        wide = {name: v.detach().float().clone() for name, v in vectors.items() if v is not None}
+        wide = {name: v.detach().float() for name, v in vectors.items() if v is not None}
         self._kept += [*matrices.values(), *wide.values()]
         self._layers[self._model.layers] = Layer(
             **{part: matrix.struct for part, matrix in matrices.items()},
