@@ -117,14 +117,27 @@ inline float scale_of(const float* x, int64_t size, double eps) {
 }
 
 template <int S, int... J> inline void exchange(ints* m, std::integer_sequence<int, J...>) {
-    const ints lows = {(J & S ? LANES + (J ^ S) : J)...};
-    const ints highs = {(J & S ? LANES + J : J ^ S)...};
+#if defined(__clang__)
+    auto lows = [](ints a, ints b) {
+        return __builtin_shufflevector(a, b, (J & S ? LANES + (J ^ S) : J)...);
+    };
+    auto highs = [](ints a, ints b) {
+        return __builtin_shufflevector(a, b, (J & S ? LANES + J : J ^ S)...);
+    };
+#else  // GCC has the other one from version 12 on
+    auto lows = [](ints a, ints b) {
+        return __builtin_shuffle(a, b, ints{(J & S ? LANES + (J ^ S) : J)...});
+    };
+    auto highs = [](ints a, ints b) {
+        return __builtin_shuffle(a, b, ints{(J & S ? LANES + J : J ^ S)...});
+    };
+#endif
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++)
         if (!(i & S)) {
             ints a = m[i], b = m[i | S];
-            m[i] = __builtin_shuffle(a, b, lows);
-            m[i | S] = __builtin_shuffle(a, b, highs);
+            m[i] = lows(a, b);
+            m[i | S] = highs(a, b);
         }
 }
 
