@@ -9,6 +9,8 @@
 #include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -61,6 +63,8 @@ inline floats load(const float16* p) {
     return (floats)_mm512_cvtph_ps((__m256i)*(const shorts_anywhere*)p);
 #elif defined(__F16C__) && defined(__AVX2__)
     return (floats)_mm256_cvtph_ps((__m128i)*(const shorts_anywhere*)p);
+#elif defined(__aarch64__)
+    return (floats)vcvt_f32_f16((float16x4_t)*(const shorts_anywhere*)p);
 #else  // exponent and fraction moved to their places; subnormal numbers by the multiplication
     ints bits = __builtin_convertvector(*(const shorts_anywhere*)p, ints);
     floats size = (floats)((bits & 0x7fff) << 13) * 0x1p112f;
