@@ -36,7 +36,7 @@ setup(
     ],
     package_data={
         "logitspec": ["py.typed"],
-        "logitspec.cpu": ["layers.cpp", "vectors.h"],
+        "logitspec.cpu": ["*.cpp", "*.h"],
         "logitspec.drafters.calibrated": ["drafting.cpp", "evidence.h", "prior.json"],
     },
     install_requires=requirements(),

@@ -5,13 +5,14 @@
 
 #pragma once
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -99,15 +100,17 @@ class Crew {
     std::shared_ptr<Job> job_;
     Counter jobs_{0};
     int hired_ = 0;
+    // A fork has none of its parent's threads, and no lock that one of them holds is ever released
+    // there: it starts with no crew.
+    static inline std::atomic<Crew*> current_{nullptr};
+    static inline const int forgotten_ = pthread_atfork(nullptr, nullptr, [] { current_ = nullptr; });
 
-    static Crew& of_this_process() {  // which a fork is not; never destroyed, as its threads run on
-        static std::mutex making;
-        static Crew* crew = nullptr;
-        static pid_t owner = 0;
-        std::lock_guard lock(making);
-        if (owner != getpid()) {
-            crew = new Crew;
-            owner = getpid();
+    static Crew& of_this_process() {  // never destroyed, as its threads run on
+        Crew* crew = current_;
+        if (!crew) {
+            Crew* made = new Crew;
+            if (current_.compare_exchange_strong(crew, made)) return *made;
+            delete made;
         }
         return *crew;
     }
@@ -117,8 +120,11 @@ class Crew {
             std::lock_guard lock(giving_);
             job_ = job;
         }
-        for (; hired_ < job->threads - 1; hired_++)
-            std::thread(&Crew::serve, this, hired_ + 1, jobs_.load()).detach();
+        try {
+            for (; hired_ < job->threads - 1; hired_++)
+                std::thread(&Crew::serve, this, hired_ + 1, jobs_.load()).detach();
+        } catch (const std::system_error&) {  // no more threads here: those there are do the work
+        }
         jobs_.fetch_add(1, std::memory_order_acq_rel);
         jobs_.notify_all();
     }

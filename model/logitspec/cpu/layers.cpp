@@ -286,6 +286,7 @@ template <class T> int64_t forward(const Model& model, const Step& step) {
 template <class T>
 void multiply(const T* x, int64_t rows, const float* norm_weight, double eps, const Matrix& m, T* out,
               int threads) {
+    if (!rows) return;
     using X = std::conditional_t<HAS_DOT, T, float>;
     std::vector<X> inputs(rows * m.inputs);
     std::vector<float> wide(m.inputs);
@@ -315,9 +316,11 @@ void multiply(const T* x, int64_t rows, const float* norm_weight, double eps, co
     });
 }
 
-// out [count][inputs]: the weights of some outputs of a matrix
+// out [count][inputs]: the weights of some outputs of a matrix; false if it lacks one of them
 template <class T>
-void rows(const Matrix& m, const int64_t* outputs, int64_t count, T* out, int threads) {
+bool rows(const Matrix& m, const int64_t* outputs, int64_t count, T* out, int threads) {
+    for (int64_t row = 0; row < count; row++)
+        if (outputs[row] < 0 || outputs[row] >= m.outputs) return false;
     Crew::run(count > FEW ? threads : 1, 1, [=](Worker worker) {
         worker.share(count, [&](int64_t row) {
             std::vector<float> wide(m.inputs);
@@ -326,6 +329,7 @@ void rows(const Matrix& m, const int64_t* outputs, int64_t count, T* out, int th
                 store(load(wide.data() + i), out + row * m.inputs + i);
         });
     });
+    return true;
 }
 
 // Enters a token into the best of a row of logits, [held] of most `count`, best first; of equal ones
@@ -434,11 +438,11 @@ void lay_out_wholes(const int8_t* q, int64_t outputs, int64_t inputs, int64_t bi
     if (bits == 6) lay_out<6>(q, outputs, inputs, values, int(threads));
     if (bits == 8) lay_out<8>(q, outputs, inputs, values, int(threads));
 }
-void rows_float32(const Matrix* m, const int64_t* outputs, int64_t count, float* out, int64_t threads) {
-    rows(*m, outputs, count, out, int(threads));
+bool rows_float32(const Matrix* m, const int64_t* outputs, int64_t count, float* out, int64_t threads) {
+    return rows(*m, outputs, count, out, int(threads));
 }
-void rows_bfloat16(
+bool rows_bfloat16(
     const Matrix* m, const int64_t* outputs, int64_t count, bfloat16* out, int64_t threads) {
-    rows(*m, outputs, count, out, int(threads));
+    return rows(*m, outputs, count, out, int(threads));
 }
 }

@@ -18,7 +18,8 @@ from ..kv_cache import KVCache
 from ..stored import Quantized, StoredEmbedding, StoredLinear
 
 SOURCE = Path(__file__).with_name("layers.cpp")
-FLAGS = ("-O3", "-march={target}", "-fopenmp")
+# Where GCC orders instructions before it gives out registers, as for ARM, sums are spilled.
+FLAGS = ("-O3", "-fno-schedule-insns", "-march={target}", "-pthread")
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 CHUNK = 256  # most tokens of one call: what a prompt needs beside its cache hardly grows with it
@@ -86,11 +87,17 @@ class Matrix:
         weight: [out, in], float32, bfloat16, float16 or Quantized, on the CPU.
         dtype: of x and of what comes out: float32, or bfloat16 for a bfloat16 weight.
         norm: an RMSNorm that x goes through first.
+
+    Raises:
+        ValueError: a weight that does not go with the dtype.
     """
 
     def __init__(
         self, weight: Stored, dtype: torch.dtype = torch.float32, norm: Any = None
     ) -> None:
+        form = "quantized" if isinstance(weight, Quantized) else weight.dtype
+        if dtype == torch.bfloat16 and form != torch.bfloat16:
+            raise ValueError(f"a matrix that is {form} in a model that is {dtype}")
         self.outputs, self.inputs = weight.shape
         self._dtype = dtype
         self._norm = None if norm is None else norm.weight.detach().float()
@@ -139,13 +146,20 @@ class Matrix:
         return out
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """The weights of some outputs [n]: [n, in]. So an embedding is read."""
-        ids = ids.contiguous()
+        """The weights of some outputs [n]: [n, in]. So an embedding is read.
+
+        Raises:
+            IndexError: it has no such output.
+        """
+        ids = ids.to(torch.int64).contiguous()
         out = torch.empty(len(ids), self.inputs, dtype=self._dtype)
-        getattr(layers_library(), f"rows_{NAMES[self._dtype]}")(
+        read = getattr(layers_library(), f"rows_{NAMES[self._dtype]}")
+        read.restype = ctypes.c_bool
+        if not read(
             ctypes.byref(self.struct), Pointer(ids.data_ptr()), Int(len(ids)),
             Pointer(out.data_ptr()), Int(torch.get_num_threads()),
-        )  # fmt: skip
+        ):  # fmt: skip
+            raise IndexError(f"a row outside the {self.outputs} of a matrix")
         return out
 
 

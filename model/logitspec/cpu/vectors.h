@@ -9,6 +9,8 @@
 #include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -62,6 +64,8 @@ inline floats load(const float16* p) {
     return (floats)_mm512_cvtph_ps((__m256i)*(const shorts_anywhere*)p);
 #elif defined(__F16C__) && defined(__AVX2__)
     return (floats)_mm256_cvtph_ps((__m128i)*(const shorts_anywhere*)p);
+#elif defined(__aarch64__)
+    return (floats)vcvt_f32_f16((float16x4_t)*(const shorts_anywhere*)p);
 #else  // exponent and fraction moved to their places; subnormal numbers by the multiplication
     ints bits = __builtin_convertvector(*(const shorts_anywhere*)p, ints);
     floats size = (floats)((bits & 0x7fff) << 13) * 0x1p112f;
@@ -118,14 +122,27 @@ inline float scale_of(const float* x, int64_t size, double eps) {
 }
 
 template <int S, int... J> inline void exchange(ints* m, std::integer_sequence<int, J...>) {
-    const ints lows = {(J & S ? LANES + (J ^ S) : J)...};
-    const ints highs = {(J & S ? LANES + J : J ^ S)...};
+#if defined(__clang__)
+    auto lows = [](ints a, ints b) {
+        return __builtin_shufflevector(a, b, (J & S ? LANES + (J ^ S) : J)...);
+    };
+    auto highs = [](ints a, ints b) {
+        return __builtin_shufflevector(a, b, (J & S ? LANES + J : J ^ S)...);
+    };
+#else  // GCC has the other one from version 12 on
+    auto lows = [](ints a, ints b) {
+        return __builtin_shuffle(a, b, ints{(J & S ? LANES + (J ^ S) : J)...});
+    };
+    auto highs = [](ints a, ints b) {
+        return __builtin_shuffle(a, b, ints{(J & S ? LANES + J : J ^ S)...});
+    };
+#endif
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++)
         if (!(i & S)) {
             ints a = m[i], b = m[i | S];
-            m[i] = __builtin_shuffle(a, b, lows);
-            m[i | S] = __builtin_shuffle(a, b, highs);
+            m[i] = lows(a, b);
+            m[i | S] = highs(a, b);
         }
 }
 
