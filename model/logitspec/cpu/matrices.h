@@ -177,7 +177,7 @@ void tile(const X* x, int64_t stride, const float* sums, int64_t sum_stride, Par
 #pragma GCC unroll 4
                 for (int c = 0; c < C; c++) {
                     weights[c] = V::get(p, i, c0 + c);
-                    if (R > 2) weights[c] = in_register(weights[c]);
+                    if (R > 1) weights[c] = in_register(weights[c]);
                 }
 #pragma GCC unroll 6
                 for (int r = 0; r < R; r++)
@@ -224,10 +224,17 @@ void tile_of(const Rows<X>& rows, int64_t first, Part& part, float* out) {
     }
 }
 
-// out [rows][BLOCK] += all rows times a part of a block, in tiles of about equal height.
+// How many tiles so many rows take, of about equal height. Whole numbers want registers of their own.
+template <class V, bool SCALED> int64_t tiles_of(int64_t rows) {
+    constexpr bool few = REGISTERS < 32 && SCALED && !std::is_same_v<V, Floats>;
+    constexpr int64_t most = few ? 4 : ROWS;
+    return (rows + most - 1) / most;
+}
+
+// out [rows][BLOCK] += all rows times a part of a block.
 template <class V, bool SCALED, class X>
 void times_part(const Rows<X>& rows, Part part, float* out) {
-    int64_t tiles = (rows.count + ROWS - 1) / ROWS;
+    int64_t tiles = tiles_of<V, SCALED>(rows.count);
     for (int64_t t = 0; t < tiles; t++) {
         int64_t first = rows.count * t / tiles, height = rows.count * (t + 1) / tiles - first;
         switch (height) {
@@ -270,7 +277,7 @@ void times_block_of(const Rows<X>& rows, const Matrix& m, int64_t block, int64_t
         }
     }
     // Many tiles take a panel of the block after another, so that it stays in the cache.
-    int64_t tiles = (rows.count + ROWS - 1) / ROWS;
+    int64_t tiles = tiles_of<V, SCALED>(rows.count);
     int64_t panels = tiles > 1 ? (m.inputs + PANEL - 1) / PANEL : 1;
     int64_t step = ((chunks + panels - 1) / panels + 1) / 2 * 2;  // whole groups
     for (int64_t first = 0; first < chunks; first += step) {
