@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .instruction_set import compiler_target
+from .instruction_set import compiler_target, wanted
 from .storage import cache_folder
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,8 @@ def build(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL | str:
         if shutil.which(compiler[0]) is None:
             return f"there is no C++ compiler {compiler[0]!r} (the variable CXX names another)"
         flags = tuple(flag.format(target=compiler_target()) for flag in flags)
-        command = [*compiler, *FLAGS, *flags, str(source)]
+        tuned = ["-mtune=native"] if wanted() else []  # a lower set still runs on this CPU
+        command = [*compiler, *FLAGS, *flags, *tuned, str(source)]
         target = cache_folder() / f"{name}-{fingerprint(compiler, command, source)}.so"
         if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)

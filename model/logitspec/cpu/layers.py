@@ -19,7 +19,7 @@ from ..stored import Quantized, StoredEmbedding, StoredLinear
 
 SOURCE = Path(__file__).with_name("layers.cpp")
 # Where GCC orders instructions before it gives out registers, as for ARM, sums are spilled.
-FLAGS = ("-O3", "-fno-schedule-insns", "-march={target}", "-mtune=native", "-pthread")
+FLAGS = ("-O3", "-fno-schedule-insns", "-march={target}", "-pthread")
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 CHUNK = 256  # most tokens of one call: what a prompt needs beside its cache hardly grows with it
