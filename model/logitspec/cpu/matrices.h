@@ -7,7 +7,7 @@
 // scale for every group of 16 or 32 inputs, the values are whole numbers: what comes out of a group
 // is times its scale, plus the sum of the group's inputs times its minimum.
 //
-// What a row comes to does not depend on how many rows are computed together with it.
+// What a row comes to does not depend on how many rows are computed together with it, up to MANY.
 
 #pragma once
 
@@ -131,6 +131,7 @@ struct Matrix {
 namespace {
 
 constexpr int DIRECT = 2 * ROWS;  // most rows that are multiplied with values as they are stored
+constexpr int MANY = 128;  // most rows whose sums are scaled, group by group, and not the weights
 
 // Rows of input, [count][stride]. Where a matrix of whole numbers wants them: the sums of every 16
 // inputs, [count][sum_stride], and up to DIRECT rows as its tiles take them (Wholes::place).
@@ -257,6 +258,19 @@ template <class V> void widen_part(const char* p, int64_t chunks, float* out) {
                 store(V::get(p, i, c) * (1.0f / (1 << V::place(i))), out + i * BLOCK + c * LANES);
 }
 
+// Whole numbers of a part, widened, times their scales: the weights.
+inline void scale_part(const Part& part, float* values) {
+    for (int64_t group = 0; group < part.chunks / part.group_chunks; group++)
+        for (int c = 0; c < COLUMNS; c++) {
+            int64_t at = group * BLOCK + c * LANES;
+            floats scale = load(part.scales + at);
+            floats minimum = part.minima ? load(part.minima + at) : scale * -part.offset;
+            float* column = values + group * part.group_chunks * CHUNK * BLOCK + c * LANES;
+            for (int64_t i = 0; i < part.group_chunks * CHUNK; i++, column += BLOCK)
+                store(load(column) * scale + minimum, column);
+        }
+}
+
 // out [rows][BLOCK] = all rows times a block. next: the block that this thread will probably ask for
 // after it; widened: room for PANEL * BLOCK floats.
 template <class V, bool SCALED, class X>
@@ -297,7 +311,14 @@ void times_block_of(const Rows<X>& rows, const Matrix& m, int64_t block, int64_t
             if (rows.count > DIRECT) {
                 widen_part<V>(part.values, part.chunks, widened);
                 part.values = (const char*)widened;
-                times_part<Floats, SCALED>(here, part, out);
+                if (SCALED && rows.count > MANY) {
+                    scale_part(part, widened);
+                    Part weights = part;
+                    weights.group_chunks = part.chunks;
+                    times_part<Floats, false>(here, weights, out);
+                } else {
+                    times_part<Floats, SCALED>(here, part, out);
+                }
             } else {
                 if (std::is_same_v<V, Wholes<4>>) here.x = rows.placed4 + first * CHUNK;
                 if (std::is_same_v<V, Wholes<6>>) here.x = rows.placed6 + first * CHUNK;
