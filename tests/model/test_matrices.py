@@ -28,6 +28,7 @@ from .test_modeling import prefilled
 
 HERE = Path(__file__).parent
 COUNTS = (*range(1, 15), 64, 100)
+MANY = 128  # rows from which the weights are scaled, and not the sums: matrices.h
 # Outputs that fill no block, or one and a part of another; inputs of a group, and of uneven panels.
 SHAPES = ((3, 32), (70, 96), (64, 768), (129, 1568))
 HALVES = (torch.float32, torch.bfloat16, torch.float16)
@@ -97,6 +98,8 @@ def test_products_are_those_of_the_dequantized_matrix(form: Any) -> None:
         for count in COUNTS:
             for first in (0, max(COUNTS) - count):  # the same bits in any company
                 assert torch.equal(matrix(x[first : first + count]), every[first : first + count])
+        many = torch.randn(MANY + 3, inputs)
+        check_product(matrix(many), many, weight)
         ids = torch.tensor([0, out - 1, out // 2])
         torch.testing.assert_close(matrix.rows(ids), dequantized(weight)[ids], atol=1e-6, rtol=1e-6)
 
