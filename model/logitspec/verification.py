@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from .acceptance import TreeTensors, Verdict, accept, longest_path
-from .cpu.layers import best_tokens
+from .cpu.layers import best_tokens, one_thread
 from .cuda_graphs import GraphVerifier
 from .draft_tree import DraftTree
 from .kv_cache import KVCache
@@ -159,8 +159,9 @@ class NativeVerifier(EagerVerifier):
             self._look_at(missing)
         if self._chooser.greedy:
             return [self._best[node][0] for node in nodes]
-        rows = torch.stack([self._rows[node] for node in nodes])
-        return self._chooser.choose(rows, self._tree, nodes).tolist()
+        with one_thread():
+            rows = torch.stack([self._rows[node] for node in nodes])
+            return self._chooser.choose(rows, self._tree, nodes).tolist()
 
     def accept(self) -> Verdict:
         path, next_root = longest_path(self._tree, self._choose)

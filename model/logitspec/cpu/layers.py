@@ -7,6 +7,9 @@ decides whether this is used; modeling_llama_kv.py calls it.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +164,30 @@ class Matrix:
         ):  # fmt: skip
             raise IndexError(f"a row outside the {self.outputs} of a matrix")
         return out
+
+
+@cache
+def openmp() -> Any:
+    """omp_set_num_threads of the OpenMP that PyTorch runs on; None where it runs on another."""
+    return getattr(ctypes.CDLL(None), "omp_set_num_threads", None)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch's operators on the calling thread alone.
+
+    Its other threads spin for milliseconds when an operator is done, on the cores that the next
+    step's threads want. Only this thread's setting changes: torch.set_num_threads changes all's.
+    """
+    threads, set_threads = torch.get_num_threads(), openmp()
+    if set_threads is None:
+        yield
+        return
+    set_threads(1)
+    try:
+        yield
+    finally:
+        set_threads(threads)
 
 
 def best_tokens(logits: torch.Tensor, count: int) -> torch.Tensor:
