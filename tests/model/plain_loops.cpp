@@ -77,6 +77,8 @@ struct Stored {
                     float(number) * scales[at] + (with_minima ? minima[at] : 0);
             }
         lay_out_wholes(q.data(), m.outputs, m.inputs, bits, values.data(), 2);
+        int offset = m.form == WHOLE8 ? 0 : 1 << (bits - 1);  // Wholes::OFFSET
+        for (size_t at = 0; at < minima.size(); at++) minima[at] -= float(offset) * scales[at];
         m.values = values.data();
         m.scales = scales.data();
         m.minima = with_minima ? minima.data() : nullptr;
