@@ -54,7 +54,8 @@ def choose_kernels(config: Any, dtype: torch.dtype, device: str, wanted: str = "
     passed_over = {name: why for name, why in found.items() if why}
     if len(names) == 1:
         return Kernels(names[0], passed_over)
-    losses = {name: worst(name, costs(config, dtype, names)) for name in names}
+    seconds = costs(config, dtype, names)
+    losses = {name: worst(name, seconds) for name in names}
     best = min(names, key=lambda name: (max(losses[name][0], LOSES), names.index(name)))
     for name in names[: names.index(best)]:
         ratio, nodes, other = losses[name]

@@ -195,7 +195,7 @@ class LlamaKVForCausalLM(PreTrainedModel):
         self.native: NativeLayers | None = None
         self.compute_dtype: torch.dtype | None = None  # of all but matrices; None: as they are
         self.stored = ""  # what the matrices are stored in, where that is not the dtype
-        self.embedding_rows: Callable[[torch.Tensor], torch.Tensor] | None = None  # of a tied head
+        self.embedding_rows: Callable[[torch.Tensor], torch.Tensor] | None = None  # laid out
         self.rotary: nn.Module | None = None  # what turns queries and keys; None: the config's
         self._rope = torch.empty(0, device="cpu")
         self.post_init()

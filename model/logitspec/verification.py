@@ -21,7 +21,7 @@ from .kv_cache import KVCache
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .sampling import Chooser, greedy
 
-ROWS = 6  # rows that the native head computes in the time of one: a tile of cpu/vectors.h
+ROWS = 6  # rows that the native head computes in the time of one: a tile of cpu/matrices.h
 
 
 class Verifier(Protocol):

@@ -18,7 +18,7 @@ import torch
 from ..compiler import Double, Int, Pointer, Unavailable, library, structure
 from ..config import heads
 from ..kv_cache import KVCache
-from ..stored import Quantized, StoredEmbedding, StoredLinear
+from ..stored import Quantized, StoredMatrixModule
 
 SOURCE = Path(__file__).with_name("layers.cpp")
 # Where GCC orders instructions before it gives out registers, as for ARM, sums are spilled.
@@ -132,11 +132,6 @@ class Matrix:
         if weight.minimum is not None:
             offset = 0 if weight.bits == 8 else 2 ** (weight.bits - 1)  # Wholes::OFFSET
             self.struct.minima = self._keep(blocks(weight.minimum - offset * weight.scale))
-
-    @property
-    def bytes(self) -> int:
-        """Of memory that is read to multiply."""
-        return sum(tensor.nbytes for tensor in self._kept)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.to(self._dtype).contiguous()
@@ -319,7 +314,7 @@ class NativeLayers:
 
 def stored(part: Any) -> Stored:
     """The weight of a linear or an embedding as the checkpoint stores it."""
-    if isinstance(part, StoredLinear | StoredEmbedding):
+    if isinstance(part, StoredMatrixModule):
         return part.read()
     weight: torch.Tensor = part.weight
     return weight
