@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.table import Table as RichTable
 
-from evaluation.command.terminal import drawn
 from evaluation.tables import main
 from evaluation.tabulating.columns import bootstrap_interval, compare
 from evaluation.tabulating.table import Row, Table, to_latex, to_markdown
@@ -387,16 +385,3 @@ def test_benches_need_one_kind_of_baseline(
     loop = write(tmp_path, "b", "vanilla", seconds=3.0, step=1, bench_name="gsm8k", questions="z")
     assert main([*map(str, traces), str(loop), "--by-bench"]) == 2
     assert "that of gsm8k is one-node loop; give both one of a kind" in capsys.readouterr().err
-
-
-def test_a_table_is_drawn_in_the_letters_that_the_output_has(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    shown = RichTable("method", "×")
-    shown.add_row("a" * 150, "1")
-    assert "━" in drawn(shown) and "×" in drawn(shown)
-    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    text = drawn(shown)
-    assert text.isascii() and "+----" in text and "a" * 150 in text
-    monkeypatch.setattr("sys.stdout", None)
-    assert "a" * 150 in drawn(shown)
