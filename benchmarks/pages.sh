@@ -80,14 +80,13 @@ of_gguf() { # NAME FILE SUFFIX: what is measured of every model
     measure "llama_cpp-$1-spec_bench$3" llama_cpp --model-path "$2" --question-stride $((40 * SPARSER))
     measure "llama_cpp-$1-humaneval$3" llama_cpp --model-path "$2" --bench-name humaneval \
         --question-stride $((17 * SPARSER))
-    model=$2
     for temperature in 0.0 1.0; do
-        name=slowest-$1-$temperature$3 methods=vanilla,calibrated@auto
-        ask "$name" spec_bench 12 $methods --temperature $temperature
-        # shellcheck disable=SC2046
-        python -m evaluation.tables $(traces "$name" spec_bench $methods) --json "$FIGURES/$name.json"
+        name=slowest-$1-$temperature$3
+        measure "$name" slowest --model-path "$2" --model-id "$MACHINE-$name" \
+            --answer-dir data/spec_bench/model_answer --bench-name spec_bench \
+            --question-stride $((12 * SPARSER)) --max-new-tokens 128 --cap-new-tokens \
+            --temperature $temperature
     done
-    model=$MODEL_PATH
     measure "first_token-$1$3" first_token --model-path "$2"
     measure "step_cost-$1$3" step_cost --model-path "$2" --dtype float32 --cpu-kernels native packed plain \
         --context 256 --rounds 9 --prompt 256 1024

@@ -58,6 +58,8 @@ class GraphVerifier:
         self._steps: dict[tuple[int, int], StaticStep] = {}
         self._logits: dict[int, torch.Tensor] = {}  # [nodes, vocab] by nodes, for all contexts
 
+    wants_best = True  # whatever is said
+
     def build(self, tree: DraftTree) -> None:
         nodes = node_bucket(len(tree))
         self._cache.require(nodes)

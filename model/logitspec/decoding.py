@@ -93,13 +93,14 @@ def decode(
             origins = drafter.origins(whole) if on_step is not None else []
             verifier.build(tree)
             ledger.lap("build")
+            verifier.wants_best = drafter.wants_best
             verifier.forward()
             ledger.lap("verify")
 
             verdict = verifier.accept()
             ledger.lap("accept", in_model=verifier.head_seconds)
 
-            if cost is not None:
+            if cost is not None and drafter.wants_best:  # nothing is to be learnt in a rest
                 cost.note(len(tree), cache.length, ledger.target_seconds)
             path, ended = until_end(tree, verdict.path, tokens, eos_token_ids, stop)
             committed = [tree.tokens[node] for node in path]

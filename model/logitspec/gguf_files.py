@@ -5,8 +5,10 @@ loading.py asks whether a file can be kept as it is, and has the model made.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ import numpy as np
 import torch
 from gguf import MODEL_ARCH, GGUFReader, get_tensor_name_map
 from torch import nn
+from transformers import AutoConfig
 
 from .config import heads
 from .errors import InputError
 from .gguf_blocks import KINDS, Bytes, unpack
 from .modeling_llama_kv import LlamaKVForCausalLM
+from .storage import found_once
 from .stored import Quantized, StoredEmbedding, StoredLinear
 
 ARCHITECTURES = {"llama": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2, "qwen3": MODEL_ARCH.QWEN3}
@@ -61,12 +65,14 @@ class GgufFile:
     Attributes:
         fields: its key-value pairs but for lists, which are long.
         swapped: whether its bytes are in another order than this machine's.
+        identity: what tells whether it is the same file.
     """
 
     path: Path
     fields: dict[str, Any]
     tensors: dict[str, GgufTensor]
     swapped: bool
+    identity: dict[str, Any]
 
 
 class GgufMatrix:
@@ -100,20 +106,50 @@ def opened(packed: Bytes, kind: str) -> Quantized | torch.Tensor:
 
 @lru_cache(maxsize=1)
 def parse(file: Path, changed: int, size: int) -> GgufFile:
-    """What is in a file; when it `changed` and its size tell whether it is what was read before."""
-    reader = GGUFReader(file)
+    """What is in a file; when it `changed` and its size tell whether it is what was read before.
+
+    That takes seconds for a long vocabulary, so it is kept in the cache folder.
+    """
+    identity = {"file": str(file), "changed": changed, "size": size}
+    known = found_once("gguf", identity | {"gguf": version("gguf")}, lambda: contents(file))
     tensors = {
-        tensor.name: GgufTensor(
-            file,
+        name: GgufTensor(file, kind, tuple(shape), start, count)
+        for name, kind, shape, start, count in known["tensors"]
+    }
+    return GgufFile(file, known["fields"], tensors, known["swapped"], identity)
+
+
+def contents(file: Path) -> dict[str, Any]:
+    """The fields of a GgufFile, as JSON can hold them."""
+    reader = GGUFReader(file)
+    tensors = [
+        (
+            tensor.name,
             tensor.tensor_type.name,
-            tuple(int(size) for size in reversed(tensor.shape)),
+            [int(size) for size in reversed(tensor.shape)],
             int(tensor.data_offset),
             int(tensor.n_bytes),
         )
         for tensor in reader.tensors
-    }
+    ]
     fields = {key: field.contents() for key, field in reader.fields.items() if len(field.data) == 1}
-    return GgufFile(file, fields, tensors, reader.byte_order == "S")
+    return {"tensors": tensors, "fields": fields, "swapped": reader.byte_order == "S"}
+
+
+def gguf_config(place: str, name: str, file: GgufFile) -> Any:
+    """The configuration that transformers makes of a file, which it parses for that: kept as well.
+
+    Args:
+        place: as from_pretrained takes it, of the file `name`.
+        file: what is read of it.
+    """
+
+    def find() -> Any:
+        config = AutoConfig.from_pretrained(place, gguf_file=name)
+        return json.loads(config.to_json_string(use_diff=False))
+
+    key = file.identity | {"transformers": version("transformers")}
+    return AutoConfig.for_model(**found_once("gguf-config", key, find))
 
 
 def why_not_as_stored(file: GgufFile) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
 from collections.abc import Collection
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from .cpu.choice import Kernels
 from .devices import resolve_device, resolve_dtype
 from .errors import InputError, brief
 from .fastest import choose_kernels
-from .gguf_files import GgufFile, load_stored, parse, why_not_as_stored
+from .gguf_files import GgufFile, gguf_config, load_stored, parse, why_not_as_stored
 from .half import QUIETLY, half_of, widen_all_but_matrices
 from .instruction_set import computes_in
 from .layout import finish
@@ -105,7 +103,7 @@ def load_config(path: str, *, trust_remote_code: bool = False) -> Any:
         raise InputError(f"{path} holds no config.json; give a checkpoint directory or a hub id")
     try:
         if gguf:
-            config = copy.deepcopy(gguf_config(place, gguf["gguf_file"], read_gguf(path)))
+            config = gguf_config(place, gguf["gguf_file"], read_gguf(path))
         else:
             config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
     except InputError:
@@ -117,16 +115,6 @@ def load_config(path: str, *, trust_remote_code: bool = False) -> Any:
     if gguf:
         check_gguf_rope(path, read_gguf(path))
     return check_config(config, path)
-
-
-@lru_cache(maxsize=1)
-def gguf_config(place: str, name: str, file: GgufFile) -> Any:
-    """What transformers makes of a GGUF file, in seconds; not to be changed.
-
-    Args:
-        file: what is read of it, so that another file of this name has another config.
-    """
-    return AutoConfig.from_pretrained(place, gguf_file=name)
 
 
 def check_gguf_rope(path: str, file: GgufFile) -> None:

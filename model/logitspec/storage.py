@@ -1,4 +1,4 @@
-"""The user's cache folder: what was compiled or measured once for a model and a machine."""
+"""The user's cache folder: what was compiled, measured or read once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,20 @@ def recall(kind: str, key: Any) -> Any:
         return None
 
 
+SLOW = 0.5  # seconds from which on found_once() remembers
+
+
+def found_once(kind: str, key: Any, find: Callable[[], Any]) -> Any:
+    """What was found for this key before, or what is found now; remembered if that is slow."""
+    known = recall(kind, key)
+    if known is None:
+        start = time.perf_counter()
+        known = find()
+        if time.perf_counter() - start > SLOW:
+            remember(kind, key, known)
+    return known
+
+
 def remember(kind: str, key: Any, found: Any) -> None:
     """Store a finding, as JSON can hold it; where that cannot be done a warning says so."""
     text = json.dumps(key, sort_keys=True)
@@ -45,4 +61,4 @@ def remember(kind: str, key: Any, found: Any) -> None:
             part.write_text(json.dumps({"key": key, "found": found}), encoding="utf-8")
             part.replace(path)  # whole, whoever else writes it at the same time
     except (OSError, RuntimeError) as error:
-        warnings.warn(f"what was measured of {kind} cannot be stored: {error}", stacklevel=2)
+        warnings.warn(f"what was found of {kind} cannot be stored: {error}", stacklevel=2)

@@ -29,9 +29,12 @@ class Verifier(Protocol):
 
     Attributes:
         head_seconds: what of the last accept() was the model's head, computed only then.
+        wants_best: whether the next forward's best token ids are asked for; a CUDA graph finds
+            them in any case.
     """
 
     head_seconds: float
+    wants_best: bool
 
     def build(self, tree: DraftTree) -> None:
         """Take the tree to the device."""
@@ -84,6 +87,7 @@ class EagerVerifier:
     """Every operator is called as it comes."""
 
     head_seconds = 0.0
+    wants_best = True
 
     def __init__(
         self,
@@ -95,7 +99,8 @@ class EagerVerifier:
     ) -> None:
         self._model = model
         self._cache = cache
-        self._widths = (top_k, node_top_k)
+        vocab = model.config.vocab_size
+        self._asked = (min(top_k, vocab), min(node_top_k, vocab))
         self._chooser = chooser
 
     def build(self, tree: DraftTree) -> None:
@@ -106,6 +111,11 @@ class EagerVerifier:
         # Not by calling the model: accelerate takes what it is called with to a device of its own.
         logits = self._model.logits(self._hidden_states())
         self._logits = logits.to(self._model.device)
+
+    @property
+    def _widths(self) -> tuple[int, int]:
+        """How many best token ids to find of the last logits, and of each node's."""
+        return self._asked if self.wants_best else (0, 0)
 
     def _hidden_states(self) -> torch.Tensor:
         """[n, hidden] of the tree's nodes."""
@@ -132,8 +142,7 @@ class NativeVerifier(EagerVerifier):
 
     def forward(self) -> None:
         self._x = self._hidden_states()
-        vocab = self._model.config.vocab_size
-        self._top_k, self._node_top_k = (min(width, vocab) for width in self._widths)
+        self._top_k, self._node_top_k = self._widths
         self._all_logits = self._model.logits(self._x) if self._node_top_k else None
         self._rows: dict[int, torch.Tensor] = {}  # [vocab], of the nodes that are looked at
         self._best: dict[int, list[int]] = {}  # best tokens after these nodes, best first
@@ -148,7 +157,9 @@ class NativeVerifier(EagerVerifier):
             start = time.perf_counter()
             logits = self._model.logits(self._x[nodes])
             self.head_seconds += time.perf_counter() - start
-        best = best_tokens(logits, max(1, self._node_top_k)).tolist()
+        # Few nodes: so many of each that the last one's need not be looked for again
+        count = max(1, self._node_top_k, self._top_k if len(nodes) <= ROWS else 0)
+        best = best_tokens(logits, count).tolist()
         self._rows.update(zip(nodes, logits.unbind(), strict=True))
         self._best.update(zip(nodes, best, strict=True))
 
@@ -165,11 +176,12 @@ class NativeVerifier(EagerVerifier):
 
     def accept(self) -> Verdict:
         path, next_root = longest_path(self._tree, self._choose)
-        top_ids: list[int] = []
-        if self._top_k:
-            (top_ids,) = best_tokens(self._rows[path[-1]][None], self._top_k).tolist()
-        all_best = [self._best[node] for node in range(len(self._tree))] if self._node_top_k else []
-        return Verdict(path, next_root, top_ids, all_best)
+        best = self._best[path[-1]]
+        if len(best) < self._top_k:
+            (best,) = best_tokens(self._rows[path[-1]][None], self._top_k).tolist()
+        width = self._node_top_k
+        all_best = [self._best[node][:width] for node in range(len(self._tree))] if width else []
+        return Verdict(path, next_root, best[: self._top_k], all_best)
 
 
 def with_drafts_below(tree: DraftTree, nodes: Sequence[int], count: int) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import first_token, neighbour, report, scale, sections, step_cost
+from benchmarks import first_token, neighbour, report, scale, sections, slowest, step_cost
 from evaluation import tables
 from evaluation.tabulating.columns import compare
 from evaluation.tabulating.phases import phases
@@ -38,20 +38,10 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def slowest(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("slowest")
-    return [
-        write(folder, "one", "vanilla", seconds=2.0, step=1),
-        write(folder, "more", "calibrated", seconds=0.5, step=3),
-    ]
-
-
-@pytest.fixture(scope="module")
 def results(
     tiny_path: str,
     chat_path: str,
     traces: list[Path],
-    slowest: list[Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """What the commands wrote, in one environment."""
@@ -69,15 +59,16 @@ def results(
     first = ["--methods", "vanilla,pld", "--cpu-kernels", "plain"]
     assert first_token.main([*model, *first, "--json", str(folder / "first_token-tiny.json")]) == 0
     write_llama(folder)
-    slow = [str(path) for path in slowest]
-    assert tables.main([*slow, "--json", str(folder / "slowest-tiny-0.0.json")]) == 0
+    asked = ["--model-path", chat_path, "--model-id", "s", "--answer-dir", str(folder / "slowest")]
+    asked += ["--bench-name", "quick", "--question-end", "2", "--max-new-tokens", "6"]
+    asked += ["--methods", "pld", "--rounds", "2", "--warmup", "0", "--dtype", "float32"]
+    assert slowest.main([*asked, "--json", str(folder / "slowest-tiny-0.0.json")]) == 0
     methods = folder / "methods-float32.json"
     assert tables.main([*map(str, traces), "--json", str(methods)]) == 0
     here = json.loads((folder / "scale.json").read_text())["environment"]
-    for path in (methods, folder / "slowest-tiny-0.0.json"):
-        content = json.loads(path.read_text())
-        content["environments"] = [here | {"kernels": "native"}]
-        path.write_text(json.dumps(content))
+    content = json.loads(methods.read_text())
+    content["environments"] = [here | {"kernels": "native"}]
+    methods.write_text(json.dumps(content))
     return folder
 
 
@@ -117,7 +108,9 @@ def test_the_page_holds_what_was_measured(
         assert f"| {used} {llama} 2.00 | 1.50 | 3 |" in text
     assert "llama 7 and our methods on the same GGUF file, the same 2 threads" in text
     assert "the others use at most 2% of a core. **llama.cpp rounds activations to 8 bits" in text
-    assert f"| {isa} | m, float32 | 0.0 | 4 | calibrated | 4.00 |" in text
+    pld, again = json.loads((results / "slowest-tiny-0.0.json").read_text())["methods"]
+    shown = f"{pld['overall']:.2f} | {pld['median']:.2f} | {pld['slowest']:.3f} |"
+    assert f"| 0.0 | {len(pld['ratios'])} | pld | {shown} {again['slowest']:.3f} |" in text
     kept = json.loads((results / "neighbour.json").read_text())["steps"][0]
     assert f"| {isa} | tiny-llama | float32 | packed | 1 | {kept['quiet']:.1f} |" in text
     later = json.loads((results / "first_token-tiny.json").read_text())["methods"][1]
@@ -156,7 +149,7 @@ def test_every_command_of_the_script_parses(
     script = ["sh", str(ROOT / "benchmarks" / "pages.sh")]
     subprocess.run(script, env=os.environ | folders | {"PYTHON": str(python)}, check=True)
     lines = said.read_text().splitlines()
-    of_gguf, others = 2 + 2 * 2 + 2, 2 + 2  # commands of a model, and beside them
+    of_gguf, others = 2 + 2 + 2, 2 + 2  # commands of a model, and beside them
     sets = 1 + ("avx512f" in cpu_info("flags"))
     assert len(lines) == sets * (2 * of_gguf + others) + 1 + 2 + 1 + 1 + 4 + 4 + 1
     for line in lines:

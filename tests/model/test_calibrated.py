@@ -132,6 +132,24 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("core", ["native", "python"])
+def test_a_rest_drafts_nothing_and_misses_no_token(core: str) -> None:
+    drafter = fresh(draft_tree_capacity="auto", drafting_core=core)
+    drafter.budget = Budget(FLAT)
+    drafter.reset([1, 2, 3])
+    assert drafter.wants_best
+    drafter.observe(drafter.draft(4, [4, 9]), [0], [[5, 6]] * len(drafter.path_probabilities))
+    drafter.budget.rest = 2
+    assert not drafter.wants_best
+    for token in (30, 31):
+        tree = drafter.draft(token, [])
+        assert tree.tokens == [token] and drafter.origins(tree) == ["next token"]
+        drafter.observe(tree, [0], [])
+    assert drafter.wants_best
+    drafter.observe(drafter.draft(32, [32, 9]), [0], [[5, 6]] * len(drafter.path_probabilities))
+    assert 31 in drafter.draft(30, [30, 9]).tokens  # 30 31 was answered in the rest
+
+
+@pytest.mark.parametrize("core", ["native", "python"])
 @pytest.mark.parametrize("reset", [True, False])
 def test_an_earlier_prompt_is_evidence_unless_it_is_reset(core: str, reset: bool) -> None:
     options: dict[str, Any] = {"reset_rows": reset, "reset_ngrams": reset, "row_width": 2}

@@ -21,10 +21,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from model.logitspec import InputError, LlamaKVForCausalLM, load
+from model.logitspec import InputError, LlamaKVForCausalLM, gguf_files, load, storage
 from model.logitspec.cpu.choice import Kernels
 from model.logitspec.gguf_blocks import KINDS, unpack
-from model.logitspec.gguf_files import load_stored
+from model.logitspec.gguf_files import load_stored, parse
 from model.logitspec.layout import is_tied
 from model.logitspec.loading import as_stored, choose_dtype, load_config, load_weights, read_gguf
 from model.logitspec.prefill import last_logits
@@ -156,6 +156,29 @@ def test_torn_files_and_unknown_blocks_are_refused_in_a_sentence(
         with pytest.raises(InputError, match=rf"cannot read .*torn{number}\.gguf") as refused:
             load(str(torn))
         assert "\n" not in str(refused.value)
+
+
+def test_a_file_is_parsed_once_for_all_processes(
+    tmp_path: Path, small_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(storage, "SLOW", 0.0)
+    path = write_gguf(tmp_path / "tiny.gguf", small_path, "Q4_1")
+    file, config = read_gguf(path), load_config(path)
+
+    def parses(*_: object, **__: object) -> None:
+        raise RuntimeError("it is parsed")
+
+    monkeypatch.setattr(gguf_files, "GGUFReader", parses)
+    monkeypatch.setattr(gguf_files.AutoConfig, "from_pretrained", parses)
+    parse.cache_clear()  # as in another process
+    again = read_gguf(path)
+    assert (again.fields, again.tensors) == (file.fields, file.tensors)
+    assert again is not file
+    assert load_config(path).to_dict() == config.to_dict()
+    Path(path).touch()
+    with pytest.raises(InputError, match="it is parsed"):
+        read_gguf(path)
 
 
 def test_native_kernels_compute_from_the_blocks(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Callable, Sequence
+from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
@@ -67,12 +67,47 @@ def test_drafts_that_are_never_right_end_and_are_tried_again() -> None:
             budget.add(path)
         sizes.append(budget.best_nodes)
         right = 2 if step > 300 else 0
-        budget.learn([0.0, 0.6, 1.1][sizes[-1] - 1], min(right, sizes[-1] - 1))
+        budget.learn([0.0, 0.6, 1.1][sizes[-1] - 1], min(right, sizes[-1] - 1), sizes[-1])
     assert sizes[0] == 3
     assert 0 < sum(size > 1 for size in sizes[50:300]) < 125  # now and then
     assert sizes[-1] == 3 and budget.trust > 1
     budget.forget()
     assert budget.trust == 1
+
+
+def steps_of(budget: Budget, right: Callable[[int], int]) -> list[bool]:
+    """Whether each of 400 steps rested, of a drafter whose trees have two nodes."""
+    rested = []
+    for step in range(400):
+        rested.append(budget.rest > 0)
+        if budget.rest:
+            budget.rest -= 1
+            continue
+        budget.begin(200)
+        budget.learn(0.5, right(step), 2)
+    return rested
+
+
+def test_drafting_that_loses_time_rests_and_looks_again() -> None:
+    dear = StepCost((128, 1024), (1, 2, 128), ((0.004, 0.006, 0.4),) * 2)
+    budget = Budget(dear)
+    rested = steps_of(budget, lambda step: 0)
+    looks = [len(list(group)) for rests, group in groupby(rested) if not rests]
+    assert 1 < looks[0] <= 3  # each step loses half a step's time
+    assert sum(rested) > 380
+    rests = [len(list(group)) for rests, group in groupby(rested) if rests]
+    assert rests[:4] == [16, 32, 64, 128]
+    budget.begin_generation()
+    assert budget.rest == 0
+    assert not any(steps_of(budget, lambda step: 1)[10:])
+    budget.forget()
+    late = steps_of(budget, lambda step: int(step > 100))
+    assert sum(late[:100]) > 80
+    assert not any(late[250:])  # the look after the next rest found that it pays
+
+
+def test_what_costs_little_never_rests() -> None:
+    assert not any(steps_of(Budget(FLAT), lambda step: int(step % 20 == 0)))
 
 
 @given(

@@ -32,6 +32,7 @@ class Drafter(ABC):
     top_k: int = 0  # how many of the last logits' best token ids draft() is to be given
     node_top_k: int = 0  # the same of every verified node's logits, for observe()
     prompt_top_k: int = 0  # the same of every prompt token's logits, for reset()
+    wants_best: bool = True  # whether the step that is verified next is to find these best tokens
     core: str | None = None  # which implementation drafts, where a method has several
 
     def prepare(self, target: Measurable) -> None:  # noqa: B027 - most methods need nothing
@@ -60,7 +61,8 @@ class Drafter(ABC):
 
         Args:
             root: the next token, already chosen by the target; node 0 of the tree.
-            top_ids: the `top_k` best token ids of the logits that chose root, best first.
+            top_ids: the `top_k` best token ids of the logits that chose root, best first; none if
+                the last step was not to find them.
         """
 
     def observe(  # noqa: B027 - optional
@@ -72,8 +74,8 @@ class Drafter(ABC):
             tree: the last that was drafted.
             path: its committed nodes, the root's index first.
             top_ids: after each node, accepted or not, the `node_top_k` best token ids, best first;
-                none where they are not known, as for nodes behind the end of the generation, or
-                for some rejected ones in a replay.
+                none where they are not known, as for nodes behind the end of the generation, for
+                some rejected ones in a replay, or in steps that were not to find them.
         """
 
     def origins(self, tree: DraftTree) -> list[str]:

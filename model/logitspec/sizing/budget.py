@@ -31,6 +31,10 @@ def resolve_capacity(capacity: Capacity) -> int:
 
 REMEMBERED = 64.0  # steps after which it is mostly forgotten how many drafts were right
 GRANTED = 8.0  # drafts that count as having been right as often as expected
+DRAFTING = 1.5e-4  # seconds of a step that drafting takes: the draft, the best tokens, learning
+LOSS = 1.0  # steps' time that drafting may lose before it rests
+REST = 16  # steps of the first rest; each that follows in a generation is twice as long
+LONGEST_REST = 128
 
 
 class Budget:
@@ -40,6 +44,9 @@ class Budget:
     seconds; the n with the largest E / T(n) is taken. Drafts count as much as those of the last
     steps were right beside what was expected of them, so where they are not, drafting ends; that is
     forgotten again, and then they are tried again.
+
+    Where drafting takes more time than its tokens are worth, it rests for some steps, in which
+    nothing is looked up, and then looks again.
 
     Args:
         cost: of a step of the model on this machine; None: prepare() finds it.
@@ -51,6 +58,9 @@ class Budget:
         self._taken: tuple[int, int] | None = None  # context and version of the curve
         self._right = self._hoped = 0.0  # of the drafts of the last steps
         self.trust = 1.0  # what drafts count
+        self._gain = 0.0  # of the last steps, in steps' time
+        self.rest = 0  # steps that are not to be drafted for
+        self._next_rest = REST
 
     def prepare(self, model: Measurable, top_k: int, node_top_k: int) -> None:
         """Find what a step of this model costs with these widths of a drafter."""
@@ -83,10 +93,10 @@ class Budget:
         if taken != self._taken:
             self._taken = taken
             curve = np.array(self._cost.curve(context))
-            nodes = np.arange(len(curve))
-            further = nodes - nodes[:, None]
+            sizes = np.array(self._cost.nodes)  # between them the curve is straight
+            further = sizes - np.arange(len(curve))[:, None]
             with np.errstate(invalid="ignore", divide="ignore"):
-                rises = np.where(further > 0, (curve - curve[:, None]) / further, np.inf)
+                rises = np.where(further > 0, (curve[sizes] - curve[:, None]) / further, np.inf)
             # By n nodes: seconds of a step, and of each further node, at the number best for that
             self.curves = (curve, rises.min(axis=1))
             self.curve: list[float] = self.curves[0].tolist()
@@ -109,16 +119,35 @@ class Budget:
         """Whether no node that follows can pay, if none is more probable than this."""
         return probability * self.trust <= self._best_rate * self._cheapest[self.nodes]
 
-    def learn(self, hoped: float, right: int) -> None:
-        """Take in how many drafts of a tree were right, and the sum of their path probabilities."""
+    def learn(self, hoped: float, right: int, nodes: int) -> None:
+        """Take in what became of a tree.
+
+        Args:
+            hoped: the sum of its drafts' path probabilities.
+            right: drafts that were.
+            nodes: of the tree.
+        """
         self._right += right - self._right / REMEMBERED
         self._hoped += hoped - self._hoped / REMEMBERED
         self.trust = (self._right + GRANTED) / (self._hoped + GRANTED)
+        price = (self.curve[nodes] + DRAFTING) / self.curve[1] - 1
+        self._gain += right - price - self._gain / REMEMBERED
+        if self._gain > 0:
+            self._next_rest = REST
+        elif self._gain < -LOSS:
+            self.rest, self._next_rest = self._next_rest, min(2 * self._next_rest, LONGEST_REST)
+            self._gain = -LOSS / 2  # so a look that gains nothing is short
+
+    def begin_generation(self) -> None:
+        """Look whether drafting pays."""
+        self.rest, self._next_rest = 0, REST
+        self._gain = max(self._gain, -LOSS / 2)
 
     def forget(self) -> None:
         """Drop what was learnt of drafts."""
-        self._right = self._hoped = 0.0
+        self._right = self._hoped = self._gain = 0.0
         self.trust = 1.0
+        self.begin_generation()
 
     @property
     def best_nodes(self) -> int:

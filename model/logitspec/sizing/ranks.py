@@ -98,7 +98,7 @@ class SizeByRank(FixedSize):
         for node, child in pairwise(path):
             self._learn_below(node, tree.tokens[child])
         self._awaited = path[-1]
-        self.budget.learn(sum(self._paths[1 : len(tree)]), len(path) - 1)
+        self.budget.learn(sum(self._paths[1 : len(tree)]), len(path) - 1, len(tree))
 
     def _learn_below(self, parent: int, true: int) -> None:
         tree = self._whole

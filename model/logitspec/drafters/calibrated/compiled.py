@@ -49,7 +49,7 @@ class CompiledCore:
     def __init__(self, evidence: Evidence, table: AcceptanceTable, capacity: int) -> None:
         self._library = library(SOURCE, FLAGS)
         self._library.drafting_new.restype = Pointer
-        for name in ("draft", "begin", "observe"):
+        for name in ("draft", "begin", "observe", "skip"):
             getattr(self._library, f"drafting_{name}").restype = Int
         ngrams, rows, last, earlier = evidence.sources
         steps = integers(last.steps)
@@ -124,6 +124,9 @@ class CompiledCore:
             ctypes.byref(self._table),
         )  # fmt: skip
         check(done)
+
+    def skip(self, token: int) -> None:
+        check(self._library.drafting_skip(self._handle, Int(token), ctypes.byref(self._table)))
 
 
 def check(status: int) -> None:

@@ -152,6 +152,14 @@ class CalibratedDrafter(Drafter):
         self.table = table
         self._core.use(table)
 
+    @property
+    def _resting(self) -> bool:
+        return self.budget is not None and self.budget.rest > 0
+
+    @property
+    def wants_best(self) -> bool:  # type: ignore[override]
+        return self.budget is None or self.budget.rest <= 1
+
     def prepare(self, target: Measurable) -> None:
         if self.budget is not None:
             self.budget.prepare(target, self.top_k, self.node_top_k)
@@ -161,6 +169,8 @@ class CalibratedDrafter(Drafter):
         self.drafted = Drafted([], [], [], [])
         if self._reset_table:
             self.table.reset()
+        if self.budget is not None:
+            self.budget.begin_generation()
         self._committed = len(prompt_ids)
 
     def forget(self) -> None:
@@ -171,6 +181,9 @@ class CalibratedDrafter(Drafter):
         self.table.reset()
 
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
+        if self._resting:
+            self.drafted = Drafted([root], [0], [1.0], [-1])
+            return DraftTree(root, self.capacity)
         if self.budget is not None:
             self.budget.begin(self._committed, self.capacity)
         self.drafted = self._core.draft(root, top_ids, self.budget)
@@ -182,9 +195,13 @@ class CalibratedDrafter(Drafter):
         if len(tree) != len(self.drafted.tokens):
             raise ValueError(f"a tree of {len(tree)} nodes is not the last that was drafted")
         self._committed += len(path)
+        if self.budget is not None and self.budget.rest:
+            self.budget.rest -= 1
+            self._core.skip(tree.tokens[0])
+            return
         self._core.observe(self.drafted, path, top_ids)
         if self.budget is not None:
-            self.budget.learn(sum(self.path_probabilities[1:]), len(path) - 1)
+            self.budget.learn(sum(self.path_probabilities[1:]), len(path) - 1, len(tree))
 
     def origins(self, tree: DraftTree) -> list[str]:
         found = [origins.NEXT]

@@ -238,10 +238,19 @@ struct Drafting {
         return costs ? best_nodes : nodes;
     }
 
+    void learn_awaited(Token token, const Table& table) {
+        if (awaited >= 0) learn(below[awaited], token, table);
+        awaited = -1;
+    }
+
+    void enter(Token token) {
+        commit(own, context, token);
+        answer.push_back(token);
+    }
+
     int64_t draft(Token root, const int64_t* top, int64_t tops, const Table& table,
                   const Costs* costs, double pruning, Tree& tree) {
-        if (awaited >= 0) learn(below[awaited], root, table);
-        awaited = -1;
+        learn_awaited(root, table);
         bool whole;
         int64_t nodes;
         if (costs) {
@@ -276,11 +285,7 @@ struct Drafting {
         };
         for (int64_t node = nodes - 1; node >= 0; node--) row_of(node);
         for (int64_t i = 0; i < accepted; i++) row_of(path[i]);
-        for (int64_t i = 0; i < accepted; i++) {
-            Token token = Token(tree.tokens[path[i]]);
-            commit(own, context, token);
-            answer.push_back(token);
-        }
+        for (int64_t i = 0; i < accepted; i++) enter(Token(tree.tokens[path[i]]));
     }
 };
 
@@ -291,7 +296,7 @@ extern "C" {
 void* drafting_new(const Settings* settings) { return new Drafting(*settings); }
 void drafting_delete(void* handle) { delete (Drafting*)handle; }
 
-// These three return -1 where they are given what is no token, and have done nothing.
+// These return -1 where they are given what is no token, and have done nothing.
 
 int64_t drafting_begin(void* handle, const int64_t* prompt, int64_t count) {
     if (!valid(prompt, count)) return -1;
@@ -306,6 +311,14 @@ int64_t drafting_draft(void* handle, int64_t root, const int64_t* top, int64_t t
     if (!valid(&root, 1) || !valid(top, tops)) return -1;
     auto& drafting = *(Drafting*)handle;
     return drafting.draft(Token(root), top, tops, *table, costs, drafting.set.pruning, *tree);
+}
+
+int64_t drafting_skip(void* handle, int64_t token, const Table* table) {
+    if (!valid(&token, 1)) return -1;
+    auto& drafting = *(Drafting*)handle;
+    drafting.learn_awaited(Token(token), *table);
+    drafting.enter(Token(token));
+    return 0;
 }
 
 int64_t drafting_observe(void* handle, const Tree* tree, int64_t nodes, const int64_t* path,

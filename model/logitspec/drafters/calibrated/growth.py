@@ -67,9 +67,7 @@ class ReadableCore:
             top_ids: best tokens of the last logits.
             budget: of a tree that sizes itself, begun; None: it is as large as it may be.
         """
-        if self._awaited is not None:
-            self.learn(self._awaited, root)
-        self._awaited = None
+        self._learn_awaited(root)
         if budget is None:
             drafted, whole = self.grow(root, top_ids, self._least * PRUNING)
             if not whole:
@@ -80,6 +78,16 @@ class ReadableCore:
                 del numbers[budget.best_nodes :]
         self._least = drafted.paths[-1]
         return drafted
+
+    def skip(self, token: int) -> None:
+        """Take in a token that nothing was drafted for."""
+        self._learn_awaited(token)
+        self.evidence.extend([token])
+
+    def _learn_awaited(self, token: int) -> None:
+        if self._awaited is not None:
+            self.learn(self._awaited, token)
+        self._awaited = None
 
     def grow(
         self, root: int, top_ids: Sequence[int], floor: float, budget: Budget | None = None
