@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .instruction_set import compiler_target, wanted
+from .instruction_set import compiler_target, cpu_info, features, wanted
 from .storage import cache_folder
 
 log = logging.getLogger(__name__)
@@ -85,10 +85,9 @@ def build(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL | str:
 
 def fingerprint(compiler: list[str], command: list[str], source: Path) -> str:
     """Tells apart what must be compiled apart: source, flags, compiler, and kind of CPU."""
-    version = subprocess.run(
-        [*compiler, "-march=native", "-Q", "--help=target"], capture_output=True, check=False
-    ).stdout
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
+    cpu = [*sorted(features()), cpu_info("model name", "CPU part")]
     files = [source, *sorted(source.parent.glob("*.h"))]
     content = b"".join(file.read_bytes() for file in files)
-    content += " ".join(command[:-1]).encode() + version
+    content += " ".join([*command[:-1], *cpu]).encode() + version
     return hashlib.sha256(content).hexdigest()[:16]

@@ -177,6 +177,24 @@ def test_an_unwritable_cache_folder_is_a_reason(
     assert "cannot be stored" in str(choose_kernels(LlamaConfig(**WIDE), torch.float32, "cpu"))
 
 
+def test_another_compiler_or_cpu_compiles_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "a.cpp"
+    source.write_text("int a;\n")
+    compilers = []
+    for name in ("one", "other"):
+        script = tmp_path / name
+        script.write_text(f"#!/bin/sh\necho {name} 1.0\n")
+        script.chmod(0o755)
+        compilers.append([str(script)])
+    prints = [compiler.fingerprint(each, ["c++", "a.cpp"], source) for each in compilers]
+    monkeypatch.setattr(compiler, "features", lambda: frozenset({"an old one"}))
+    prints.append(compiler.fingerprint(compilers[0], ["c++", "a.cpp"], source))
+    assert len(set(prints)) == 3
+    assert prints[2] == compiler.fingerprint(compilers[0], ["c++", "a.cpp"], source)
+
+
 def test_the_layers_are_compiled_once(rebuilt: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first = layers_library()
     (compiled,) = (tmp_path / "logitspec").iterdir()
