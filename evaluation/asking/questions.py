@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from model.logitspec.errors import InputError
 
@@ -20,6 +22,7 @@ class Question:
     question_id: int | str
     category: str
     turns: tuple[str, ...]
+    answer: str = ""  # what the last turn's answer is checked against; empty: not known
 
 
 def question_path(bench_name: str) -> Path:
@@ -28,9 +31,11 @@ def question_path(bench_name: str) -> Path:
         raise InputError(f"{bench_name!r} is no benchmark's name; give a plain word")
     path = ROOT / "data" / bench_name / "question.jsonl"
     if not path.is_file():
+        there = sorted(place.parent.name for place in ROOT.glob("data/*/question.jsonl"))
         raise InputError(
-            f"no benchmark {bench_name!r}: data/{bench_name}/question.jsonl is not there; "
-            "`python -m data.prepare NAME` fetches the published ones, or put your own there"
+            f"no benchmark {bench_name!r} in data/, where {', '.join(there)} are; put yours into "
+            f"data/{bench_name}/question.jsonl, or fetch a published one (`python -m data.prepare "
+            "--help` lists them)"
         )
     return path
 
@@ -78,7 +83,15 @@ def parse_question(entry: object) -> Question:
     text = "".join([str(question_id), category, *turns])
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("has half a surrogate pair, which is no text")
-    return Question(question_id, category, tuple(turns))
+    return Question(question_id, category, tuple(turns), known_answer(entry))
+
+
+def known_answer(entry: Mapping[str, Any]) -> str:
+    """The `answer` of a line, or GSM8K's form of one in its first `reference`; else empty."""
+    references = entry.get("reference")
+    first = references[0] if isinstance(references, list) and references else ""
+    given = entry.get("answer", first if "####" in str(first) else "")
+    return str(given) if isinstance(given, str | int) else ""
 
 
 def sha256(path: Path) -> str:

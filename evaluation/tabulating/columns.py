@@ -15,11 +15,13 @@ import numpy.typing as npt
 
 from model.logitspec.errors import InputError
 
+from ..scoring.accuracy import accuracy, equal_answers, find_keys, mark
 from ..traces.comparing import Comparison, Trace, check_comparable, failures, read_comparison
 from ..traces.published import PUBLISHED
 from .table import Row, Table
 
 RESAMPLES = 10_000
+ACCURACY = {"accuracy": "accuracy % [95 %]"}
 PUBLISHED_NOTE = "Published figures are their sources' own, on other machines and models."
 
 
@@ -42,6 +44,9 @@ def compare(comparison: Comparison, *, published: bool = False, task_mat: bool =
     columns |= {"mat": "MAT", "tokens_per_second": "tokens/s", "speedup": "speedup [95 %]"}
     columns |= {f"over:{name}": f"over {name}" for name, _ in others}
     columns |= {"slowest": "slowest 5 %"}
+    keys, unscored = find_keys(comparison.traces)
+    columns |= ACCURACY if keys else {}
+    columns |= {"equal": "equal answers"}
     last, unassisted = (others or [(main, baseline)])[-1]
     rows = []
     for trace in comparison.traces:
@@ -54,15 +59,21 @@ def compare(comparison: Comparison, *, published: bool = False, task_mat: bool =
         values["speedup"] = speedup(trace, baseline)
         values |= {f"over:{name}": speedup(trace, other) for name, other in others}
         values["slowest"] = float(np.percentile(trace.speeds() / unassisted.speeds(), 5))
-        own = trace is baseline
-        interval = None if own else bootstrap_interval(trace.speeds(), baseline.speeds())
-        rows.append(Row(trace.label, values, interval))
+        row = Row(trace.label, values)
+        rows.append(row)
+        if keys:
+            values["accuracy"], row.intervals["accuracy"] = accuracy(mark(trace, keys))
+        if trace is not baseline:
+            row.intervals["speedup"] = bootstrap_interval(trace.speeds(), baseline.speeds())
+            values["equal"] = equal_answers(trace, baseline)
     title = f"{comparison.bench_name or 'Traces'}: speedup over {main}"
     turns = ", their first turns only" if comparison.first_turns else ""
     notes = [
         f"{len(baseline.records)} questions{turns}; 95 % bootstrap interval over questions; "
         f"slowest 5 %: over {last}, one question in twenty gains no more",
         *(["The tasks' columns are MAT."] if task_mat else []),
+        *([f"Accuracy: of {len(keys)} questions; Wilson's interval."] if keys else []),
+        *([unscored] if unscored else []),
         *comparison.cautions(),
     ]
     if published:
@@ -101,6 +112,7 @@ def compare_groups(
     main, _ = comparisons[0].main_baseline
     columns: dict[str, str] = {}
     rows: dict[tuple[str, str], Row] = {}
+    notes: list[str] = []
     for name, comparison in zip(names, comparisons, strict=True):
         check_comparable(first, comparison.traces[0], but=grouping.but)
         baseline, base = comparison.main_baseline
@@ -117,9 +129,15 @@ def compare_groups(
         ]
         if published:
             found += published_rows(name, speedups, mats)
+        keys, note = find_keys(comparison.traces)
+        if keys:
+            columns[f"accuracy:{name}"] = f"{name} accuracy %"
+            for row, trace in zip(found, comparison.traces, strict=False):
+                row.values[f"accuracy:{name}"], _ = accuracy(mark(trace, keys))
+        notes += [note] if note else []
         for row in found:
             rows.setdefault((row.name, row.source), row).values.update(row.values)
-    notes = [*dict.fromkeys(caution for c in comparisons for caution in c.cautions())]
+    notes = [*dict.fromkeys([*notes, *(said for c in comparisons for said in c.cautions())])]
     if published:
         notes.append(PUBLISHED_NOTE)
     title = f"Speedup over {main}, by {grouping.name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
@@ -80,8 +80,11 @@ def read_tables(content: Mapping[str, Any]) -> dict[str, Table]:
         raise ValueError(f"it is a {content['kind']!r}")
 
     def row(values: Mapping[str, Any]) -> Row:
-        ends: Sequence[float] | None = values["interval"]
-        return Row(**{**values, "interval": None if ends is None else (ends[0], ends[1])})
+        found = {**values}
+        if ends := found.pop("interval", None):  # earlier versions had one, of the speedup
+            found["intervals"] = {"speedup": ends}
+        intervals = {key: (low, high) for key, (low, high) in found.pop("intervals", {}).items()}
+        return Row(**found, intervals=intervals)
 
     return {
         name: Table(**{**table, "rows": [row(values) for values in table["rows"]]})

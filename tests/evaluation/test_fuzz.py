@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data import prepare
-from evaluation import demo, equal, record, replay, report, run, serve, speed, tables
+from evaluation import demo, equal, record, replay, report, run, score, serve, speed, tables
 from evaluation.asking.questions import load_questions
 from evaluation.chatting.chat import Chat
 from evaluation.chatting.server import make_app
@@ -146,7 +146,7 @@ WORDS = st.text(st.characters(exclude_characters="\0"), max_size=6)  # no proces
 COMMANDS: dict[str, Any] = {
     "run": run.main, "serve": serve.main, "demo": demo.main, "record": record.main,
     "replay": replay.main, "speed": speed.main, "tables": tables.main, "equal": equal.main,
-    "prepare": prepare.main,
+    "prepare": prepare.main, "score": score.main,
 }  # fmt: skip
 NEEDED = {
     "run": ["--model-path", "./no/model", "--model-id", "m", "--methods", "vanilla"],
@@ -158,6 +158,7 @@ NEEDED = {
     "tables": ["no"],
     "equal": ["no", "no"],
     "prepare": ["spec_bench", "--from", "no/folder"],
+    "score": ["no"],
 }
 
 
@@ -178,7 +179,7 @@ def test_flags(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("evaluation.asking.questions.ROOT", tmp_path)
     monkeypatch.setattr("data.prepare.DATA", tmp_path)
-    monkeypatch.setattr("data.prepare.download", lambda *_: pytest.fail("nothing to be fetched"))
+    monkeypatch.setattr("data.fetching.download", lambda *_: pytest.fail("nothing to be fetched"))
     monkeypatch.setattr("data.prepare.prepare_default_model", lambda _: tmp_path)
     try:
         status = COMMANDS[command]([*(NEEDED[command] if needed else ()), *words])
