@@ -11,7 +11,8 @@
 #                                           (default: the last part of MODEL_PATH, without .gguf)
 #   METHODS           what to compare with transformers' generate(), which always runs
 #       (default: vanilla logitspec pld recycling racer calibrated calibrated@auto suffix)
-#   BENCHES           data/BENCH/question.jsonl, one or several                 (default: quick)
+#   BENCHES           data/BENCH/question.jsonl, one or several; published ones are fetched
+#                                                                           (default: quick)
 #   DTYPE             auto, float16, bfloat16, float32, float64                 (default: auto)
 #   TEMP              temperature                                               (default: 0.0)
 #   MAX_NEW_TOKENS    per turn; fewer where prompt and answer exceed the model's positions

@@ -13,16 +13,22 @@ PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 FILES = sorted(PAGE.with_suffix("").glob("*.csv"))
 
 
+def number(text: str) -> float:
+    """A number, whole if it is written so."""
+    return float(text) if "." in text or "e" in text else int(text)
+
+
 def read_csv(path: Path) -> Table:
     """The table that to_csv() wrote, with its keys as headings."""
     rows = []
     with path.open(encoding="utf-8", newline="") as file:
         for cells in csv.DictReader(file):
             name, source = cells.pop("method"), cells.pop("source")
-            low, high = cells.pop("speedup_low", ""), cells.pop("speedup_high", "")
-            interval = (float(low), float(high)) if low else None
-            values = {key: float(text) for key, text in cells.items() if text}
-            rows.append(Row(name, values, interval, source))
+            lows = [key for key in cells if key.endswith("_low")]
+            ends = {key[:-4]: (cells.pop(key), cells.pop(f"{key[:-4]}_high")) for key in lows}
+            intervals = {key: (float(low), float(high)) for key, (low, high) in ends.items() if low}
+            values = {key: number(text) for key, text in cells.items() if text}
+            rows.append(Row(name, values, intervals, source))
     return Table("", {key: key for key in cells}, rows, ranked=False)
 
 
