@@ -143,7 +143,7 @@ def test_mgsms_answers_are_found_by_their_questions(sources: Sources, tmp_path: 
         for at, text in enumerate(asked, start=1)
     ]
     sources.add("raw/mgsm_zh.jsonl", lines(*rows))
-    sources.add("raw/mgsm_zh.tsv", f'{asked[1]}\t3\n{asked[0]}\t1,800\n"x\t"\n'.encode())
+    sources.add("raw/mgsm_zh.tsv", f"{asked[1]}\t3\n{asked[0]}\t1,800\n别的？\t9\n".encode())
     for plain in (False, True):
         path = prepare_questions("mgsm_zh", sources.folder, tmp_path, plain=plain)
         prepare_answers("mgsm_zh", path, sources.folder)

@@ -226,7 +226,7 @@ def test_bad_input(
         ([str(path), "--output", str(path)], "is one of the traces"),
         ([str(path), "--base-path", "none.jsonl"], "--base-path none.jsonl is none of the traces"),
         ([str(path), str(trace("racer", "0"))], "answer different questions"),
-        ([str(trace("suffix", "0", bench_name="other"))], "no benchmark 'other' in data/, where"),
+        ([str(trace("hf_pld", "0", bench_name="other"))], "no benchmark 'other' in data/, where"),
         ([str(trace("suffix", "0", questions="0"))], "holds other questions than"),
     ):
         assert main(argv) == 2
