@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -128,7 +129,8 @@ def test_eval_sh_from_another_directory(one_per_task: str, tmp_path: Path) -> No
     second = ROOT / "data" / f"{one_per_task}-again"
     second.mkdir(exist_ok=True)
     lines = (ROOT / "data" / one_per_task / "question.jsonl").read_text().splitlines(keepends=True)
-    (second / "question.jsonl").write_text("".join(lines[-2:]))
+    scored = [json.dumps(json.loads(line) | {"answer": "7"}) + "\n" for line in lines[-2:]]
+    (second / "question.jsonl").write_text("".join(scored))
     environment = os.environ | {
         "BENCHES": f"{one_per_task},{second.name}", "METHODS": "baseline vanilla logitspec",
         "MAX_NEW_TOKENS": "8", "WARMUP": "0", "DRAFT_TREE_CAPACITY": "16",
@@ -143,6 +145,7 @@ def test_eval_sh_from_another_directory(one_per_task: str, tmp_path: Path) -> No
             assert ("0 of 18 answers to give" in done.stdout) == again
             assert "over one-node loop" in done.stdout
             assert f"{second.name} speedup" in done.stdout
+            assert f"{second.name} accuracy %" in done.stdout
         folder = ROOT / "data" / one_per_task / "model_answer"
         (report,) = folder.glob("*-new-8-capacity-16.report.md")
         assert f"report: {report.relative_to(ROOT)}" in done.stdout

@@ -135,7 +135,8 @@ FLAGS = (
     "--max-new-tokens", "--draft-tree-capacity", "--cpu-kernels", "--cuda-graphs", "--warmup",
     "--answer-dir", "--step-cost", "--strict", "--overwrite", "--conv-template", "--recording",
     "--grid", "--prompt", "--port", "--host", "--queue", "--from", "--file-path", "--base-path",
-    "--ray-address", "--output", "--method", "--list", "--help", "--no-such-flag",
+    "--ray-address", "--output", "--method", "--list", "--help", "--no-such-flag", "--plain",
+    "--run-code",
 )  # fmt: skip
 VALUES = (
     "0", "1", "-1", "2", "99999999999999999999", "1e400", "nan", "x", "", "../x", "./a/b", "é",
