@@ -60,7 +60,7 @@ setup(
         "llama": ["xllamacpp>=2026.10"],
         "ray": ["ray>=2.40"],
         "plots": ["matplotlib>=3.9"],
-        "score": ["math-verify[antlr4_13_2]>=0.9"],
+        "score": ["math-verify>=0.9"],
         "suffix": ["arctic-inference>=0.3"],
     },
 )

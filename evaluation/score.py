@@ -28,8 +28,9 @@ def checked_keys(trace: Trace, *, run_code: bool) -> Keys:
     keys = {name: k for name, k in read_keys(trace.settings, trace.path).items() if name in asked}
     if not keys:
         raise InputError(
-            f"{bench} has no answers to check: data/{bench} holds no answers.jsonl, and its "
-            "question.jsonl no `answer`; `python -m data.prepare` gets them for sets that have some"
+            f"no answer is known of the {len(asked)} questions in {trace.path}: question.jsonl of "
+            f"{bench} has none, nor is there an answers.jsonl beside it; `python -m data.prepare "
+            "NAME` gets the answers of the sets that have some"
         )
     programs = any(key.test for key in keys.values())
     if programs and not run_code:

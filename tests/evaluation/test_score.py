@@ -96,7 +96,7 @@ PROGRAM = Key("", PROMPT, "f", "def check(candidate):\n    assert candidate(1) =
         ("Here is the code.", False),
         ("import os\nos._exit(0)", False),
         ("raise SystemExit", False),
-        ("def f(x):\n    return 'a' * (1 << 32)", False),
+        ("big = bytes(1 << 31)\n    return x + 1", False),
         ("open('big', 'wb').write(bytes(1 << 21))\n    return x + 1", False),
     ],
 )
@@ -242,7 +242,7 @@ def test_bad_input(
     assert "math-verify is not installed; `pip install -e '.[score]'`" in capsys.readouterr().err
     make_bench({"question_id": 0, "category": "qa", "turns": ["?"]})
     assert main([str(trace("suffix", "0"))]) == 2
-    assert "mine has no answers to check" in capsys.readouterr().err
+    assert "no answer is known of the 1 questions in" in capsys.readouterr().err
     path.with_suffix(".meta.json").unlink()
     assert main([str(path)]) == 2
     assert "has no sidecar that says which benchmark" in capsys.readouterr().err
