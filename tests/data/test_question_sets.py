@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -191,3 +192,9 @@ def test_every_set_names_files_of_the_table() -> None:
             part.prompt or part.file in (f"{name}/question.jsonl", f"raw/{name}.jsonl")
             for part in wanted.parts
         )
+
+
+def test_eval_sh_fetches_every_set() -> None:
+    script = (Path(prepare.ROOT) / "eval.sh").read_text().partition('case "$bench" in')[2]
+    fetched = set(re.findall(r"[\w-]+(?= \||\))", script.partition("esac")[0]))
+    assert fetched == SETS.keys() | {f"{name}-plain" for name in SETS if SETS[name].plain}
