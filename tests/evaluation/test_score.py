@@ -31,6 +31,7 @@ Make = Callable[..., Path]
         ("18", "She makes 18. Each egg is 2 dollars, and the answer is 18. That is for 9.", True),
         ("18", "The answer is \\boxed{17}, or 18.", False),
         ("so it is 5,600\n#### 5,600", "We get \\boxed{5600}.", True),
+        ("The answer is 7 boxes of 5.\n#### 35", "It is 35.", True),
         ("5600", "答案是 5,600 美元。", True),
         ("070", "Therefore \\boxed{70}", True),
         ("7", "A: The answer is 7.\n\nQ: And then?\nA: The answer is 8.", True),
