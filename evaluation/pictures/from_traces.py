@@ -13,8 +13,8 @@ import numpy as np
 from model.logitspec.errors import InputError
 
 from ..tabulating.columns import speedup
+from ..tabulating.phases import step_milliseconds
 from ..traces.comparing import Comparison, Trace, shown
-from ..traces.reading import PHASES
 from .style import (
     FORMATS,
     HATCHES,
@@ -245,19 +245,6 @@ def tokens_against_time(figure: Figure, comparison: Comparison, wanted: int | st
 # The forward is what a step is for, so it is grey and what comes on top of it is seen.
 PHASE_COLORS = {"verify": "0.8", "draft": "#E69F00", "build": "#F0E442", "accept": "#009E73",
                 "commit": "#56B4E9", "rest": "0.3"}  # fmt: skip
-
-
-def step_milliseconds(trace: Trace) -> dict[str, float]:
-    """The mean of a step by phase, prefill left out; empty if the trace does not split its time.
-
-    Older traces count build and accept as verify.
-    """
-    if not trace.per_turn("verify_seconds"):
-        return {}
-    spent = {phase.removesuffix("_seconds"): sum(trace.per_turn(phase)) for phase in PHASES}
-    spent["rest"] = sum(trace.per_turn("wall_time")) - sum(spent.values())
-    del spent["prefill"]
-    return {name: 1e3 * seconds / len(trace.accept_lengths) for name, seconds in spent.items()}
 
 
 def time_per_step(figure: Figure, comparison: Comparison, _: int | str) -> None:
