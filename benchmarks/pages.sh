@@ -4,6 +4,7 @@
 #   sh benchmarks/pages.sh                both pages
 #   sh benchmarks/pages.sh performance    one of them
 #   sh benchmarks/pages.sh results        the other; needs `python -m data.prepare all`
+#   sh benchmarks/pages.sh analyses       docs/analyses.md instead, and with SECOND docs/analyses-second.md
 #
 # What is measured already is kept: the traces in data/BENCH/model_answer/MACHINE-*, the other
 # figures in FIGURES. Move them away to measure again.
@@ -27,9 +28,9 @@ set -eu
 
 page=${1-both}
 case "$page" in
-    both | performance | results) ;;
+    both | performance | results | analyses) ;;
     *)
-        echo "pages.sh: unknown page $page; give performance, results or nothing" >&2
+        echo "pages.sh: unknown page $page; give performance, results, analyses or nothing" >&2
         exit 2
         ;;
 esac
@@ -138,6 +139,26 @@ results() {
         --temperatures "$@" --published --output "$DOCS/results.md" --notes docs/results-notes.md
 }
 
+record() { # NAME FILE STRIDE TOKENS: a recording, gone on with, as recordings/MACHINE-NAME
+    python -m evaluation.record --model-path "$2" --bench-name spec_bench --question-stride $(($3 * SPARSER)) \
+        --max-new-tokens "$4" --cap-new-tokens --top-k 128 --output "recordings/$MACHINE-$1"
+}
+
+analyses() {
+    methods=vanilla,pld,suffix,recycling,logitspec,logitspec@16,racer,calibrated,calibrated@16,calibrated@auto
+    record first "$GGUF" 12 128
+    model=$GGUF
+    ask analyses spec_bench 40 $methods
+    # shellcheck disable=SC2046
+    python -m evaluation.analyses --recording "recordings/$MACHINE-first" \
+        --traces $(traces analyses spec_bench $methods) --output "$DOCS/analyses.md" --notes docs/analyses-notes.md
+    if [ -n "$SECOND" ]; then
+        record second "$SECOND" 40 96
+        python -m evaluation.analyses --recording "recordings/$MACHINE-second" --output "$DOCS/analyses-second.md"
+    fi
+}
+
 mkdir -p "$FIGURES" "$DOCS"
-if [ "$page" != results ]; then performance; fi
-if [ "$page" != performance ]; then results; fi
+case "$page" in both | performance) performance ;; esac
+case "$page" in both | results) results ;; esac
+if [ "$page" = analyses ]; then analyses; fi

@@ -14,7 +14,7 @@ from pathlib import Path
 from model.logitspec.errors import InputError
 
 from .command.exits import run_command
-from .command.files import check_writable, write_text, writing
+from .command.files import check_writable, read_notes, write_text, writing
 from .command.parser import Parser
 from .command.traces import add_picture_flags, add_trace_flags, read_traces
 from .pictures.from_traces import PICTURES, draw_all
@@ -23,18 +23,6 @@ from .tabulating.origin import describe, own_options
 from .tabulating.phases import phases
 from .tabulating.table import Table, to_csv, to_latex, to_markdown
 from .traces.comparing import Comparison, Trace
-
-
-def read_notes(args: argparse.Namespace) -> str:
-    """The text of --notes; empty without the flag."""
-    if args.notes is None:
-        return ""
-    if args.notes.resolve() == args.output.resolve():
-        raise InputError(f"--notes {args.notes} is the --output; choose another")
-    try:
-        return str(args.notes.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the notes {args.notes}: {error}") from error
 
 
 def read_benches(args: argparse.Namespace) -> list[Comparison]:
@@ -94,7 +82,7 @@ def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
     if args.output.suffix != ".md":
         raise InputError(f"--output {args.output} is no .md file; give FILE.md")
-    notes = read_notes(args)
+    notes = read_notes(args.notes, args.output)
     with writing(args.output):
         args.output.parent.mkdir(parents=True, exist_ok=True)
     check_writable(args.output)

@@ -77,3 +77,15 @@ def make_folder(path: Path) -> None:
     """Make a folder and those above it, unless they are there; InputError if it cannot be."""
     with writing(path, "choose another folder"):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def read_notes(path: Path | None, output: Path) -> str:
+    """The text of --notes for the page `output`; empty without the flag."""
+    if path is None:
+        return ""
+    if path.resolve() == output.resolve():
+        raise InputError(f"--notes {path} is the --output; choose another")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the notes {path}: {error}") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,15 +13,24 @@ import numpy as np
 from model.logitspec.errors import InputError
 
 from ..tabulating.columns import speedup
+from ..tabulating.phases import step_milliseconds
 from ..traces.comparing import Comparison, Trace, shown
-from ..traces.reading import PHASES
-from .style import FORMATS, line_style, new_figure, require_matplotlib, save_figure, style
+from .style import (
+    FORMATS,
+    HATCHES,
+    Look,
+    looks,
+    new_figure,
+    require_matplotlib,
+    save_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LONGEST = 12  # accept lengths from here on share a bar
+COLUMNS = 4  # of panels
 FEWEST = 20  # steps a rate must rest on to be drawn
 
 Draw = Callable[["Figure", Comparison, int | str], None]  # of one question, for those that show one
@@ -30,24 +40,39 @@ class NothingToDraw(Exception):
     """The traces do not hold what a picture shows; the message says what is missing."""
 
 
-def place(comparison: Comparison, label: str) -> tuple[int, int]:
-    """The trace's index and their number, so that it keeps one style in every picture."""
-    labels = [trace.label for trace in comparison.traces]
-    return labels.index(label), len(labels)
+def by_speed(comparison: Comparison) -> Comparison:
+    """The same with the fastest trace first: the order in every picture."""
+    traces = sorted(comparison.traces, key=lambda trace: -trace.speeds().mean())
+    return replace(comparison, traces=traces)
 
 
-def grouped_bars(
-    axes: Axes, comparison: Comparison, heights: Mapping[str, Sequence[float]]
-) -> None:
-    """A group of bars for each index of the lists, in it a bar per method."""
-    width = 0.86 / len(heights)
-    for index, (label, values) in enumerate(heights.items()):
-        places = np.arange(len(values)) + (index - (len(heights) - 1) / 2) * width
-        axes.bar(places, values, width, label=label, **style(*place(comparison, label)))
+def all_looks(comparison: Comparison) -> dict[str, Look]:
+    """Every trace's look by its label."""
+    return looks({trace.label: trace.method or trace.label for trace in comparison.traces})
 
 
-def legend_above(axes: Axes, columns: int) -> None:
-    axes.legend(ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+def name_methods(axes: Axes, comparison: Comparison, traces: Sequence[Trace]) -> None:
+    """Name the methods of horizontal bars, the first on top, those to be seen in their colour."""
+    look = all_looks(comparison)
+    axes.set_yticks(range(len(traces)), [trace.label for trace in traces])
+    axes.set_ylim(len(traces) - 0.4, -0.6)
+    for tick, trace in zip(axes.get_yticklabels(), traces, strict=True):
+        if look[trace.label].strong:
+            tick.set(color=look[trace.label].color, fontweight="bold")
+
+
+def panels(figure: Figure, count: int, width: float, height: float) -> list[Axes]:
+    """So many axes of one size and scale, in rows; what is left of the last row stays empty."""
+    columns = min(COLUMNS, count)
+    rows = -(-count // columns)
+    figure.set_size_inches(width * columns, height * rows + 0.3)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    for at, axes in enumerate(grid.flat[:count]):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelbottom=at + columns >= count)  # also above an empty place
+    return list(grid.flat[:count])
 
 
 def drafting(comparison: Comparison) -> list[Trace]:
@@ -58,41 +83,60 @@ def drafting(comparison: Comparison) -> list[Trace]:
     return found
 
 
+def per_task(
+    figure: Figure,
+    comparison: Comparison,
+    traces: Sequence[Trace],
+    value: Callable[[Trace, str | None], float],
+) -> None:
+    """A panel for each task and one for all, in it a bar per method."""
+    tasks = comparison.tasks if len(comparison.tasks) > 1 else []
+    look = all_looks(comparison)
+    grid = panels(figure, len(tasks) + 1, 2.7, 0.19 * len(traces) + 0.5)
+    for at, (axes, task) in enumerate(zip(grid, [None, *tasks], strict=True)):
+        for row, trace in enumerate(traces):
+            found = value(trace, task)
+            axes.barh(row, found, 0.8, **look[trace.label].bar() | {"hatch": ""})
+            axes.annotate(f"{found:.2f}", (found, row), (2, 0), textcoords="offset points",
+                          va="center", fontsize=7)  # fmt: skip
+        axes.axvline(1, color="black", linewidth=0.8, linestyle="--")
+        axes.set_title(task or "overall", fontsize=10, fontweight="normal" if task else "bold")
+        axes.margins(x=0.12)
+        if at % COLUMNS == 0:
+            name_methods(axes, comparison, traces)
+
+
 def speedup_per_task(figure: Figure, comparison: Comparison, _: int | str) -> None:
-    """Grouped bars: a group per task, a bar per method."""
     name, base = comparison.main_baseline
     traces = [trace for trace in comparison.traces if trace is not base]
     if not traces:
         raise NothingToDraw("the baseline is the only trace")
-    figure.set_size_inches(10, 4)
-    axes = figure.add_subplot()
-    tasks: list[str | None] = [*comparison.tasks, None]
-    heights = {t.label: [speedup(t, base, task) for task in tasks] for t in traces}
-    grouped_bars(axes, comparison, heights)
-    axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
-    axes.set_xticks(range(len(tasks)), [task or "overall" for task in tasks])
-    axes.set_ylabel(f"speedup over {name}")
-    legend_above(axes, 4)
+    per_task(figure, comparison, traces, lambda trace, task: speedup(trace, base, task))
+    figure.supxlabel(f"speedup over {name}; the fastest overall on top", fontsize=10)
+
+
+def mat_per_task(figure: Figure, comparison: Comparison, _: int | str) -> None:
+    def mat(trace: Trace, task: str | None) -> float:
+        return trace.mat if task is None else trace.task_mat(task)
+
+    per_task(figure, comparison, drafting(comparison), mat)
+    figure.supxlabel("MAT, tokens per forward; the fastest overall on top", fontsize=10)
 
 
 def accept_lengths(figure: Figure, comparison: Comparison, _: int | str) -> None:
     """A histogram per method: how many tokens its steps committed."""
     traces = drafting(comparison)
-    columns = min(3, len(traces))
-    rows = -(-len(traces) // columns)
-    figure.set_size_inches(3.4 * columns, 2.3 * rows + 0.4)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes in grid.flat[len(traces) :]:
-        axes.set_visible(False)
+    look = all_looks(comparison)
+    grid = panels(figure, len(traces), 2.6, 1.8)
     lengths = np.arange(1, LONGEST + 1)
-    for axes, trace in zip(grid.flat, traces, strict=False):
+    for axes, trace in zip(grid, traces, strict=True):
         found = np.minimum(trace.accept_lengths, LONGEST)
         shares = [float((found == n).mean()) for n in lengths]
-        axes.bar(lengths, shares, 0.85, color="0.6", edgecolor="black", linewidth=0.6)
+        axes.bar(lengths, shares, 0.85, **look[trace.label].bar() | {"hatch": ""})
         axes.axvline(trace.mat, color="black", linestyle="--", linewidth=1)
         axes.set_title(f"{trace.label}, MAT {trace.mat:.2f}", fontsize=10)
     ticks = range(2, LONGEST + 1, 2)
-    grid[0, 0].set_xticks(ticks, [f"{n}+" if n == LONGEST else str(n) for n in ticks])
+    grid[0].set_xticks(ticks, [f"{n}+" if n == LONGEST else str(n) for n in ticks])
     figure.supxlabel("accept length (dashed: mean)", fontsize=10)
     figure.supylabel("share of steps", fontsize=10)
 
@@ -113,27 +157,33 @@ def conditional_acceptance(trace: Trace) -> dict[int, tuple[int, int]]:
 
 
 def acceptance_by_depth(figure: Figure, comparison: Comparison, _: int | str) -> None:
-    """Lines: how often one of the drafts at a depth was right, given the path reached it."""
+    """A panel per method, the others in grey: how often one of the drafts at a depth was right,
+    given that the path reached it."""
     from matplotlib.ticker import MaxNLocator
 
-    figure.set_size_inches(7, 4)
-    axes = figure.add_subplot()
-    deepest = 0
+    rates: dict[str, dict[int, float]] = {}
     for trace in drafting(comparison):
         counts = conditional_acceptance(trace)
-        rates = {depth: right / of for depth, (right, of) in counts.items() if of >= FEWEST}
-        if rates:
-            kind = line_style(*place(comparison, trace.label))
-            axes.plot([*rates], [*rates.values()], label=trace.label, **kind)
-            deepest = max(deepest, *rates)
-    if not deepest:
+        if known := {depth: right / of for depth, (right, of) in counts.items() if of >= FEWEST}:
+            rates[trace.label] = known
+    if not rates:
         raise NothingToDraw(f"no trace records the misses of {FEWEST} steps")
-    axes.set_xlim(0.5, deepest + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlabel(f"depth of the draft (root: 0; depths with {FEWEST} steps or more)")
-    axes.set_ylabel("right, given that its parent was")
-    axes.set_ylim(0, 1)
-    axes.legend(frameon=False)
+    look = all_looks(comparison)
+    grid = panels(figure, len(rates), 2.6, 1.8)
+    for axes, label in zip(grid, rates, strict=True):
+        for other, known in rates.items():
+            if other != label:
+                axes.plot([*known], [*known.values()], color="0.85", linewidth=1)
+        kind = look[label].line() | {"linestyle": "-"}
+        axes.plot([*rates[label]], [*rates[label].values()], label=label, **kind)
+        axes.set_title(label, fontsize=10)
+    grid[0].set_xlim(0.5, max(max(known) for known in rates.values()) + 0.5)
+    grid[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    grid[0].set_ylim(0, 1.05)
+    figure.supxlabel(
+        f"depth of the draft (root: 0; depths with {FEWEST} steps or more)", fontsize=10
+    )
+    figure.supylabel("right, given that its parent was", fontsize=10)
 
 
 def acceptance_by_rank(figure: Figure, comparison: Comparison, _: int | str) -> None:
@@ -148,11 +198,12 @@ def acceptance_by_rank(figure: Figure, comparison: Comparison, _: int | str) -> 
         label: np.bincount([r for r in ranks if r >= 0], minlength=16) / len(ranks)
         for label, ranks in found.items()
     }
-    grouped_bars(
-        single, comparison, {label: share[:16].tolist() for label, share in shares.items()}
-    )
-    for label, share in shares.items():
-        kind = line_style(*place(comparison, label))
+    look = all_looks(comparison)
+    width = 0.86 / len(shares)
+    for index, (label, share) in enumerate(shares.items()):
+        places = np.arange(16) + (index - (len(shares) - 1) / 2) * width
+        single.bar(places, share[:16], width, label=label, **look[label].bar())
+        kind = look[label].line() | {"marker": None}
         cumulative.plot(np.arange(1, len(share) + 1), np.cumsum(share), label=label, **kind)
     single.set_xlabel("rank r in the last logits (0: the next token itself)")
     single.set_ylabel("share of steps: token after next has rank r")
@@ -168,10 +219,11 @@ def tokens_against_time(figure: Figure, comparison: Comparison, wanted: int | st
     """A line per method over the first turn of one question."""
     figure.set_size_inches(7, 4)
     axes = figure.add_subplot()
-    for index, trace in enumerate(comparison.traces):
+    look = all_looks(comparison)
+    for trace in comparison.traces:
         choice = next(c for r, c in zip(trace.records, trace.choices, strict=True)
                       if r["question_id"] == wanted)  # fmt: skip
-        kind = line_style(index, len(comparison.traces))
+        kind = look[trace.label].line()
         steps = (choice.get("step_seconds") or [[]])[0]
         if steps:  # all that is no step comes first: prefill, and reading the prompt
             times = choice["wall_time"][0] - sum(steps) + np.cumsum([0.0, *steps])
@@ -190,37 +242,41 @@ def tokens_against_time(figure: Figure, comparison: Comparison, wanted: int | st
     axes.legend(frameon=False, fontsize=8)
 
 
+# The forward is what a step is for, so it is grey and what comes on top of it is seen.
+PHASE_COLORS = {"verify": "0.8", "draft": "#E69F00", "build": "#F0E442", "accept": "#009E73",
+                "commit": "#56B4E9", "rest": "0.3"}  # fmt: skip
+
+
 def time_per_step(figure: Figure, comparison: Comparison, _: int | str) -> None:
-    """Stacked bars: the mean milliseconds of a step, by phase, prefill left out."""
-    names = [phase.removesuffix("_seconds") for phase in PHASES[1:]] + ["rest"]
-    shares: dict[str, list[float]] = {}
-    for trace in comparison.traces:
-        if trace.per_turn("verify_seconds"):
-            # Older traces count build and accept as verify.
-            spent = {phase: sum(trace.per_turn(phase)) for phase in PHASES}
-            rest = sum(trace.per_turn("wall_time")) - sum(spent.values())
-            parts = [spent[phase] for phase in PHASES[1:]] + [rest]
-            shares[trace.label] = [1e3 * part / len(trace.accept_lengths) for part in parts]
-    if not shares:
+    """Stacked bars: the mean milliseconds of a step, by phase; beside it, without the forward."""
+    found = [(trace, parts) for trace in comparison.traces if (parts := step_milliseconds(trace))]
+    if not found:
         raise NothingToDraw("no trace splits its time into phases")
-    figure.set_size_inches(8.5, 0.5 + 0.5 * len(shares) + 0.7)
-    axes = figure.add_subplot()
-    left = np.zeros(len(shares))
-    for index, name in enumerate(names):
-        widths = [parts[index] for parts in shares.values()]
-        axes.barh([*shares], widths, 0.7, left=left, label=name, **style(index, len(names)))
-        left += widths
-    for row, parts in enumerate(shares.values()):
-        said = f"{sum(parts):.1f}, of it verify {parts[names.index('verify')]:.1f}"
-        axes.annotate(said, (sum(parts), row), (4, 0), textcoords="offset points", va="center")
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.45 * max(left))
-    axes.set_xlabel("milliseconds per step, mean, without prefill")
-    legend_above(axes, len(names))
+    figure.set_size_inches(10, 0.3 * len(found) + 1.1)
+    whole, outside = figure.subplots(1, 2, sharey=True)
+    for axes, first in ((whole, 0), (outside, 1)):
+        left = np.zeros(len(found))
+        for index, (name, color) in list(enumerate(PHASE_COLORS.items()))[first:]:
+            widths = [parts[name] for __, parts in found]
+            axes.barh(range(len(found)), widths, 0.75, left=left, label=name, color=color,
+                      hatch=HATCHES[index], edgecolor="black", linewidth=0.3)  # fmt: skip
+            left += widths
+        for row, (__, parts) in enumerate(found):
+            share = f", {100 * left[row] / sum(parts.values()):.0f} %" if first else ""
+            axes.annotate(f"{left[row]:.{1 + first}f}{share}", (left[row], row), (3, 0),
+                          textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+        axes.set_xlim(0, 1.25 * max(left))
+        axes.spines[["top", "right"]].set_visible(False)
+    whole.set_xlabel("milliseconds per step, mean, without prefill")
+    outside.set_xlabel("of them outside the forward (verify)")
+    name_methods(whole, comparison, [trace for trace, __ in found])
+    figure.legend(*whole.get_legend_handles_labels(), ncols=6, loc="outside upper center",
+                  frameon=False)  # fmt: skip
 
 
 PICTURES: dict[str, tuple[Draw, str]] = {
     "speedup": (speedup_per_task, "Speedup per task."),
+    "mat": (mat_per_task, "Tokens per forward per task."),
     "accept-lengths": (accept_lengths, "How many tokens a step commits."),
     "depth": (
         acceptance_by_depth,
@@ -257,6 +313,7 @@ def draw_all(
     """
     require_matplotlib()
     wanted = chosen_question(comparison, question)
+    comparison = by_speed(comparison)
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

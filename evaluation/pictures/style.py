@@ -1,11 +1,13 @@
 """What the pictures share: figures that are only written to files, colours, hatches and dashes.
 
-Every picture can be read in black and white: bars differ in brightness and hatching, lines in
-dashes and markers.
+Every picture can be read in black and white: bars are named or differ in hatching, lines in dashes
+and markers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,10 @@ UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # so that a fi
 HATCHES = ("", "//", "..", "\\\\", "xx", "oo", "--", "++")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# The methods that a reader looks for, in two colours of Okabe and Ito, whatever their variants
+STRONG = {"logitspec": "#D55E00", "calibrated": "#0072B2"}
+# All others: lighter or greyer, and apart from each other and from STRONG for colour-blind readers
+QUIET = ("#88CCEE", "#BBCC33", "#FFAABB", "#009E73", "#CC79A7", "#DDCC77")
 
 
 def require_matplotlib() -> Any:
@@ -71,3 +77,42 @@ def line_style(index: int, count: int) -> dict[str, Any]:
     """The same for lines."""
     return {"color": shade(index, count), "linestyle": DASHES[index % len(DASHES)],
             "marker": MARKERS[index % len(MARKERS)], "markersize": 4, "linewidth": 1.4}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn, in every picture alike."""
+
+    color: str
+    strong: bool
+    marker: str
+    variant: int  # among the variants of one method, as NAME, NAME@16 and NAME@auto
+
+    def bar(self) -> dict[str, Any]:
+        hatch = HATCHES[self.variant % len(HATCHES)]
+        return {"color": self.color, "hatch": hatch, "edgecolor": "black", "linewidth": 0.5}
+
+    def line(self) -> dict[str, Any]:
+        size, width, order = (5, 2.2, 3) if self.strong else (4, 1.3, 2)
+        dashes = DASHES[self.variant % len(DASHES)]
+        return {"color": self.color, "linestyle": dashes, "linewidth": width, "zorder": order,
+                "marker": self.marker, "markersize": size}  # fmt: skip
+
+
+def looks(methods: Mapping[str, str]) -> dict[str, Look]:
+    """The look of each label, from the method that it stands for; variants share a colour.
+
+    It depends on which methods there are, not on their order, so pictures of the same methods
+    agree.
+    """
+    plain = {label: method.partition("@")[0] for label, method in methods.items()}
+    order = sorted(set(plain.values()))
+    quiet = [name for name in order if name not in STRONG]
+    found: dict[str, Look] = {}
+    variants: dict[str, int] = {}
+    for label, name in sorted(plain.items()):
+        color = STRONG.get(name) or QUIET[quiet.index(name) % len(QUIET)]
+        variant = variants[name] = variants.get(name, -1) + 1
+        marker = MARKERS[order.index(name) % len(MARKERS)]
+        found[label] = Look(color, name in STRONG, marker, variant)
+    return found

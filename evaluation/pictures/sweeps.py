@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .style import line_style, new_figure, save_figure
+from .style import looks, new_figure, save_figure
 
 MEASURES = {"mat": "MAT", "speedup": "predicted speedup"}
 Row = Mapping[str, Any]
@@ -33,13 +33,14 @@ def draw(rows: Sequence[Row], varied: Sequence[str], path: Path) -> None:
 
 def draw_lines(rows: Sequence[Row], methods: Sequence[str], key: str, path: Path) -> None:
     figure = new_figure(9.6, 4.0)
+    look = looks({method: method.rpartition(":")[2] for method in methods})
     for axes, (measure, label) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
         for index, method in enumerate(methods):
             own = [row for row in rows if row["method"] == method]
             if len(own) > 1:
                 values = [str(row[key]) for row in own]
                 axes.plot(values, [row[measure] for row in own], label=method,
-                          **line_style(index, len(methods)))  # fmt: skip
+                          **look[method].line())  # fmt: skip
             else:
                 axes.axhline(own[0][measure], label=method, color="black", linewidth=0.8,
                              linestyle=("--", ":", "-.")[index % 3])  # fmt: skip

@@ -8,7 +8,7 @@ step would have taken. evaluation.replay is the command.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,10 +66,16 @@ class RecordedRows:
         return rows
 
 
-def replay_turn(turn: RecordedTurn, drafter: Drafter, rows: RecordedRows | None) -> Replayed:
+Watch = Callable[[DraftTree, Sequence[int]], None]  # a tree as drafted, and what follows its root
+
+
+def replay_turn(
+    turn: RecordedTurn, drafter: Drafter, rows: RecordedRows | None, watch: Watch | None = None
+) -> Replayed:
     """Run a prepared drafter over a recorded turn, as decoding.decode() would.
 
-    It learns from the nodes' `rows`, unless they are None.
+    It learns from the nodes' `rows`, unless they are None. `watch` is shown every tree before the
+    drafter observes it.
     """
     done = Replayed()
     prompt, output = turn.prompt.tolist(), turn.output.tolist()
@@ -87,6 +93,8 @@ def replay_turn(turn: RecordedTurn, drafter: Drafter, rows: RecordedRows | None)
         nodes = whole.nodes_down_to(turn.max_new_tokens - at - 1)
         tree = whole.only(nodes)
         done.draft_seconds += clock() - start
+        if watch is not None:
+            watch(whole, output[at + 1 :])
         rest = [*output[at + 1 :], -1]  # nothing agrees with what comes after the answer
         path, _ = longest_path(tree, lambda reached: [rest[tree.depths[n]] for n in reached])  # noqa: B023
         learnt = rows.of(tree, first + at) if rows is not None else []

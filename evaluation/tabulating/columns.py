@@ -17,7 +17,7 @@ from model.logitspec.errors import InputError
 
 from ..scoring.accuracy import accuracy, equal_answers, find_keys, mark
 from ..traces.comparing import Comparison, Trace, check_comparable, failures, read_comparison
-from ..traces.published import PUBLISHED
+from ..traces.published import ABOUT, PUBLISHED
 from .table import Row, Table
 
 RESAMPLES = 10_000
@@ -77,8 +77,9 @@ def compare(comparison: Comparison, *, published: bool = False, task_mat: bool =
         *comparison.cautions(),
     ]
     if published:
-        rows += published_rows(comparison.bench_name, "speedup", "mat")
-        notes.append(PUBLISHED_NOTE)
+        cited = published_rows(comparison.bench_name, "speedup", "mat")
+        rows += cited
+        notes.append(about_published(cited))
     return Table(title, columns, rows, notes)
 
 
@@ -139,7 +140,7 @@ def compare_groups(
             rows.setdefault((row.name, row.source), row).values.update(row.values)
     notes = [*dict.fromkeys([*notes, *(said for c in comparisons for said in c.cautions())])]
     if published:
-        notes.append(PUBLISHED_NOTE)
+        notes.append(about_published([row for row in rows.values() if row.source]))
     title = f"Speedup over {main}, by {grouping.name}"
     return Table(title, columns, sorted(rows.values(), key=lambda row: bool(row.source)), notes)
 
@@ -170,6 +171,13 @@ def published_rows(bench_name: str | None, speedup: str, mat: str) -> list[Row]:
         )
         for p in found
     ]
+
+
+def about_published(rows: Sequence[Row]) -> str:
+    """What published rows are, and where their sources are found."""
+    sources = " ".join(row.source for row in rows)
+    said = [f"{name}: {text}." for name, text in ABOUT.items() if name in sources]
+    return " ".join([PUBLISHED_NOTE, *said])
 
 
 def read_groups(

@@ -54,6 +54,19 @@ def timings(trace: Trace, inside: Sequence[str]) -> list[Timing]:
     return [timing(record["choices"][0], inside) for record in records]
 
 
+def step_milliseconds(trace: Trace) -> dict[str, float]:
+    """The mean of a step by phase, prefill left out; empty if the trace does not split its time.
+
+    Older traces count build and accept as verify.
+    """
+    if not trace.per_turn("verify_seconds"):
+        return {}
+    spent = {phase.removesuffix("_seconds"): sum(trace.per_turn(phase)) for phase in PHASES}
+    spent["rest"] = sum(trace.per_turn("wall_time")) - sum(spent.values())
+    del spent["prefill"]
+    return {name: 1e3 * seconds / len(trace.accept_lengths) for name, seconds in spent.items()}
+
+
 def phases(comparison: Comparison) -> Table:
     """The table of nodes per step, time to the first token and milliseconds of each phase.
 

@@ -155,6 +155,18 @@ def test_every_command_of_the_script_parses(
     for line in lines:
         _, module, *argv = line.split("\0")[:-1]
         parses(module, argv, monkeypatch)
+    subprocess.run(
+        [*script, "analyses"], env=os.environ | folders | {"PYTHON": str(python)}, check=True
+    )
+    more = said.read_text().splitlines()[len(lines) :]
+    assert [line.split("\0")[1] for line in more] == [
+        "evaluation.record", "evaluation.run", "evaluation.analyses",
+        "evaluation.record", "evaluation.analyses",
+    ]  # fmt: skip
+    for line in more:
+        _, module, *argv = line.split("\0")[:-1]
+        parses(module, argv, monkeypatch)
+    lines += more
     without = os.environ | folders | {"PYTHON": str(python), "SECOND": ""}
     done = subprocess.run(
         [*script, "performance"], env=without, check=True, capture_output=True, text=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import csv
 import importlib
 import re
 import shlex
@@ -272,19 +273,26 @@ def test_every_flag_of_the_table_exists_and_every_common_flag_is_in_it(
     assert not (helps[1] - {"--help"}) - shown, "the page lacks flags of the inference scripts"
 
 
-def test_the_page_of_analyses_has_the_text_of_its_command() -> None:
-    tree = ast.parse((ROOT / "evaluation" / "analyses.py").read_text())
-    returned = [node for node in ast.walk(tree) if isinstance(node, ast.Return)]
-    texts = [
-        part.value
-        for node in returned
-        if isinstance(node.value, ast.List)
-        for part in node.value.elts
-        if isinstance(part, ast.Constant)
-    ]
-    assert len(texts) >= 6
-    page = (ROOT / "docs" / "analyses.md").read_text().split("\n\n")
+def test_the_page_of_analyses_has_the_text_of_its_sections() -> None:
+    page = (ROOT / "docs" / "analyses.md").read_text()
+    texts = []
+    for file in sorted((ROOT / "evaluation" / "analysing").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Section":
+                texts += [a.value for a in node.args[1:3] if isinstance(a, ast.Constant)]
+    assert len(texts) >= 10
     assert not [text for text in texts if text not in page]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("analyses*.md")), ids=name)
+def test_the_pages_of_analyses_show_their_tables(page: Path) -> None:
+    for file in page.with_suffix("").glob("*.csv"):
+        assert f"({page.stem}/{file.name})" in page.read_text()
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = [*csv.reader(lines)]
+        rows.insert(1, ["---", *["---:"] * (len(rows[0]) - 1)])
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        assert f"{table}\n" in page.read_text(), file.name
 
 
 def test_the_page_of_the_api_names_every_origin() -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from evaluation import report
 from evaluation.pictures import from_traces
-from evaluation.pictures.from_traces import PICTURES, chosen_question, conditional_acceptance
-from evaluation.pictures.style import FORMATS
+from evaluation.pictures.from_traces import (
+    PICTURES,
+    by_speed,
+    chosen_question,
+    conditional_acceptance,
+)
+from evaluation.pictures.style import FORMATS, QUIET, STRONG, looks
 from evaluation.plots import main
 from evaluation.traces.comparing import Trace, read_comparison
 from model.logitspec import InputError
@@ -21,6 +28,7 @@ from .test_tables import record, write
 from .test_traces import record as a_record
 
 pytest.importorskip("matplotlib")
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -54,7 +62,7 @@ def traces(tmp_path: Path) -> list[Path]:
 def drawn(name: str, paths: list[Path], question: str | None = None) -> Figure:
     figure = Figure()
     comparison = read_comparison(paths)
-    PICTURES[name][0](figure, comparison, chosen_question(comparison, question))
+    PICTURES[name][0](figure, by_speed(comparison), chosen_question(comparison, question))
     return figure
 
 
@@ -79,12 +87,65 @@ def test_every_picture_is_written_in_the_format_asked_for(
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".png"}
 
 
-def test_the_bars_are_the_speedups(traces: list[Path]) -> None:
-    (axes,) = drawn("speedup", traces).axes
-    heights = [[bar.get_height() for bar in bars] for bars in axes.containers]  # type: ignore[attr-defined]
-    assert heights == [pytest.approx([2.0] * 3), pytest.approx([4.0] * 3)]  # 2 tasks and overall
-    labels = [tick.get_text() for tick in axes.get_xticklabels()]
-    assert labels == ["mt_bench", "qa", "overall"]
+def test_the_bars_are_the_speedups_by_task_the_fastest_on_top(traces: list[Path]) -> None:
+    grid = [axes for axes in drawn("speedup", traces).axes if axes.get_visible()]
+    assert [axes.get_title() for axes in grid] == ["overall", "mt_bench", "qa"]
+    for axes in grid:
+        widths = [bar.get_width() for bars in axes.containers for bar in bars]  # type: ignore[attr-defined]
+        assert widths == pytest.approx([4.0, 2.0])
+    labels = grid[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == ["logitspec", "vanilla"]
+    assert [label.get_color() for label in labels] == [STRONG["logitspec"], "black"]
+
+
+def test_mat_by_task(traces: list[Path]) -> None:
+    grid = [axes for axes in drawn("mat", traces).axes if axes.get_visible()]
+    widths = [bar.get_width() for axes in grid for bars in axes.containers for bar in bars]  # type: ignore[attr-defined]
+    assert widths == [3.0, 3.0, 3.0]  # logitspec's; the others accept nothing
+
+
+def test_a_method_looks_alike_in_all_pictures_and_two_stand_out() -> None:
+    names = [
+        *STRONG,
+        "calibrated@16",
+        "logitspec@auto",
+        "pld",
+        "suffix",
+        "new",
+        "racer",
+        "racer@16",
+    ]
+    look = looks({name: name for name in names})
+    assert look == looks({name: name for name in reversed(names)})
+    assert [name for name in names if look[name].strong] == names[:4]
+    assert look["racer"].color == look["racer@16"].color
+    assert look["racer"].line() != look["racer@16"].line()
+    kinds = {(kind.color, kind.marker) for name, kind in look.items() if "@" not in name}
+    assert len(kinds) == 6
+    many = looks({str(n): str(n) for n in range(3 * len(QUIET))})
+    assert len({(kind.color, kind.marker) for kind in many.values()}) == len(many)
+
+
+# Machado, Oliveira and Fernandes 2009: linear RGB as seen without long, and without middle cones
+BLINDNESS = {
+    "none": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protan": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deutan": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+}
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_colours_stay_apart_for_colour_blind_readers(kind: str) -> None:
+    """By CIE76, where 2.3 is just noticeable."""
+
+    def lab(colour: str) -> Any:
+        seen = np.clip(np.array(BLINDNESS[kind]) @ np.array(to_rgb(colour)) ** 2.2, 0, 1)
+        to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+        x, y, z = np.cbrt(np.array(to_xyz) @ seen / (0.9505, 1, 1.089))
+        return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+    for one, other in combinations([*STRONG.values(), *QUIET], 2):
+        assert np.linalg.norm(lab(one) - lab(other)) > 15, (one, other)
 
 
 def test_accept_lengths_are_shares_of_the_steps(traces: list[Path]) -> None:
@@ -121,7 +182,7 @@ def test_ranks(traces: list[Path]) -> None:
 
 def test_tokens_against_time(traces: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     (axes,) = drawn("time", traces, question="2").axes
-    base, loop, fast = axes.lines
+    fast, loop, base = axes.lines
     assert (base.get_xdata()[-1], base.get_ydata()[-1]) == (6.0, 12)  # no steps: a straight line
     # steps come last: 1.5 s in all, 4 of 0.01 s
     assert [*fast.get_xdata()] == pytest.approx([1.46, 1.47, 1.48, 1.49, 1.5])
@@ -150,13 +211,17 @@ def test_a_question_is_chosen_by_its_text_or_as_json(tmp_path: Path) -> None:
 
 
 def test_the_phases_add_up_to_the_wall_time(traces: list[Path]) -> None:
-    (axes,) = drawn("phases", traces).axes
-    assert len(axes.get_yticklabels()) == 2  # generate() does not say
-    shown = axes.get_legend_handles_labels()[1]
-    assert shown == ["draft", "build", "verify", "accept", "commit", "rest"]
-    ends = [bar.get_x() + bar.get_width() for bar in axes.containers[-1]]  # type: ignore[attr-defined]
+    whole, outside = drawn("phases", traces).axes
+    names = [label.get_text() for label in whole.get_yticklabels()]
+    assert names == ["logitspec", "vanilla"]  # generate() does not say
+    shown = whole.get_legend_handles_labels()[1]
+    assert shown == ["verify", "draft", "build", "accept", "commit", "rest"]
+    ends = [
+        [bar.get_x() + bar.get_width() for bar in axes.containers[-1]] for axes in (whole, outside)
+    ]  # type: ignore[attr-defined]
     spent = sum(1.5 * (1 + i) for i in range(8)) - 16 * 0.05
-    assert ends[1] == pytest.approx(1e3 * spent / 64)
+    assert ends[0][0] == pytest.approx(1e3 * spent / 64)
+    assert ends[1][0] == pytest.approx(1e3 * (spent - 16 * 0.2) / 64)
 
 
 def test_what_traces_do_not_hold_is_said(
@@ -170,7 +235,7 @@ def test_what_traces_do_not_hold_is_said(
     for name in ("depth", "rank", "phases"):
         assert f"no picture `{name}`: no trace" in said
         assert not (out / f"{name}.png").exists()
-    assert "speedup, accept-lengths, time: PNG in" in said
+    assert "speedup, mat, accept-lengths, time: PNG in" in said
 
 
 def test_without_matplotlib_the_extra_is_named(

@@ -15,7 +15,7 @@ from evaluation.tables import main
 from evaluation.tabulating.columns import bootstrap_interval, compare
 from evaluation.tabulating.table import Row, Table, to_latex, to_markdown
 from evaluation.traces.comparing import compare_speeds, read_comparison, recorded_tokens
-from evaluation.traces.published import PUBLISHED
+from evaluation.traces.published import ABOUT, PUBLISHED
 from model.logitspec import InputError
 
 SETTINGS = {
@@ -155,6 +155,14 @@ def test_the_best_of_a_column_is_bold_and_published_rows_are_not_in_the_race(
     assert r"\textbf{5.00 [5.00, 5.00]}" in to_latex(table)
 
 
+def test_published_figures_are_told_apart_and_name_their_model() -> None:
+    keys = [(p.bench_name, p.method, p.model, p.source) for p in PUBLISHED]
+    assert len(set(keys)) == len(keys)
+    without = {p.source.partition(",")[0] for p in PUBLISHED if p.model == "no model stated"}
+    assert without == {"wizwand leaderboard"}
+    assert all(p.source.startswith(tuple(ABOUT)) and (p.speedup or p.mat) for p in PUBLISHED)
+
+
 def test_markdown_and_latex(traces: list[Path]) -> None:
     table = Table("t", {"a": "A & B", "speedup": "speedup"}, [Row("my_method", {"a": 1.234})])
     assert to_latex(table).splitlines()[1:] == [
@@ -221,8 +229,9 @@ def test_several_benches_side_by_side(
     assert "| method | spec_bench MAT | spec_bench speedup | gsm8k MAT | gsm8k speedup |" in said
     assert "| logitspec | 3.00 | 4.00 | **6.00** | **3.00** |" in said
     assert "| racer | **4.00** | **5.00** | – | – |" in said
-    echo = "| LogitSpec *(published: Llama-2-7B; ECHO paper, table 1, RTX 3090)* "
+    echo = "| LogitSpec *(published: Llama-2-7B; ECHO paper, RTX 3090)* "
     assert f"{echo}| 2.73 | 2.16 | 3.69 | 2.35 |" in said
+    assert "ECHO: arXiv 2609.17241, table 1" in said and "STAND" not in said
     assert main(paths) == 2
     assert "bench_name is 'spec_bench' in the one, 'gsm8k' in the other" in capsys.readouterr().err
 

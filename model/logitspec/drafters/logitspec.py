@@ -45,6 +45,7 @@ class LogitSpecDrafter(Drafter):
         "draft_tree_capacity": "most nodes of a draft tree, root included",
         "merge": "share equal prefixes of branches, which the paper does not",
     }
+    branch_length = staticmethod(branch_length)
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class LogitSpecDrafter(Drafter):
         self._ranks: list[int | None] = []  # of the last tree's nodes: of their branch's guess
         self.size = FixedSize()
         if draft_tree_capacity == "auto":
-            self.size = SizeByRank(self.capacity, branch_length(0), num_pred_tokens)
+            self.size = SizeByRank(self.capacity, self.branch_length(0), num_pred_tokens)
 
     def prepare(self, target: Measurable) -> None:
         self.size.prepare(target, self.top_k)
@@ -94,7 +95,7 @@ class LogitSpecDrafter(Drafter):
         for rank, guess in enumerate(top_ids):
             if guess == root:  # its rank still counts: the first guess has rank 1
                 continue
-            length = branch_length(rank)
+            length = self.branch_length(rank)
             retrieved = self.pool.lookup([*context, guess]) if length > 1 else []
             yield rank, [guess, *retrieved[: length - 1]]
 
