@@ -32,6 +32,7 @@ class Drafter(ABC):
     top_k: int = 0  # how many of the last logits' best token ids draft() is to be given
     node_top_k: int = 0  # the same of every verified node's logits, for observe()
     prompt_top_k: int = 0  # the same of every prompt token's logits, for reset()
+    live_only: ClassVar[bool] = False  # drafts what only the target says: no recording serves it
     core: str | None = None  # which implementation drafts, where a method has several
 
     def prepare(self, target: Measurable) -> None:  # noqa: B027 - most methods need nothing
