@@ -66,7 +66,7 @@ def test_sam_draws_no_longer_chain_than_asked_for() -> None:
     with pytest.raises(InputError, match="n_predicts is 0"):
         SamDrafter(n_predicts=0)
     for alpha in (-1.0, float("inf"), float("nan")):
-        with pytest.raises(InputError, match="alpha is (-1|inf|nan).*; give"):
+        with pytest.raises(InputError, match=r"alpha is (-1|inf|nan).*; give"):
             SamDrafter(alpha=alpha)
 
 
