@@ -57,9 +57,8 @@ class LookaheadDrafter(Drafter):
         require_positive(window=window, guess=guess)
         if level < 3:
             raise InputError(f"level is {level}; give 3 or more")
-        full = window * (level - 1) + guess * (level - 1)
-        growing = (window + level - 2 - f + f * (window + level - 2 - f) for f in range(level - 2))
-        self.capacity = max(full, *growing)
+        grown = (window + guess) * (level - 1)
+        self.capacity = max(grown, *((window + level - 2 - f) * (f + 1) for f in range(level - 2)))
         if self.capacity > MOST_NODES:
             raise InputError(
                 f"level {level}, window {window} and guess {guess} make trees of {self.capacity} "
