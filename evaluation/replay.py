@@ -132,7 +132,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--recording", required=True, type=Path, metavar="DIR", help="made by evaluation.record")
-    drafters = [name for name, method in METHODS.items() if isinstance(method, DrafterMethod)]
+    drafters = [
+        name
+        for name, method in METHODS.items()
+        if isinstance(method, DrafterMethod) and not method.drafter.live_only
+    ]
     add(
         "--methods", required=True, metavar="A,B,...",
         help=f"{', '.join(drafters)}; NAME@16: with that tree capacity; FILE.py:CLASS: your own",

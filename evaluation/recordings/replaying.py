@@ -150,8 +150,13 @@ VANILLA = Configuration("vanilla", (), ())
 
 
 def check_drafter(recording: Recording, drafter: Drafter, title: str) -> None:
-    """Raise InputError if a drafter reads more best tokens than are recorded, or its trees are
-    larger than the step costs cover."""
+    """Raise InputError if a drafter cannot be replayed, reads more best tokens than are recorded,
+    or its trees are larger than the step costs cover."""
+    if drafter.live_only:
+        raise InputError(
+            f"{title} drafts what the target says after tokens off the answer, which no recording "
+            "holds; leave it out, and run it live (evaluation.run)"
+        )
     for what, width in (
         ("the last logits", drafter.top_k),
         ("a node's logits", drafter.node_top_k),

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from .drafters import CalibratedDrafter as CalibratedDrafter
     from .drafters import Drafter as Drafter
     from .drafters import LogitSpecDrafter as LogitSpecDrafter
+    from .drafters import LookaheadDrafter as LookaheadDrafter
     from .drafters import PromptLookupDrafter as PromptLookupDrafter
     from .drafters import RacerDrafter as RacerDrafter
+    from .drafters import SamDrafter as SamDrafter
+    from .drafters import SamRecyclingDrafter as SamRecyclingDrafter
     from .drafters import SuffixDrafter as SuffixDrafter
     from .drafters import TokenRecyclingDrafter as TokenRecyclingDrafter
     from .drafters import VanillaDrafter as VanillaDrafter
@@ -41,7 +44,7 @@ _MODULES = {
     "drafters": (
         *("DRAFTERS", "Drafter", "register", "CalibratedDrafter", "LogitSpecDrafter"),
         *("PromptLookupDrafter", "RacerDrafter", "SuffixDrafter", "TokenRecyclingDrafter"),
-        "VanillaDrafter",
+        *("LookaheadDrafter", "SamDrafter", "SamRecyclingDrafter", "VanillaDrafter"),
     ),
     "errors": ("InputError",),
     "kv_cache": ("KVCache",),

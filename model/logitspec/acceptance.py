@@ -1,10 +1,10 @@
 """Acceptance: the longest path on which the target agrees with a draft tree. For verification.py.
 
 The rule (docs/method.md, 4): a node is accepted if its parent is accepted and the target chooses
-the node's token after the parent. The deepest accepted node ends the path. Among equally deep nodes
-the one that was drafted first does. The rule is written twice. `longest_path` runs on the host and
-asks for the target's choices level by level. `find_answer` does the same with tensors, so that
-everything comes down from a GPU in one transfer.
+the node's token after the parent; a probe never is. The deepest accepted node ends the path. Among
+equally deep nodes the one that was drafted first does. The rule is written twice. `longest_path`
+runs on the host and asks for the target's choices level by level. `find_answer` does the same with
+tensors, so that everything comes down from a GPU in one transfer.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def longest_path(
     """
     children: dict[int, list[int]] = {}
     for node in range(1, len(tree)):
-        children.setdefault(tree.parents[node], []).append(node)
+        if node not in tree.probes:
+            children.setdefault(tree.parents[node], []).append(node)
     reached = [0]
     while True:
         chosen = dict(zip(reached, choose(reached), strict=True))
@@ -106,6 +107,7 @@ class TreeTensors:
     """A draft tree on the device, uploaded in one buffer. n is the number of nodes."""
 
     tokens: torch.Tensor  # [n] int64
+    wanted: torch.Tensor  # [n] int64, see DraftTree.wanted
     parents: torch.Tensor  # [n] int64, the root's is 0
     depths: torch.Tensor  # [n] int64
     ancestors: torch.Tensor  # [n, n] bool, see DraftTree.ancestor_mask
@@ -113,11 +115,11 @@ class TreeTensors:
     @classmethod
     def upload(cls, tree: DraftTree, device: torch.device) -> TreeTensors:
         n = len(tree)
-        buffer = np.empty((n + 3, n), dtype=np.int64)
-        buffer[0], buffer[1], buffer[2] = tree.tokens, tree.parents, tree.depths
-        buffer[3:] = tree.ancestor_mask()
+        buffer = np.empty((n + 4, n), dtype=np.int64)
+        buffer[:4] = tree.tokens, tree.wanted, tree.parents, tree.depths
+        buffer[4:] = tree.ancestor_mask()
         rows = torch.from_numpy(buffer).to(device, non_blocking=True)
-        return cls(rows[0], rows[1], rows[2], rows[3:].bool())
+        return cls(rows[0], rows[1], rows[2], rows[3], rows[4:].bool())
 
 
 def find_answer(
@@ -133,7 +135,7 @@ def find_answer(
         chosen: [n], the target's token after each node.
     """
     n = len(logits)
-    agreed = chosen[tree.parents] == tree.tokens  # [n]
+    agreed = chosen[tree.parents] == tree.wanted  # [n]
     agreed[:1].fill_(True)  # not agreed[0] = True, which copies a value up and so waits
     reached = (agreed | ~tree.ancestors).all(dim=-1)  # [n]: every ancestor agreed
     order = torch.arange(n, 0, -1, device=logits.device)

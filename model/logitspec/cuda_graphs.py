@@ -29,7 +29,7 @@ CAPTURE = threading.Lock()  # torch captures one graph at a time
 class GraphVerifier:
     """Trees padded to a bucket of nodes, the cache seen to a bucket of slots: shapes that repeat.
 
-    A padded node carries the token -1, which nothing agrees with, sees itself and what is
+    A padded node wants the token -1, which nothing agrees with, sees itself and what is
     committed, and writes behind the tree. Graphs are captured when first needed and share memory.
 
     If the chooser is not greedy, the graph ends at the logits.
@@ -131,9 +131,9 @@ class StaticStep:
         self._graph: Any = None
         self._answer = self._answer_on_host = torch.empty(0)
         with torch.inference_mode(False):  # written inside and outside of inference mode
-            # rows: tokens, parents, depths, [length, 0, …], then the ancestors of each node
+            # rows: tokens, wanted, parents, depths, [length, 0, …], then each node's ancestors
             self._staged = torch.zeros(
-                nodes + 4, nodes, dtype=torch.int64, pin_memory=device.type == "cuda"
+                nodes + 5, nodes, dtype=torch.int64, pin_memory=device.type == "cuda"
             )
             self._inputs = torch.zeros_like(self._staged, device=device, pin_memory=False)
 
@@ -141,32 +141,32 @@ class StaticStep:
         n = len(tree)
         rows = self._staged.numpy()
         rows[:] = 0
-        rows[0, n:] = -1
-        rows[0, :n], rows[1, :n], rows[2, :n] = tree.tokens, tree.parents, tree.depths
-        rows[3, 0] = length
-        np.fill_diagonal(rows[4:], 1)
-        rows[4 : 4 + n, :n] = tree.ancestor_mask()
+        rows[1] = -1
+        rows[:4, :n] = tree.tokens, tree.wanted, tree.parents, tree.depths
+        rows[4, 0] = length
+        np.fill_diagonal(rows[5:], 1)
+        rows[5 : 5 + n, :n] = tree.ancestor_mask()
         self._inputs.copy_(self._staged, non_blocking=True)
 
     @torch.inference_mode()
     def _compute(self) -> torch.Tensor:
         model, nodes = self._model, self.nodes
-        tokens, parents, depths, header = self._inputs[:4]
+        tokens, wanted, parents, depths, header = self._inputs[:5]
         length = header[:1]
-        ancestors = self._inputs[4:].bool()
+        ancestors = self._inputs[5:].bool()
         rows = torch.arange(nodes, device=tokens.device)
         self._window.slots = length + rows
         # Column j is the slot of new node j - length; those before it are committed.
         node = torch.arange(self._seen, device=tokens.device) - length
         tree = ancestors[:, node.clamp(0, nodes - 1)]
         visible = (node < 0) | ((node < nodes) & tree)
-        x = model.embed(tokens.clamp(min=0))
+        x = model.embed(tokens)
         turns = rotation(self._rope, depths + length)
         x = model.run_layers(x, turns, model.additive_mask(visible, 0), self._window)
         logits = model.logits(x)
         if self._out is not None:
             return self._out.copy_(logits)
-        nodes_of = TreeTensors(tokens, parents, depths, ancestors)
+        nodes_of = TreeTensors(tokens, wanted, parents, depths, ancestors)
         return find_answer(logits, nodes_of, *self._widths, logits.max(dim=-1).indices)
 
     @torch.inference_mode(False)

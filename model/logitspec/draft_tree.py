@@ -6,7 +6,7 @@ parent stands before it. Drafters build trees, decoding.py verifies them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ class DraftTree:
         tokens: token id per node, the root's first.
         parents: index of each node's parent, always smaller than its own; the root's is 0.
         depths: edges between each node and the root.
+        probes: nodes that are never accepted, only verified for what the target says after them.
     """
 
     def __init__(self, root: int, capacity: int) -> None:
@@ -32,10 +33,17 @@ class DraftTree:
         self.tokens = [root]
         self.parents = [0]
         self.depths = [0]
-        self._children: dict[tuple[int, int], int] = {}  # (parent, token) -> first such child
+        self.probes: set[int] = set()
+        self._children: dict[tuple[int, int], int] = {}  # (parent, token) -> first such draft
 
     @classmethod
-    def of(cls, tokens: Sequence[int], parents: Sequence[int], capacity: int) -> DraftTree:
+    def of(
+        cls,
+        tokens: Sequence[int],
+        parents: Sequence[int],
+        capacity: int,
+        probes: Iterable[int] = (),
+    ) -> DraftTree:
         """The tree of these nodes, the root's first, every parent before its children.
 
         Raises:
@@ -44,11 +52,13 @@ class DraftTree:
         tree = cls(tokens[0], capacity)
         if len(tokens) > capacity:
             raise IndexError(f"{len(tokens)} nodes in a draft tree whose capacity is {capacity}")
-        tree.tokens, tree.parents = list(tokens), list(parents)
+        tree.tokens, tree.parents, tree.probes = list(tokens), list(parents), set(probes)
         for parent in parents[1:]:
             tree.depths.append(tree.depths[parent] + 1)
         edges = list(zip(parents, tokens, strict=True))
-        tree._children = {edges[node]: node for node in range(len(edges) - 1, 0, -1)}
+        tree._children = {
+            edges[node]: node for node in range(len(edges) - 1, 0, -1) if node not in tree.probes
+        }
         return tree
 
     def __len__(self) -> int:
@@ -58,7 +68,16 @@ class DraftTree:
     def full(self) -> bool:
         return len(self.tokens) >= self.capacity
 
-    def add(self, token: int, parent: int) -> int:
+    @property
+    def wanted(self) -> list[int]:
+        """For each node what the target has to choose so that it is accepted: the node's token,
+        or -1, which is no token, for a probe."""
+        wanted = self.tokens.copy()
+        for node in self.probes:
+            wanted[node] = -1
+        return wanted
+
+    def add(self, token: int, parent: int, *, probe: bool = False) -> int:
         """Append one node below `parent` and return its index.
 
         Raises:
@@ -72,11 +91,14 @@ class DraftTree:
         self.parents.append(parent)
         self.depths.append(self.depths[parent] + 1)
         node = len(self.tokens) - 1
-        self._children.setdefault((parent, token), node)
+        if probe:
+            self.probes.add(node)
+        else:
+            self._children.setdefault((parent, token), node)
         return node
 
     def merge(self, token: int, parent: int) -> int:
-        """The child of `parent` that carries `token`, appended if there is none yet: a trie's way.
+        """The draft below `parent` that carries `token`, appended if there is none: a trie's way.
 
         Raises:
             IndexError: as add().
@@ -112,7 +134,8 @@ class DraftTree:
         place = {node: at for at, node in enumerate(nodes)}
         tokens = [self.tokens[node] for node in nodes]
         parents = [place[self.parents[node]] for node in nodes]
-        return DraftTree.of(tokens, parents, self.capacity)
+        probes = (place[node] for node in self.probes if node in place)
+        return DraftTree.of(tokens, parents, self.capacity, probes)
 
     def first(self, nodes: int) -> DraftTree:
         """The same tree without any but its first nodes; itself when it has no more."""

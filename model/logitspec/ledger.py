@@ -114,7 +114,7 @@ def has_drafts_below(tree: DraftTree, path: Sequence[int]) -> bool:
     tokens = [tree.tokens[node] for node in path]
     twins = {0}
     for node in range(1, len(tree)):
-        if tree.parents[node] in twins:
+        if tree.parents[node] in twins and node not in tree.probes:
             depth = tree.depths[node]
             if depth == len(path):
                 return True

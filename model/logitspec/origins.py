@@ -7,4 +7,5 @@ RETRIEVED = "retrieved after the next token"
 GUESSED = "guess at the next next token"
 CONTINUED = "retrieved after a guess"
 COPIED = "copied logits"
-ORIGINS = (NEXT, RETRIEVED, GUESSED, CONTINUED, COPIED)
+PROBED = "only verified"
+ORIGINS = (NEXT, RETRIEVED, GUESSED, CONTINUED, COPIED, PROBED)

@@ -36,7 +36,7 @@ from .test_run import HERE
 
 Make = Callable[..., Path]
 
-EXACT = [name for name in ("vanilla", "pld", "logitspec", "suffix") if name in HERE]
+EXACT = [name for name in ("vanilla", "pld", "logitspec", "sam", "suffix") if name in HERE]
 
 
 def live(
@@ -333,6 +333,7 @@ def test_live_traces_are_compared_with(
           "max_ngram_size=1,2,3"], "logitspec", "more than 10000"),
         ([], "baseline", "has no drafter"),
         ([], "nothing", "no method 'nothing'"),
+        ([], "pld,lookahead", "lookahead drafts what the target says after tokens off the answer"),
         ([], ",", "names none"),
         ([], "pld,logitspec,pld", "names pld twice"),
         (["--grid", "draft_tree_capacity=8,16"], "logitspec@4", "@4 has no option 'draft_tree"),

@@ -131,8 +131,9 @@ class FakeGPU:
 
 
 def accepted(tree: DraftTree) -> list[int]:
-    """1 for the nodes on the path to the last of the deepest nodes, which lie apart; else 0."""
-    deepest = max(range(len(tree)), key=lambda node: (tree.depths[node], node))
+    """1 for the nodes on the path to the last of the deepest drafts, which lie apart; else 0."""
+    drafts = [node for node in range(len(tree)) if node not in tree.probes]
+    deepest = max(drafts, key=lambda node: (tree.depths[node], node))
     path = {0}
     while deepest:
         path.add(deepest)

@@ -29,7 +29,8 @@ def deepest_first(tree: DraftTree, chosen: list[int]) -> list[int]:
     for node in range(1, len(tree)):
         for path in list(agreed):
             parent = tree.parents[node]
-            if path[-1] == parent and chosen[parent] == tree.tokens[node]:
+            right = chosen[parent] == tree.tokens[node] and node not in tree.probes
+            if path[-1] == parent and right:
                 agreed.append([*path, node])
     longest = max(map(len, agreed))
     return min((path for path in agreed if len(path) == longest), key=lambda path: path[-1])
@@ -40,7 +41,8 @@ def test_the_longest_agreed_path_is_accepted(data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 12))
     tree = DraftTree(0, size)
     for node in range(1, size):
-        tree.add(data.draw(st.integers(0, VOCAB - 1)), data.draw(st.integers(0, node - 1)))
+        token, parent = data.draw(st.integers(0, VOCAB - 1)), data.draw(st.integers(0, node - 1))
+        tree.add(token, parent, probe=data.draw(st.integers(0, 5)) == 0)
     chosen = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=size, max_size=size))
     result = verdict(tree, chosen)
     assert result.path == deepest_first(tree, chosen)

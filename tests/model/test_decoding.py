@@ -129,7 +129,9 @@ def test_a_miss_may_lie_behind_a_twin_of_the_path() -> None:
     assert not has_drafts_below(DraftTree(1, 1), [0])
 
 
-@pytest.mark.parametrize("name", ["recycling", "racer", "suffix"])
+@pytest.mark.parametrize(
+    "name", ["recycling", "racer", "suffix", "lookahead", "sam", "sam_recycling"]
+)
 def test_at_its_own_capacity_and_warm_a_method_changes_no_token(
     either_model: LlamaKVForCausalLM, default_tokenizer: Any, name: str
 ) -> None:

@@ -71,6 +71,19 @@ def test_cutting_by_depth_keeps_exactly_the_shallow_nodes(
     assert paths(cut) == [path for path in paths(tree) if len(path) <= depth + 1]
 
 
+def test_probes_are_no_drafts_and_stay_what_they_are_in_a_part_of_the_tree() -> None:
+    tree = DraftTree(9, 6)
+    probe = tree.add(1, 0, probe=True)
+    assert tree.merge(1, 0) != probe
+    tree.add(2, probe)
+    tree.add(3, 2, probe=True)
+    assert tree.wanted == [9, -1, 1, 2, -1]
+    part = tree.only([0, 2, 4])
+    assert (part.tokens, part.probes, part.wanted) == ([9, 1, 3], {2}, [9, 1, -1])
+    assert part.merge(3, 1) == 3  # a draft of its own
+    assert tree.only([0, 1]).merge(1, 0) == 2
+
+
 def test_wrong_use_is_refused() -> None:
     with pytest.raises(InputError, match="capacity is 0"):
         DraftTree(1, 0)

@@ -95,7 +95,12 @@ def test_knobs_below_one_are_refused(knob: str) -> None:
         LogitSpecDrafter(**{knob: 0})
 
 
-KEEPERS = ("calibrated", "recycling", "suffix")  # what they learnt stays when the prompt changes
+KEEPERS = (
+    "calibrated",
+    "recycling",
+    "sam_recycling",
+    "suffix",
+)  # what they learnt stays when the prompt changes
 
 
 @pytest.mark.parametrize("name", sorted(DRAFTERS))

@@ -3,8 +3,11 @@
 from .base import DRAFTERS, Drafter, register
 from .calibrated import CalibratedDrafter
 from .logitspec import LogitSpecDrafter
+from .lookahead import LookaheadDrafter
 from .prompt_lookup import PromptLookupDrafter
 from .racer import RacerDrafter
+from .sam import SamDrafter
+from .sam_recycling import SamRecyclingDrafter
 from .suffix import SuffixDrafter
 from .token_recycling import TokenRecyclingDrafter
 from .vanilla import VanillaDrafter
@@ -14,8 +17,11 @@ __all__ = [
     "CalibratedDrafter",
     "Drafter",
     "LogitSpecDrafter",
+    "LookaheadDrafter",
     "PromptLookupDrafter",
     "RacerDrafter",
+    "SamDrafter",
+    "SamRecyclingDrafter",
     "SuffixDrafter",
     "TokenRecyclingDrafter",
     "VanillaDrafter",

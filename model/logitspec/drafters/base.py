@@ -33,6 +33,7 @@ class Drafter(ABC):
     node_top_k: int = 0  # the same of every verified node's logits, for observe()
     prompt_top_k: int = 0  # the same of every prompt token's logits, for reset()
     wants_best: bool = True  # whether the step that is verified next is to find these best tokens
+    live_only: ClassVar[bool] = False  # drafts what only the target says: no recording serves it
     core: str | None = None  # which implementation drafts, where a method has several
 
     def prepare(self, target: Measurable) -> None:  # noqa: B027 - most methods need nothing

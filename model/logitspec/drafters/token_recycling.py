@@ -27,15 +27,15 @@ CHILDREN = {
 }  # fmt: skip
 
 
-def static_tree() -> list[tuple[int, int]]:
-    """(parent, rank) of the published tree's nodes below the root, breadth first.
+def static_tree(children: Mapping[str, int] = CHILDREN) -> list[tuple[int, int]]:
+    """(parent, rank) of a tree's nodes below the root, breadth first.
 
     Node 0 is the root, entry i describes node i + 1.
     """
     nodes: list[tuple[int, int]] = []
     names = [""]
     for parent, name in enumerate(names):  # the list grows while it is walked
-        for rank in range(CHILDREN.get(name, 0)):
+        for rank in range(children.get(name, 0)):
             nodes.append((parent, rank))
             names.append(f"{name}{rank}")
     return nodes
@@ -53,6 +53,7 @@ class TokenRecyclingDrafter(Drafter):
     Args:
         draft_tree_capacity: most nodes, root included; of the published tree (80 nodes below the
             root) the first ones in breadth-first order.
+        children: another fixed tree, written as CHILDREN.
 
     Raises:
         InputError: the capacity is below 1.
@@ -63,9 +64,11 @@ class TokenRecyclingDrafter(Drafter):
     }
     node_top_k = SUCCESSORS
 
-    def __init__(self, draft_tree_capacity: int = 81) -> None:
+    def __init__(
+        self, draft_tree_capacity: int = 81, children: Mapping[str, int] = CHILDREN
+    ) -> None:
         require_positive(draft_tree_capacity=draft_tree_capacity)
-        self._shape = static_tree()[: draft_tree_capacity - 1]
+        self._shape = static_tree(children)[: draft_tree_capacity - 1]
         self.capacity = len(self._shape) + 1
         self._successors: dict[int, Sequence[int]] = {}
 
@@ -85,7 +88,11 @@ class TokenRecyclingDrafter(Drafter):
     def observe(
         self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
     ) -> None:
-        known = zip(tree.tokens, top_ids, strict=True)
+        self.learn(tree.tokens, top_ids)
+
+    def learn(self, tokens: Sequence[int], rows: Sequence[Sequence[int]]) -> None:
+        """Take in the best tokens after each of some tokens."""
+        known = zip(tokens, rows, strict=True)
         self._successors.update((token, row) for token, row in known if row)
 
     def origins(self, tree: DraftTree) -> list[str]:
