@@ -33,7 +33,7 @@ REMEMBERED = 64.0  # steps after which it is mostly forgotten how many drafts we
 GRANTED = 8.0  # drafts that count as having been right as often as expected
 DRAFTING = 1.5e-4  # seconds of a step that drafting takes: the draft, the best tokens, learning
 LOSS = 1.0  # steps' time that drafting may lose before it rests
-REST = 16  # steps of the first rest; each that follows in a generation is twice as long
+REST = 16  # steps of the first rest; each that follows is twice as long
 LONGEST_REST = 128
 
 
@@ -139,15 +139,15 @@ class Budget:
             self._gain = -LOSS / 2  # so a look that gains nothing is short
 
     def begin_generation(self) -> None:
-        """Look whether drafting pays."""
-        self.rest, self._next_rest = 0, REST
+        """Look whether drafting pays; where it did not in the last generation, more briefly."""
+        self.rest, self._next_rest = 0, max(REST, self._next_rest // 4)
         self._gain = max(self._gain, -LOSS / 2)
 
     def forget(self) -> None:
         """Drop what was learnt of drafts."""
         self._right = self._hoped = self._gain = 0.0
         self.trust = 1.0
-        self.begin_generation()
+        self.rest, self._next_rest = 0, REST
 
     @property
     def best_nodes(self) -> int:
