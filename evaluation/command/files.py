@@ -43,11 +43,15 @@ def writing(path: Path, way_out: str = "choose another file") -> Iterator[None]:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` once all of it is on disk; or an OSError."""
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:  # Ctrl-C and SIGTERM included
+        part.unlink(missing_ok=True)
+        raise
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
