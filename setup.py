@@ -57,6 +57,7 @@ setup(
             "types-requests",
             "types-tqdm",
         ],
+        "datastore": ["pydivsufsort>=0.0.18"],
         "llama": ["xllamacpp>=2026.10"],
         "ray": ["ray>=2.40"],
         "plots": ["matplotlib>=3.9"],

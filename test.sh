@@ -23,7 +23,7 @@ case "${1-}" in
         ;;
 esac
 
-use_environment dev -r requirements.txt -e ".[dev,ray,plots,score]"
+use_environment dev -r requirements.txt -e ".[dev,ray,plots,score,datastore]"
 try_environment suffix -e ".[suffix]" ||
     echo "test.sh: the package of the method suffix could not be built; its tests are skipped" >&2
 python -m data.prepare default-model >/dev/null
