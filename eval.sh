@@ -21,6 +21,7 @@
 #   WARMUP            unmeasured runs of each method first (default: 1 for quick, 3 otherwise)
 #   MAX_NGRAM_SIZE, NUM_PRED_TOKENS, DRAFT_TREE_CAPACITY
 #                     of every method that knows them      (default: each paper's own)
+#   DATASTORE         file that the method rest drafts from (python -m data.datastore)
 #   OVERWRITE         1: measure again the questions that the answer files already hold
 #   STRICT            1: stop at a question that cannot be answered, instead of leaving it out
 #   GPU_DEVICES       GPUs to use, as in CUDA_VISIBLE_DEVICES; the model is spread over them
@@ -44,6 +45,10 @@ esac
 case "${MODEL_PATH-}" in
     "" | /*) ;;
     *) if [ -e "$MODEL_PATH" ]; then MODEL_PATH=$PWD/$MODEL_PATH; fi ;; # else a hub id
+esac
+case "${DATASTORE-}" in
+    "" | /*) ;;
+    *) DATASTORE=$PWD/$DATASTORE ;;
 esac
 cd "$(dirname "$0")"
 . ./env.sh
@@ -119,6 +124,7 @@ for bench in $BENCHES; do
         set -- "$@" --draft-tree-capacity "$DRAFT_TREE_CAPACITY"
         name="$name-capacity-$DRAFT_TREE_CAPACITY"
     fi
+    if [ -n "${DATASTORE-}" ]; then set -- "$@" --datastore "$DATASTORE"; fi
     if [ "${OVERWRITE-}" = 1 ]; then set -- "$@" --overwrite; fi
     if [ "${STRICT-}" = 1 ]; then set -- "$@" --strict; fi
     if [ "${ALLOW_PICKLE-}" = 1 ]; then set -- "$@" --allow-pickle; fi

@@ -5,17 +5,21 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from data.prepare import DEFAULT_MODEL, GGUF, is_whole
-from model.logitspec import LlamaKVForCausalLM, load
+from data import datastore
+from data.prepare import DEFAULT_MODEL, GGUF, ROOT, is_whole
+from model.logitspec import DRAFTERS, Drafter, LlamaKVForCausalLM, load
 
 # The same examples every time, but in `sh test.sh full`, which looks for new ones.
 settings.register_profile("same", derandomize=True)
@@ -106,6 +110,41 @@ def chat_path(tmp_path_factory: pytest.TempPathFactory, default_tokenizer: Any) 
     path = save_tiny(tmp_path_factory.mktemp("chat") / "tiny-chat", config)
     default_tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def chat_store(chat_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A datastore of the quick questions, for the tokenizer of `chat_path`."""
+    pytest.importorskip("pydivsufsort")
+    store = tmp_path_factory.mktemp("store") / "quick.store"
+    questions = ROOT / "data" / "quick" / "question.jsonl"
+    argv = [str(questions), "--output", str(store), "--model-path", chat_path]
+    assert datastore.main(argv) == 0
+    return str(store)
+
+
+STORES = tempfile.TemporaryDirectory()
+
+
+@cache
+def small_store() -> str:
+    """A datastore of tokens below 10."""
+    path = Path(STORES.name, "small.store")
+    chance = np.random.default_rng(0)
+    walks = [chance.integers(0, 6, 300), np.tile(np.arange(10), 9)]
+    datastore.write_datastore(path, [walk.astype(np.int32) for walk in walks], "a tokenizer")
+    return str(path)
+
+
+PACKAGES = {"suffix": "arctic_inference", "rest": "pydivsufsort"}  # of methods that need one
+
+
+def new_drafter(name: str, **options: Any) -> Drafter:
+    """A drafter by name, `rest` with the small datastore; skips if its package is missing."""
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name])
+    store = {"datastore": small_store()} if name == "rest" else {}
+    return DRAFTERS[name](**store, **options)
 
 
 def save_tiny(path: Path, config: Any, cls: Any = LlamaForCausalLM) -> str:

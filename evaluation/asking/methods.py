@@ -36,7 +36,7 @@ class Option:
     """A keyword argument of a method, and its flag."""
 
     name: str
-    default: Any
+    default: Any  # None: there is none, and the method needs a value
     help: str
     sizes_itself: bool = False  # "auto" is a value too
 
@@ -51,8 +51,8 @@ class Option:
 
 def option_type(option: Option) -> Any:
     """The argparse type of an option."""
-    by_name = {"trie_nodes": at_least(1), CAPACITY: capacity}
-    by_default = {str: str, int: at_least(1, LARGEST)}
+    by_name = {"trie_nodes": at_least(1), "max_hits": at_least(1), CAPACITY: capacity}
+    by_default = {str: str, type(None): str, int: at_least(1, LARGEST)}
     return by_name.get(option.name, by_default.get(type(option.default), not_negative))
 
 
@@ -86,8 +86,11 @@ class Method(ABC):
         taken = [o.name for o in self.options if o.name in given and o.takes(given[o.name])]
         return settings | {name: given[name] for name in taken}
 
-    def check(self, options: Options) -> None:  # noqa: B027  not every method has a check
-        """Raise InputError if the method cannot run with these options; nothing is loaded."""
+    def check(self, options: Options, tokenizer: str | None = None) -> None:  # noqa: B027
+        """Raise InputError if the method cannot run with these options; nothing is loaded.
+
+        `tokenizer`: the fingerprint of the target's; None: not known.
+        """
 
     @abstractmethod
     def engine(self, models: Models, options: Options) -> Engine:
@@ -112,8 +115,8 @@ class DrafterMethod(Method):
         fixed = {} if self.capacity is None else {CAPACITY: self.capacity}
         return super().settings({**given, **fixed})
 
-    def check(self, options: Options) -> None:
-        self.drafter(**options)
+    def check(self, options: Options, tokenizer: str | None = None) -> None:
+        check_tokenizer(self.drafter(**options), tokenizer)
 
     def engine(self, models: Models, options: Options) -> Engine:
         return KVEngine(models, self.drafter(**options))
@@ -248,7 +251,8 @@ def add_options(parser: Parser, *methods: Method) -> None:
     for by_method in sharing.values():
         texts: dict[str, list[str]] = {}
         for owner, option in by_method.items():
-            said = f"{owner} {option.default}" if len(methods) > 1 else str(option.default)
+            default = "none" if option.default is None else str(option.default)
+            said = f"{owner} {default}" if len(methods) > 1 else default
             texts.setdefault(option.help, []).append(said)
         text = "; ".join(f"{help_} (default: {', '.join(d)})" for help_, d in texts.items())
         kind: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
@@ -258,6 +262,15 @@ def add_options(parser: Parser, *methods: Method) -> None:
         else:
             kind["type"] = option_type(option)
         parser.add_argument(option.flag, **kind)
+
+
+def check_tokenizer(drafter: Drafter, tokenizer: str | None) -> None:
+    """Raise InputError if a drafter's token ids are not those of the target's tokenizer."""
+    if tokenizer is not None and drafter.tokenizer not in (None, tokenizer):
+        raise InputError(
+            f"what the method {drafter.name} drafts from was built with another tokenizer than "
+            "the model's; build it anew with this model's --model-path"
+        )
 
 
 def drafter_method(name: str) -> DrafterMethod:

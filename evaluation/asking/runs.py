@@ -60,7 +60,7 @@ def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
     target = Target.resolve(settings.target)
     first = check_prompts(questions, target, settings.answers)[0]
     for run in runs:
-        run.method.check(run.options)
+        run.method.check(run.options, target.tokenizer_fingerprint)
     shared = shared_settings(settings, target, path)
 
     def describe() -> Record:

@@ -17,7 +17,7 @@ from model.logitspec.errors import InputError, brief
 from model.logitspec.sizing.measuring import MeasuredModel
 
 from ..asking.engines import Models
-from ..asking.methods import find_drafter
+from ..asking.methods import check_tokenizer, find_drafter
 from ..asking.settings import TargetSettings
 from ..asking.target import Target
 
@@ -121,6 +121,7 @@ class Chat:
         if self.target.prompts.note:
             print(self.target.prompts.note, file=sys.stderr)
         self.drafter = find_drafter(method)
+        check_tokenizer(self.drafter, self.target.tokenizer_fingerprint)
         self.model = Models(self.target, shared=False).kv
         self.drafter.prepare(MeasuredModel(self.model))
         self.waiting = waiting

@@ -94,6 +94,10 @@ class Recording:
         return int(self.settings["top_k"])
 
     @property
+    def vocab_size(self) -> int:
+        return int(self.settings["vocab_size"])
+
+    @property
     def node_width(self) -> int:
         """Recorded best tokens per node off the answers; 0: no such nodes are recorded."""
         turns = (turn for question in self.questions for turn in question.turns)

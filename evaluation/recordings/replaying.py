@@ -20,7 +20,7 @@ from model.logitspec.decoding import check_capacity, rows_of_all
 from model.logitspec.errors import InputError
 from model.logitspec.sizing.step_cost import StepCost
 
-from ..asking.methods import CAPACITY, drafter_method
+from ..asking.methods import CAPACITY, check_tokenizer, drafter_method
 from ..traces.reading import task_of
 from .costs import closest_curve
 from .format import RecordedTurn, Recording
@@ -150,8 +150,9 @@ VANILLA = Configuration("vanilla", (), ())
 
 
 def check_drafter(recording: Recording, drafter: Drafter, title: str) -> None:
-    """Raise InputError if a drafter cannot be replayed, reads more best tokens than are recorded,
-    or its trees are larger than the step costs cover."""
+    """Raise InputError if a drafter cannot be replayed, is of another tokenizer, reads more best
+    tokens than are recorded, or its trees are larger than the step costs cover."""
+    check_tokenizer(drafter, recording.settings.get("tokenizer_fingerprint"))
     if drafter.live_only:
         raise InputError(
             f"{title} drafts what the target says after tokens off the answer, which no recording "

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .drafters import LookaheadDrafter as LookaheadDrafter
     from .drafters import PromptLookupDrafter as PromptLookupDrafter
     from .drafters import RacerDrafter as RacerDrafter
+    from .drafters import RestDrafter as RestDrafter
     from .drafters import SamDrafter as SamDrafter
     from .drafters import SamRecyclingDrafter as SamRecyclingDrafter
     from .drafters import SuffixDrafter as SuffixDrafter
@@ -44,7 +45,8 @@ _MODULES = {
     "drafters": (
         *("DRAFTERS", "Drafter", "register", "CalibratedDrafter", "LogitSpecDrafter"),
         *("PromptLookupDrafter", "RacerDrafter", "SuffixDrafter", "TokenRecyclingDrafter"),
-        *("LookaheadDrafter", "SamDrafter", "SamRecyclingDrafter", "VanillaDrafter"),
+        *("LookaheadDrafter", "RestDrafter", "SamDrafter", "SamRecyclingDrafter"),
+        "VanillaDrafter",
     ),
     "errors": ("InputError",),
     "kv_cache": ("KVCache",),

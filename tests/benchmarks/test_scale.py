@@ -23,7 +23,7 @@ from model.logitspec.kv_cache import CachePool
 from model.logitspec.ledger import DecodingResult
 from model.logitspec.sizing.measuring import interleaved
 
-from ..conftest import TINY, save_tiny
+from ..conftest import PACKAGES, TINY, save_tiny
 
 CPU = ["--dtype", "float32", "--device", "cpu"]
 
@@ -167,7 +167,7 @@ def test_drafting(tmp_path: Path) -> None:
         tmp_path / "out.json", "--only", "drafting", "--draft-contexts", "500", "50", "--steps", "9"
     )
     found = {(row["drafter"], row["context"]): row for row in content["drafting"]}
-    assert {(name, c) for name in DRAFTERS if name != "suffix" for c in (50, 500)} <= set(found)
+    assert {(name, c) for name in DRAFTERS if name not in PACKAGES for c in (50, 500)} <= set(found)
     for row in found.values():
         assert 0 < row["low"] <= row["median"] <= row["high"]
         assert 1 <= row["mean_accepted"] <= drafting_cost.MOST_ACCEPTED

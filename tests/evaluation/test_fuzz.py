@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import prepare
+from data import datastore, prepare
 from evaluation import demo, equal, record, replay, report, run, score, serve, speed, tables
 from evaluation.asking.questions import load_questions
 from evaluation.chatting.chat import Chat
@@ -147,7 +147,7 @@ WORDS = st.text(st.characters(exclude_characters="\0"), max_size=6)  # no proces
 COMMANDS: dict[str, Any] = {
     "run": run.main, "serve": serve.main, "demo": demo.main, "record": record.main,
     "replay": replay.main, "speed": speed.main, "tables": tables.main, "equal": equal.main,
-    "prepare": prepare.main, "score": score.main,
+    "prepare": prepare.main, "score": score.main, "datastore": datastore.main,
 }  # fmt: skip
 NEEDED = {
     "run": ["--model-path", "./no/model", "--model-id", "m", "--methods", "vanilla"],
@@ -160,6 +160,7 @@ NEEDED = {
     "equal": ["no", "no"],
     "prepare": ["spec_bench", "--from", "no/folder"],
     "score": ["no"],
+    "datastore": ["no", "--output", "out", "--model-path", "./no/model"],
 }
 
 

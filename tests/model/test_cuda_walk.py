@@ -29,6 +29,7 @@ from model.logitspec.sampling import Sampling
 from model.logitspec.sizing.measuring import MeasuredModel
 from model.logitspec.verification import EagerVerifier
 
+from ..conftest import PACKAGES, new_drafter
 from .fake_cuda import FakeGPU, HiddenWait, NotCaptured, fake_cuda, register_guard
 
 PROMPT = [5, 6, 7, 8, 5, 6, 7, 9, 5, 6]
@@ -84,7 +85,7 @@ def noted(gpu: FakeGPU) -> Iterator[list[tuple[int, int]]]:
 def methods() -> list[Any]:
     found = []
     for name in DRAFTERS:
-        missing = name == "suffix" and find_spec("arctic_inference") is None
+        missing = name in PACKAGES and find_spec(PACKAGES[name]) is None
         marks = pytest.mark.skipif(missing, reason="its package is not installed")
         found.append(pytest.param(name, {}, marks=marks, id=name))
     for name in ("calibrated", "logitspec"):
@@ -99,7 +100,7 @@ def test_every_method(tiny_path: str, way: str, name: str, options: dict[str, An
         assert model.dtype == torch.bfloat16
         assert model.kernels.name == "plain"
         assert model.graphs is (way == "graphs")
-        drafter = DRAFTERS[name](**options)
+        drafter = new_drafter(name, **options)
         with noted(gpu):
             drafter.prepare(MeasuredModel(model))  # step costs are measured before the steps
         replays = NotCaptured.replays

@@ -25,6 +25,8 @@ from model.logitspec import (
 from model.logitspec.ledger import has_drafts_below
 from model.logitspec.prefill import last_logits
 
+from ..conftest import new_drafter
+
 PROMPT = [5, 6, 7, 8, 5, 6, 7]
 
 
@@ -77,9 +79,7 @@ def test_vanilla_commits_one_token_a_step(tiny: LlamaKVForCausalLM) -> None:
 
 @pytest.mark.parametrize("name", sorted(DRAFTERS))
 def test_every_drafter_gives_the_targets_own_tokens(tiny: LlamaKVForCausalLM, name: str) -> None:
-    if name == "suffix":
-        pytest.importorskip("arctic_inference")
-    result = decode(tiny, PROMPT, DRAFTERS[name](), max_new_tokens=100)
+    result = decode(tiny, PROMPT, new_drafter(name), max_new_tokens=100)
     assert result.tokens == vanilla(tiny, 100).tokens
     check_books(result)
 
@@ -290,6 +290,8 @@ def test_200_tokens_of_the_default_model_equal_generate(
     assert len(expected) == 200
     for name, drafter in DRAFTERS.items():
         if name == "suffix" and find_spec("arctic_inference") is None:
+            continue
+        if name == "rest":  # needs documents: test_rest.py
             continue
         small = {"draft_tree_capacity": 16} if "draft_tree_capacity" in drafter.options else {}
         result = decode(

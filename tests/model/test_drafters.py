@@ -26,6 +26,8 @@ from model.logitspec.drafters.logitspec import branch_length
 from model.logitspec.drafters.racer import NgramTrie, TrieNode
 from model.logitspec.drafters.token_recycling import static_tree
 
+from ..conftest import new_drafter
+
 contexts = st.lists(st.integers(0, 5), min_size=1, max_size=40)
 
 
@@ -115,8 +117,6 @@ def test_every_drafter_conforms(
     name: str, prompt: list[int], other: list[int], roots: list[int], seed: int
 ) -> None:
     """Valid trees within capacity, the same whenever the same is seen, nothing left behind."""
-    if name == "suffix":
-        pytest.importorskip("arctic_inference")
 
     def best(chance: random.Random, count: int, width: int) -> list[list[int]]:
         return [chance.sample(range(10), width) for _ in range(count)]
@@ -137,11 +137,11 @@ def test_every_drafter_conforms(
             trees.append((tree.tokens, tree.parents))
         return trees
 
-    used = DRAFTERS[name]()
+    used = new_drafter(name)
     run(used, other)
     if name in KEEPERS:
         used.forget()
-    assert run(used, prompt) == run(DRAFTERS[name](), prompt)
+    assert run(used, prompt) == run(new_drafter(name), prompt)
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,7 @@ def test_every_drafter_conforms(
 )
 @pytest.mark.parametrize("capacity", [1, 2, 9])
 def test_a_small_capacity_bounds_every_drafter(name: str, capacity: int) -> None:
-    if name == "suffix":
-        pytest.importorskip("arctic_inference")
-    drafter = DRAFTERS[name](draft_tree_capacity=capacity)
+    drafter = new_drafter(name, draft_tree_capacity=capacity)
     text = [1, 2, 3, 4, 5, 6, 7, 8, 9] * 3
     drafter.reset(text, [[(t + 1) % 10, *range(10, 9 + drafter.prompt_top_k)] for t in text])
     for _ in range(2):

@@ -36,7 +36,7 @@ from model.logitspec.prefill import last_logits, prefill
 from model.logitspec.sampling import Chooser, greedy, gumbel, mixed
 from model.logitspec.verification import EagerVerifier
 
-from ..conftest import TINY, question, save_tiny
+from ..conftest import TINY, new_drafter, question, save_tiny
 from ..evaluation.test_run import HERE
 from .test_verification import random_tree
 
@@ -181,7 +181,7 @@ def test_whatever_is_drafted_the_tokens_are_those_of_the_one_node_loop(
 ) -> None:
     if name not in HERE:
         pytest.skip(f"{name} is not installed")
-    drafter = DRAFTERS[name]()
+    drafter = new_drafter(name)
     wanted = sample(tiny, PROMPT, VanillaDrafter(), 40, sampling)
     found = sample(tiny, PROMPT, drafter, 40, sampling)
     assert found.tokens == wanted.tokens
@@ -202,7 +202,7 @@ def test_the_real_model_says_the_same_whatever_is_drafted(
     assert wanted.tokens != greedy.tokens
     steps = []
     for name in (n for n in DRAFTERS if n in HERE and n != "vanilla"):
-        drafter = DRAFTERS[name]()
+        drafter = new_drafter(name)
         found = sample(either_model, ids, drafter, 64, sampling)
         assert found.tokens == wanted.tokens, name
         steps.append(found.steps)

@@ -6,6 +6,7 @@ from .logitspec import LogitSpecDrafter
 from .lookahead import LookaheadDrafter
 from .prompt_lookup import PromptLookupDrafter
 from .racer import RacerDrafter
+from .rest import RestDrafter
 from .sam import SamDrafter
 from .sam_recycling import SamRecyclingDrafter
 from .suffix import SuffixDrafter
@@ -20,6 +21,7 @@ __all__ = [
     "LookaheadDrafter",
     "PromptLookupDrafter",
     "RacerDrafter",
+    "RestDrafter",
     "SamDrafter",
     "SamRecyclingDrafter",
     "SuffixDrafter",

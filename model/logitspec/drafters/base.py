@@ -35,6 +35,7 @@ class Drafter(ABC):
     wants_best: bool = True  # whether the step that is verified next is to find these best tokens
     live_only: ClassVar[bool] = False  # drafts what only the target says: no recording serves it
     core: str | None = None  # which implementation drafts, where a method has several
+    tokenizer: str | None = None  # fingerprint of the one whose ids it drafts; None: any
 
     def prepare(self, target: Measurable) -> None:  # noqa: B027 - most methods need nothing
         """Find out about the target what the method has to know; decode() calls it first.

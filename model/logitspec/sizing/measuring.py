@@ -297,5 +297,9 @@ class MeasuredModel:
 
     model: LlamaKVForCausalLM
 
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.config.vocab_size)
+
     def step_cost(self, top_k: int, node_top_k: int = 0) -> LiveCost:
         return live_cost(self.model, top_k, node_top_k)

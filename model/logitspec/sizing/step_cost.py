@@ -68,6 +68,10 @@ class StepCost:
 class Measurable(Protocol):
     """What a drafter may ask about the target before it begins."""
 
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are smaller than this."""
+
     def step_cost(self, top_k: int, node_top_k: int = 0) -> Cost:
         """What a step costs by its nodes, with these widths of a drafter."""
 
