@@ -43,7 +43,7 @@ class RestDrafter(Drafter):
 
     options: ClassVar[Mapping[str, str]] = {
         "datastore": f"file to draft from, which `{COMMAND}` builds",
-        "draft_tree_capacity": "most nodes of a draft tree, root included, of the published 65",
+        "draft_tree_capacity": "most nodes of a draft tree, root included",
         "max_ngram_size": "longest suffix of the context looked up, root included",
         "num_pred_tokens": "longest continuation retrieved",
         "max_hits": "most occurrences that are counted",
