@@ -17,8 +17,9 @@ HALF_PAIRS = "backslashreplace"  # halves of surrogate pairs are no UTF-8: JSON'
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name is a single component of a path, and not `.` or `..`."""
-    return bool(re.fullmatch(r"[\w.+=@-]+", name)) and set(name) != {"."}
+    """Whether a name can be a single component of a path, and is not `.` or `..`."""
+    plain = re.fullmatch(r"[\w.+=@-]+", name) and set(name) != {"."}
+    return bool(plain) and len(name.encode()) <= 255  # as many bytes as file systems take
 
 
 def why_not(path: Path, error: OSError) -> str:

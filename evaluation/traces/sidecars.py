@@ -47,6 +47,8 @@ class Sidecar:
             settings = dict.fromkeys((*LATER, *FILTERS)) | meta["settings"]
             for key in COMMON:
                 settings[key]
+            if not isinstance(settings["bench_name"], str):
+                raise TypeError("bench_name is no text")
             environments = [known_environment({**given}) for given in meta["environments"]]
             return cls(settings, environments, [int(start) for start in meta.get("starts", ())])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
