@@ -157,8 +157,7 @@ def test_ids_that_the_model_has_not_are_refused(tiny: LlamaKVForCausalLM, folder
 
 
 def test_a_step_over_a_million_tokens_is_short(tmp_path: Path) -> None:
-    """Zipf's frequencies, as words have them. Measured: 0.1 ms, and 0.3 ms for the most frequent
-    pair, of which all 5,000 occurrences are counted."""
+    """Zipf's frequencies, as words have them; 5,000 occurrences of the most frequent pair count."""
     chance = np.random.default_rng(0)
     text = (chance.zipf(1.3, 1_200_000) % 50_000).astype(np.int32)
     text[::7] = text[3::7][: len(text[::7])]
