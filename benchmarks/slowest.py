@@ -10,16 +10,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from evaluation.asking.methods import find_methods
+from evaluation.asking.questions import chosen_questions
 from evaluation.asking.runs import Run, answer_benchmark
 from evaluation.command.flags import add_machine_flags, add_run_flags, add_warmup_flag, read_run
 from evaluation.command.parser import Parser, at_least
-from evaluation.traces.comparing import Trace
+from evaluation.traces.comparing import Trace, check_same_questions
 from model.logitspec.errors import InputError
 
 from .measure import Results, run_benchmark
@@ -46,18 +48,36 @@ def report(args: argparse.Namespace) -> None:
         )
     results = Results(args, "cpu")
     named = {BASE: base, **{method.name: method for method in others}, AGAIN: base}
-    runs: dict[str, list[Run]] = {name: [] for name in named}
+    rounds = []
     for number in range(args.rounds):
-        for name, method in named.items():
-            identity = f"{args.model_id}-{name.replace(', ', '-')}-{number}"
-            path = args.answer_dir / f"{identity}.jsonl"
-            runs[name].append(Run(method, method.settings(vars(args)), identity, path))
-    answer_benchmark(read_run(args), [run for own in runs.values() for run in own])
-    traces = {name: [Trace.read(run.answer_file) for run in own] for name, own in runs.items()}
+        identities = {name: f"{args.model_id}-{number}-{name.replace(' ', '')}" for name in named}
+        rounds.append(
+            {
+                name: Run(
+                    named[name],
+                    named[name].settings(vars(args)),
+                    identity,
+                    args.answer_dir / f"{identity}.jsonl",
+                )
+                for name, identity in identities.items()
+            }
+        )
+    settings = read_run(args)
+    asked = {question.question_id for question in chosen_questions(settings.questions)[1]}
+    answer_benchmark(settings, [run for own in rounds for run in own.values()])
+    traces = {name: [Trace.read(own[name].answer_file) for own in rounds] for name in named}
+    first = traces[BASE][0]
+    for trace in chain(*traces.values()):
+        if {record["question_id"] for record in trace.records} - asked:
+            raise InputError(
+                f"{trace.path} answers other questions, too; give --answer-dir another folder, or "
+                "--overwrite"
+            )
+        check_same_questions(first.path, first.records, trace.path, trace.records)
     shown = results.table(
         "methods",
         f"{args.bench_name}, {args.model_path}, temperature {args.temperature}: tokens/s over the "
-        f"one-node loop's, question by question, of {len(traces[BASE][0].records)} questions; "
+        f"one-node loop's, question by question, of {len(first.records)} questions; "
         f"median of {args.rounds} rounds",
         COLUMNS,
     )

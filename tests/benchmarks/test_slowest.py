@@ -22,7 +22,7 @@ def test_a_question_counts_as_the_median_of_its_rounds(
     pld, again = json.loads((tmp_path / "s.json").read_text())["methods"]
     ratios = []
     for number in range(3):
-        mine, its = (Trace.read(tmp_path / f"m-{n}-{number}.jsonl") for n in ("pld", "vanilla"))
+        mine, its = (Trace.read(tmp_path / f"m-{number}-{n}.jsonl") for n in ("pld", "vanilla"))
         ratios.append(mine.speeds() / its.speeds())
     found = np.median(ratios, axis=0)
     assert len(found) == 3
@@ -30,7 +30,11 @@ def test_a_question_counts_as_the_median_of_its_rounds(
     assert pld["worst"] == pytest.approx(found.min())
     assert pld["slowest"] == pytest.approx(np.percentile(found, 5))
     assert (pld["method"], again["method"], again["mat"]) == ("pld", "vanilla, again", 1.0)
-    assert (tmp_path / "m-vanilla-again-2.jsonl").exists()
+    assert (tmp_path / "m-2-vanilla,again.jsonl").exists()
+    first = [json.loads((tmp_path / f"m-{i}-{n}.jsonl").read_text().splitlines()[0])["tstamp"]
+             for i in range(3) for n in ("vanilla", "pld", "vanilla,again")]  # fmt: skip
+    assert first == sorted(first)  # round by round
+    assert slowest.main([*argv[:-6], "--rounds", "1", *argv[-4:], "--question-end", "2"]) == 2
     assert "slowest 5 %" in capsys.readouterr().out
 
 

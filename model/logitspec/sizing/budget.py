@@ -32,8 +32,8 @@ def resolve_capacity(capacity: Capacity) -> int:
 REMEMBERED = 64.0  # steps after which it is mostly forgotten how many drafts were right
 GRANTED = 8.0  # drafts that count as having been right as often as expected
 DRAFTING = 1.5e-4  # seconds of a step that drafting takes: the draft, the best tokens, learning
-LOSS = 1.0  # steps' time that drafting may lose before it rests
-REST = 16  # steps of the first rest; each that follows is twice as long
+LOSS = 0.5  # steps' time that drafting may lose before it rests
+REST = 16  # steps of the first rest; each that follows without a gain is twice as long
 LONGEST_REST = 128
 
 
@@ -93,7 +93,7 @@ class Budget:
         if taken != self._taken:
             self._taken = taken
             curve = np.array(self._cost.curve(context))
-            sizes = np.array(self._cost.nodes)  # between them the curve is straight
+            sizes = np.array(self._cost.nodes)  # a rise is least up to one of these
             further = sizes - np.arange(len(curve))[:, None]
             with np.errstate(invalid="ignore", divide="ignore"):
                 rises = np.where(further > 0, (curve[sizes] - curve[:, None]) / further, np.inf)
