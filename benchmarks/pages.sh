@@ -22,7 +22,7 @@
 #               are of Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF, Q4_K_M                (default: none)
 #   DOCS        folder that the pages are written into                          (default: docs)
 #   SPARSER     ask only every so many-th of the questions, to try this out         (default: 1)
-#   PYTHON      interpreter, with the extras `plots`, `suffix` and `llama` installed
+#   PYTHON      interpreter, with the extras `plots`, `score`, `suffix`, `llama` installed
 #                                                                          (default: python)
 set -eu
 

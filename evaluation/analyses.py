@@ -39,6 +39,7 @@ def analyse(args: argparse.Namespace) -> None:
     make_folder(folder)
     pages = ["# Analyses", "Written by `python -m evaluation.analyses`."]
     sections: list[Section] = []
+    comparison = read_comparison(args.traces) if args.traces is not None else None
     if args.recording is not None:
         recording = load_recording(args.recording)
         pages[1] += (
@@ -46,8 +47,8 @@ def analyse(args: argparse.Namespace) -> None:
             f"{recording.description}."
         )
         sections += recorded_sections(recording, args.methods)
-    if args.traces is not None:
-        sections.append(time_section(read_comparison(args.traces)))
+    if comparison is not None:
+        sections.append(time_section(comparison))
     pages += [notes] if notes else []
     pages += [section.write(folder) for section in sections]
     write_text(args.output, "\n\n".join(pages) + "\n")

@@ -13,7 +13,7 @@ from pathlib import Path
 from model.logitspec.errors import InputError
 
 from .command.exits import run_command
-from .command.files import write_text
+from .command.files import check_writable, write_text
 from .command.parser import Parser
 from .scoring.accuracy import accuracy, difference, equal_answers, mark
 from .scoring.judging import NOT_INSTALLED, can_judge_mathematics
@@ -54,6 +54,7 @@ def table(traces: Sequence[Trace], base: Path | None, *, run_code: bool) -> Tabl
     left_out = leave_out(traces)
     for trace in traces[1:]:
         check_same_questions(traces[0].path, traces[0].records, trace.path, trace.records)
+        read_keys(trace.settings, trace.path)  # of the very questions
     keys = checked_keys(traces[0], run_code=run_code)
     tell_apart(traces)
     baselines = [t for method in BASELINES for t in traces if t.method == method]
@@ -78,7 +79,7 @@ def table(traces: Sequence[Trace], base: Path | None, *, run_code: bool) -> Tabl
     of = f", {len(keys)} of them with an answer to check" if len(keys) < count else ""
     notes = [
         f"{count} questions{of}; 95 % intervals: Wilson's, and Agresti and Min's for pairs; "
-        "cut off: answers that used up the new tokens",
+        "cut off: answers with as many new tokens as were allowed",
         *([left_out] if left_out else []),
     ]
     return Table(f"{traces[0].settings['bench_name']}: accuracy", columns, rows, notes)
@@ -93,6 +94,8 @@ def score(args: argparse.Namespace) -> None:
         raise InputError(f"--output {args.output} is one of the traces; choose another file")
     if args.base_path is not None and args.base_path.resolve() not in places:
         raise InputError(f"--base-path {args.base_path} is none of the traces; add it to them")
+    if args.output is not None:
+        check_writable(args.output)
     benches: dict[str, list[Trace]] = {}
     for path in args.traces:
         trace = Trace.read(path)

@@ -55,10 +55,10 @@ def retrieval_section(recording: Recording, tasks: Sequence[str]) -> Section:
         found = outcomes(recording, drafter())
         for outcome in OUTCOMES:
             shares = [
-                found[task, outcome] / sum(found[task, other] for other in OUTCOMES)
+                found[task, outcome] / max(1, sum(found[task, other] for other in OUTCOMES))
                 for task in tasks
             ]
-            whole = sum(found[task, outcome] for task in tasks) / found.total()
+            whole = sum(found[task, outcome] for task in tasks) / max(1, found.total())
             rows.append((name, outcome, *(f"{share:.2f}" for share in [*shares, whole])))
     return Section(
         "retrieval",

@@ -38,11 +38,11 @@ class Option:
     name: str
     default: Any  # None: there is none, and the method needs a value
     help: str
-    sizes_itself: bool = False  # "auto" is a value too
+    annotation: str = ""
 
     def takes(self, value: Any) -> bool:
         """Whether the method accepts a value of the flag, which several methods share."""
-        return self.name != CAPACITY or value != "auto" or self.sizes_itself
+        return self.name != CAPACITY or value != "auto" or self.annotation == "Capacity"
 
     @property
     def flag(self) -> str:
@@ -52,8 +52,12 @@ class Option:
 def option_type(option: Option) -> Any:
     """The argparse type of an option."""
     by_name = {"trie_nodes": at_least(1), "max_hits": at_least(1), CAPACITY: capacity}
-    by_default = {str: str, type(None): str, int: at_least(1, LARGEST)}
-    return by_name.get(option.name, by_default.get(type(option.default), not_negative))
+    if option.name in by_name:
+        return by_name[option.name]
+    if option.default is None:  # its annotation says what it takes
+        kinds = {"int": at_least(1, LARGEST), "float": not_negative}
+        return next((kind for name, kind in kinds.items() if name in option.annotation), str)
+    return {str: str, int: at_least(1, LARGEST)}.get(type(option.default), not_negative)
 
 
 def capacity(text: str) -> int | str:
@@ -92,6 +96,10 @@ class Method(ABC):
         `tokenizer`: the fingerprint of the target's; None: not known.
         """
 
+    def drafts_from(self, options: Options) -> str | None:
+        """The checksum of a file that the method drafts from; None: there is none."""
+        return None
+
     @abstractmethod
     def engine(self, models: Models, options: Options) -> Engine:
         """Load the weights and return an engine that is ready to decode."""
@@ -107,7 +115,7 @@ class DrafterMethod(Method):
         self.summary = (inspect.getdoc(drafter) or "").partition("\n")[0]
         arguments = inspect.signature(drafter).parameters
         self.options = tuple(
-            Option(name, arguments[name].default, text, arguments[name].annotation == "Capacity")
+            Option(name, arguments[name].default, text, str(arguments[name].annotation))
             for name, text in drafter.options.items()
         )
 
@@ -117,6 +125,9 @@ class DrafterMethod(Method):
 
     def check(self, options: Options, tokenizer: str | None = None) -> None:
         check_tokenizer(self.drafter(**options), tokenizer)
+
+    def drafts_from(self, options: Options) -> str | None:
+        return self.drafter(**options).drafts_from
 
     def engine(self, models: Models, options: Options) -> Engine:
         return KVEngine(models, self.drafter(**options))

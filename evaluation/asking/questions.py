@@ -91,7 +91,8 @@ def known_answer(entry: Mapping[str, Any]) -> str:
     references = entry.get("reference")
     first = references[0] if isinstance(references, list) and references else ""
     given = entry.get("answer", first if "####" in str(first) else "")
-    return str(given) if isinstance(given, str | int) else ""
+    known = isinstance(given, str | int | float) and not isinstance(given, bool)
+    return str(given) if known else ""
 
 
 def sha256(path: Path) -> str:

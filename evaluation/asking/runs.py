@@ -124,6 +124,8 @@ def open_trace(
     if run.answer_file.resolve() == questions.resolve():
         raise InputError(f"the answer file {questions} is the question file; choose another")
     own = {"method": run.method.name, **run.options, "model_id": run.model_id}
+    if (checksum := run.method.drafts_from(run.options)) is not None:
+        own["drafts_from"] = checksum
     return TraceWriter(run.answer_file, own | shared, environment, overwrite=overwrite)
 
 

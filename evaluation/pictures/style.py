@@ -67,14 +67,8 @@ def shade(index: int, count: int) -> Any:
     return matplotlib.colormaps["viridis"](0.9 - 0.7 * index / max(1, count - 1))
 
 
-def style(index: int, count: int) -> dict[str, Any]:
-    """Colour and hatching of the bars of one method among several."""
-    hatch = HATCHES[index % len(HATCHES)]
-    return {"color": shade(index, count), "hatch": hatch, "edgecolor": "black", "linewidth": 0.6}
-
-
 def line_style(index: int, count: int) -> dict[str, Any]:
-    """The same for lines."""
+    """Colour and dashes of one line among several."""
     return {"color": shade(index, count), "linestyle": DASHES[index % len(DASHES)],
             "marker": MARKERS[index % len(MARKERS)], "markersize": 4, "linewidth": 1.4}  # fmt: skip
 

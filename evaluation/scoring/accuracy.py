@@ -12,9 +12,9 @@ from math import sqrt
 
 from model.logitspec.errors import InputError
 
-from ..traces.comparing import Trace
+from ..traces.comparing import Comparison, Trace
 from .judging import NOT_INSTALLED, can_judge_mathematics, is_right
-from .keys import Keys, read_keys
+from .keys import Keys, are_at_hand, read_keys
 
 Z = 1.959964  # of 95 %
 Interval = tuple[float, float]
@@ -50,21 +50,23 @@ def equal_answers(trace: Trace, base: Trace) -> int:
     return sum(r["choices"][0]["turns"] == theirs[r["question_id"]] for r in trace.records)
 
 
-def find_keys(traces: Sequence[Trace]) -> tuple[Keys, str]:
+def find_keys(comparison: Comparison) -> tuple[Keys, str]:
     """The keys of mathematical answers for a table of traces, and a note if they cannot be used.
 
     Empty where the benchmark has none, or its questions are not at hand: `evaluation.score` says
     why. Programs are run by that command only.
     """
-    known = next((trace for trace in traces if trace.settings), None)
-    if known is None:
+    known = next((trace for trace in comparison.traces if trace.settings), None)
+    if known is None or not are_at_hand(known.settings):
         return {}, ""
     try:
         keys = read_keys(known.settings, known.path)
-    except InputError:
-        return {}, ""
+    except InputError as error:
+        return {}, f"No accuracy: {error}."
     asked = {record["question_id"] for record in known.records}
     keys = {name: key for name, key in keys.items() if name in asked and not key.test}
+    if keys and comparison.first_turns:
+        return {}, "No accuracy: it is the last turn's."
     if keys and not can_judge_mathematics():
         return {}, f"No accuracy: {NOT_INSTALLED}."
     return keys, ""

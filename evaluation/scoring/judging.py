@@ -17,7 +17,7 @@ from pathlib import Path
 from .keys import Key
 
 SECONDS = 10  # that a program may run
-MEMORY = 1 << 30  # bytes that it may take
+MEMORY = 1 << 30  # bytes that each of its processes may take
 WRITTEN = 1 << 20  # bytes that it may print, or write into a file
 RUN = f"""
 import resource, runpy, sys
@@ -59,7 +59,7 @@ def passes(key: Key, text: str) -> bool:
     """Whether an answer's program passes its tests, in a process of its own with limits."""
     word = secrets.token_hex(8)  # printed after the tests: ending before them is not passing
     source = f"{program(key, text)}\n{key.test}\ncheck({key.entry_point})\nprint({word!r})\n"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         place, printed = Path(folder, "answer.py"), Path(folder, "printed")
         place.write_text(source, encoding="utf-8", errors="replace")
         with printed.open("wb") as out:

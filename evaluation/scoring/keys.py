@@ -23,7 +23,16 @@ class Key:
     test: str = ""
 
 
+ASKED = {"question_id"}  # what a line has beside a Key's fields
 Keys = dict[int | str, Key]  # by question id; questions without a known answer are missing
+
+
+def are_at_hand(settings: Mapping[str, Any]) -> bool:
+    """Whether data/ has the questions of a trace with these settings."""
+    try:
+        return sha256(question_path(str(settings["bench_name"]))) == settings["questions"]
+    except InputError:
+        return False
 
 
 def read_keys(settings: Mapping[str, Any], trace: Path) -> Keys:
@@ -53,9 +62,11 @@ def read_answers(path: Path) -> Keys:
     """The keys that data.prepare wrote beside a question file that has none of its own."""
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        if not all(isinstance(row[field], str) for row in rows for field in row.keys() - ASKED):
+            raise ValueError("a field is no text")
         return {row.pop("question_id"): Key(**row) for row in rows}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} holds no answers; delete it and run `python -m data.prepare "
-            f"{path.parent.name}` again"
+            f"{path} holds no answers, which are lines of JSON with texts; delete it, and prepare "
+            f"{path.parent.name} again if data.prepare has made it"
         ) from error

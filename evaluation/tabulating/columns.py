@@ -44,7 +44,7 @@ def compare(comparison: Comparison, *, published: bool = False, task_mat: bool =
     columns |= {"mat": "MAT", "tokens_per_second": "tokens/s", "speedup": "speedup [95 %]"}
     columns |= {f"over:{name}": f"over {name}" for name, _ in others}
     columns |= {"slowest": "slowest 5 %"}
-    keys, unscored = find_keys(comparison.traces)
+    keys, unscored = find_keys(comparison)
     columns |= ACCURACY if keys else {}
     columns |= {"equal": "equal answers"}
     last, unassisted = (others or [(main, baseline)])[-1]
@@ -130,7 +130,7 @@ def compare_groups(
         ]
         if published:
             found += published_rows(name, speedups, mats)
-        keys, note = find_keys(comparison.traces)
+        keys, note = find_keys(comparison)
         if keys:
             columns[f"accuracy:{name}"] = f"{name} accuracy %"
             for row, trace in zip(found, comparison.traces, strict=False):

@@ -33,11 +33,13 @@ class Datastore:
         tokens: [n] int32, the ids of all documents, a SEPARATOR after each.
         suffixes: [n] int32, where the suffixes of `tokens` begin, in lexicographic order.
         tokenizer: fingerprint of the tokenizer whose ids these are.
+        sha256: of both arrays.
         vocab_size: the ids are smaller than this.
     """
 
-    def __init__(self, tokens: Ints, suffixes: Ints, tokenizer: str) -> None:
+    def __init__(self, tokens: Ints, suffixes: Ints, tokenizer: str, sha256: str) -> None:
         self.tokens, self.suffixes, self.tokenizer = tokens, suffixes, tokenizer
+        self.sha256 = sha256
         self.vocab_size = int(tokens.max()) + 1
         # a memoryview gives Python's own numbers, which bisect compares faster than numpy's
         self._tokens, self._suffixes = tokens.data, suffixes.data
@@ -103,7 +105,7 @@ def opened(path: Path, version: tuple[int, int, int]) -> Datastore:
             about = file.metadata() or {}
         arrays = mapped(path)
         whole = about["format"] == FORMAT and about["sha256"] == checksum(*arrays)
-        store = Datastore(*arrays, about["tokenizer"])
+        store = Datastore(*arrays, about["tokenizer"], about["sha256"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(
             f"{path} is no datastore, or not a whole one ({brief(error)}); build it anew: "

@@ -111,7 +111,9 @@ def parse(file: Path, changed: int, size: int) -> GgufFile:
     That takes seconds for a long vocabulary, so it is kept in the cache folder.
     """
     identity = {"file": str(file), "changed": changed, "size": size}
-    known = found_once("gguf", identity | {"gguf": version("gguf")}, lambda: contents(file))
+    known = found_once(
+        "gguf", identity | {"gguf": version("gguf"), "format": 1}, lambda: contents(file)
+    )
     tensors = {
         name: GgufTensor(file, kind, tuple(shape), start, count)
         for name, kind, shape, start, count in known["tensors"]

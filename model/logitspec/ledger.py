@@ -31,7 +31,7 @@ class DecodingResult:
     # Per step: 1 when drafts followed the last accepted node and all were wrong, else 0
     misses: list[int] = field(default_factory=list)
     # Per step that a token came after: the rank, in the logits that chose the root, of the token
-    # after the root; -1 when it is not among the drafter's top_k. None where these were not found.
+    # after the root; -1 when it is not among the drafter's top_k. None of a step without these.
     next_next_ranks: list[int] = field(default_factory=list)
     prefill_seconds: float = 0.0
     draft_seconds: float = 0.0  # with what the drafter does with the prompt

@@ -12,6 +12,8 @@ from evaluation.demo import main as demo
 from evaluation.replay import main as replay
 from evaluation.run import main as run
 
+from ..conftest import question
+
 pytest.importorskip("pydivsufsort")
 
 
@@ -51,3 +53,22 @@ def test_another_tokenizers_datastore_is_refused(
     assert wanted in capsys.readouterr().err
     assert replay([*sweep, "--grid", f"datastore={other}"]) == 2
     assert wanted in capsys.readouterr().err
+
+
+def test_a_trace_is_not_gone_on_with_another_datastore(
+    chat_path: str,
+    tmp_path: Path,
+    make_bench: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_bench(question(1, "Hi"))
+    store, text = tmp_path / "a.store", tmp_path / "a.txt"
+    argv = ["--model-path", chat_path, "--model-id", "x", "--bench-name", "mine", "--warmup", "0"]
+    argv += ["--max-new-tokens", "5", "--dtype", "float32", "--answer-dir", str(tmp_path)]
+    argv += ["--methods", "rest", "--datastore", str(store), "--question-end", "1"]
+    for content, status in (("a b c", 0), ("d e f", 2)):
+        text.write_text(content)
+        built = [str(text), "--output", str(store), "--model-path", chat_path]
+        assert datastore.main(built) == 0
+        assert run(argv) == status
+    assert "drafts_from" in capsys.readouterr().err

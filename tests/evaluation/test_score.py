@@ -50,7 +50,7 @@ def test_what_counts_as_the_same_value(expected: str, text: str, right: bool) ->
 def test_the_answer_of_a_question_is_read_with_it(tmp_path: Path) -> None:
     rows: tuple[dict[str, Any], ...] = (
         {"answer": "7"}, {"answer": 7}, {"reference": ["x\n#### 7"]}, {"reference": ["a text"]},
-        {"answer": ["7"]}, {},
+        {"answer": ["7"]}, {}, {"answer": 0.5}, {"answer": True},
     )  # fmt: skip
     path = tmp_path / "question.jsonl"
     lines = [
@@ -58,7 +58,7 @@ def test_the_answer_of_a_question_is_read_with_it(tmp_path: Path) -> None:
         for at, row in enumerate(rows)
     ]
     path.write_text("".join(lines))
-    assert [q.answer for q in load_questions(path)] == ["7", "7", "x\n#### 7", "", "", ""]
+    assert [q.answer for q in load_questions(path)] == ["7", "7", "x\n#### 7", *[""] * 3, "0.5", ""]
 
 
 def test_wilsons_interval() -> None:

@@ -34,6 +34,7 @@ class Drafter(ABC):
     prompt_top_k: int = 0  # the same of every prompt token's logits, for reset()
     wants_best: bool = True  # whether the step that is verified next is to find these best tokens
     live_only: ClassVar[bool] = False  # drafts what only the target says: no recording serves it
+    drafts_from: str | None = None  # checksum of a file that it drafts from
     core: str | None = None  # which implementation drafts, where a method has several
     tokenizer: str | None = None  # fingerprint of the one whose ids it drafts; None: any
 

@@ -76,7 +76,7 @@ class RestDrafter(Drafter):
             raise InputError(f"max_ngram_size is {max_ngram_size}; give {SHORTEST} or more")
         self.capacity = draft_tree_capacity
         self._name, self._store = datastore, open_datastore(datastore)
-        self.tokenizer = self._store.tokenizer
+        self.tokenizer, self.drafts_from = self._store.tokenizer, self._store.sha256
         self._longest, self._length, self._most = max_ngram_size, num_pred_tokens, max_hits
         self._published_cut = published_cut
         self._context: list[int] = []  # the last committed tokens
