@@ -30,7 +30,7 @@ Keys = dict[int | str, Key]  # by question id; questions without a known answer 
 def are_at_hand(settings: Mapping[str, Any]) -> bool:
     """Whether data/ has the questions of a trace with these settings."""
     try:
-        return sha256(question_path(str(settings["bench_name"]))) == settings["questions"]
+        return bool(sha256(question_path(str(settings["bench_name"]))) == settings["questions"])
     except InputError:
         return False
 

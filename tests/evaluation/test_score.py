@@ -236,7 +236,9 @@ def test_bad_input(
         assert error.count("\n") == 1
     (bench / "answers.jsonl").write_text("{}\n")
     assert main([str(path)]) == 2
-    assert "run `python -m data.prepare mine` again" in capsys.readouterr().err
+    assert (
+        "delete it, and prepare mine again if data.prepare has made it" in capsys.readouterr().err
+    )
     (bench / "answers.jsonl").unlink()
     monkeypatch.setattr("evaluation.score.can_judge_mathematics", lambda: False)
     assert main([str(path)]) == 2

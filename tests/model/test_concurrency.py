@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from model.logitspec import (
     wrap,
 )
 from model.logitspec.kv_cache import MOST_IDLE
-from model.logitspec.sizing import measuring
+from model.logitspec.sizing import budget, measuring
 
 from ..conftest import TINY, save_tiny
 
@@ -180,6 +181,7 @@ def test_threads_learn_into_one_step_cost(wide_path: str, monkeypatch: pytest.Mo
         return begin(*args)
 
     monkeypatch.setattr(measuring, "begin", slowly)
+    monkeypatch.setattr(budget, "LOSS", math.inf)  # no rests, which are not learnt from
 
     def decoded(i: int) -> int:
         drafter = CalibratedDrafter(draft_tree_capacity="auto")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,12 +19,20 @@ from model.logitspec import (
     decode,
     storage,
 )
-from model.logitspec.sizing import measuring
+from model.logitspec.sizing import budget, measuring
 from model.logitspec.sizing.live_cost import GUESSED, STORE_EVERY, LiveCost, guessed
 from model.logitspec.sizing.measuring import Meter, completed, known_cost, live_cost
 from model.logitspec.sizing.step_cost import MEASURED_NODES, StepCost
 
 CONTEXTS = (128, 1024)
+
+
+@pytest.fixture(autouse=True)
+def restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model's steps are so short that drafting would rest, and these are not learnt from."""
+    monkeypatch.setattr(budget, "LOSS", math.inf)
+
+
 Curve = Callable[[int], float]
 
 
