@@ -17,7 +17,7 @@ from .command.files import check_writable, write_text
 from .command.parser import Parser
 from .scoring.accuracy import accuracy, difference, equal_answers, mark
 from .scoring.judging import NOT_INSTALLED, can_judge_mathematics
-from .scoring.keys import Keys, read_keys
+from .scoring.keys import Keys, asked_questions, read_keys
 from .tabulating.table import FORMATS, Row, Table
 from .traces.comparing import BASELINES, Trace, check_same_questions, leave_out, tell_apart
 
@@ -25,7 +25,8 @@ from .traces.comparing import BASELINES, Trace, check_same_questions, leave_out,
 def checked_keys(trace: Trace, *, run_code: bool) -> Keys:
     """The keys of the questions that a trace answers; InputError if answers cannot be checked."""
     bench, asked = trace.settings.get("bench_name"), {r["question_id"] for r in trace.records}
-    keys = {name: k for name, k in read_keys(trace.settings, trace.path).items() if name in asked}
+    questions = asked_questions(trace.settings, trace.path)
+    keys = {name: k for name, k in read_keys(questions).items() if name in asked}
     if not keys:
         raise InputError(
             f"no answer is known of the {len(asked)} questions in {trace.path}: question.jsonl of "
@@ -54,7 +55,7 @@ def table(traces: Sequence[Trace], base: Path | None, *, run_code: bool) -> Tabl
     left_out = leave_out(traces)
     for trace in traces[1:]:
         check_same_questions(traces[0].path, traces[0].records, trace.path, trace.records)
-        read_keys(trace.settings, trace.path)  # of the very questions
+        asked_questions(trace.settings, trace.path)
     keys = checked_keys(traces[0], run_code=run_code)
     tell_apart(traces)
     baselines = [t for method in BASELINES for t in traces if t.method == method]

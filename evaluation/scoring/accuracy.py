@@ -14,7 +14,7 @@ from model.logitspec.errors import InputError
 
 from ..traces.comparing import Comparison, Trace
 from .judging import NOT_INSTALLED, can_judge_mathematics, is_right
-from .keys import Keys, are_at_hand, read_keys
+from .keys import Keys, asked_questions, read_keys
 
 Z = 1.959964  # of 95 %
 Interval = tuple[float, float]
@@ -57,10 +57,14 @@ def find_keys(comparison: Comparison) -> tuple[Keys, str]:
     why. Programs are run by that command only.
     """
     known = next((trace for trace in comparison.traces if trace.settings), None)
-    if known is None or not are_at_hand(known.settings):
+    if known is None:
         return {}, ""
     try:
-        keys = read_keys(known.settings, known.path)
+        questions = asked_questions(known.settings, known.path)
+    except InputError:
+        return {}, ""
+    try:
+        keys = read_keys(questions)
     except InputError as error:
         return {}, f"No accuracy: {error}."
     asked = {record["question_id"] for record in known.records}

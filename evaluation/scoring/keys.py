@@ -27,16 +27,8 @@ ASKED = {"question_id"}  # what a line has beside a Key's fields
 Keys = dict[int | str, Key]  # by question id; questions without a known answer are missing
 
 
-def are_at_hand(settings: Mapping[str, Any]) -> bool:
-    """Whether data/ has the questions of a trace with these settings."""
-    try:
-        return bool(sha256(question_path(str(settings["bench_name"]))) == settings["questions"])
-    except InputError:
-        return False
-
-
-def read_keys(settings: Mapping[str, Any], trace: Path) -> Keys:
-    """The keys of the questions that a trace answers; empty if the benchmark has none.
+def asked_questions(settings: Mapping[str, Any], trace: Path) -> Path:
+    """The question file that a trace answers.
 
     Args:
         settings: of the trace.
@@ -51,8 +43,13 @@ def read_keys(settings: Mapping[str, Any], trace: Path) -> Keys:
         raise InputError(
             f"{path} holds other questions than {trace} answers; prepare those it was made with"
         )
-    keys: Keys = {q.question_id: Key(q.answer) for q in load_questions(path) if q.answer}
-    answers = path.with_name("answers.jsonl")
+    return path
+
+
+def read_keys(questions: Path) -> Keys:
+    """The keys of a question file's questions; empty if there are none. InputError as for these."""
+    keys: Keys = {q.question_id: Key(q.answer) for q in load_questions(questions) if q.answer}
+    answers = questions.with_name("answers.jsonl")
     if answers.exists():
         keys |= read_answers(answers)
     return keys

@@ -5,6 +5,7 @@ loading.py asks whether a file can be kept as it is, and has the model made.
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -139,7 +140,13 @@ def contents(file: Path) -> dict[str, Any]:
 
 
 def gguf_config(place: str, name: str, file: GgufFile) -> Any:
-    """The configuration that transformers makes of a file, which it parses for that: kept as well.
+    """The configuration that transformers makes of a file."""
+    return AutoConfig.for_model(**copy.deepcopy(config_fields(place, name, file)))
+
+
+@lru_cache(maxsize=1)
+def config_fields(place: str, name: str, file: GgufFile) -> dict[str, Any]:
+    """Its fields, not to be changed; transformers parses the file for them, so they are kept, too.
 
     Args:
         place: as from_pretrained takes it, of the file `name`.
@@ -151,7 +158,7 @@ def gguf_config(place: str, name: str, file: GgufFile) -> Any:
         return json.loads(config.to_json_string(use_diff=False))
 
     key = file.identity | {"transformers": version("transformers")}
-    return AutoConfig.for_model(**found_once("gguf-config", key, find))
+    return {**found_once("gguf-config", key, find)}
 
 
 def why_not_as_stored(file: GgufFile) -> str:

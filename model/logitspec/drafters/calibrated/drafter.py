@@ -153,10 +153,6 @@ class CalibratedDrafter(Drafter):
         self._core.use(table)
 
     @property
-    def _resting(self) -> bool:
-        return self.budget is not None and self.budget.rest > 0
-
-    @property
     def wants_best(self) -> bool:  # type: ignore[override]
         return self.budget is None or self.budget.rest <= 1
 
@@ -181,10 +177,10 @@ class CalibratedDrafter(Drafter):
         self.table.reset()
 
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
-        if self._resting:
-            self.drafted = Drafted([root], [0], [1.0], [-1])
-            return DraftTree(root, self.capacity)
         if self.budget is not None:
+            if self.budget.rest:
+                self.drafted = Drafted([root], [0], [1.0], [-1])
+                return DraftTree(root, self.capacity)
             self.budget.begin(self._committed, self.capacity)
         self.drafted = self._core.draft(root, top_ids, self.budget)
         return DraftTree.of(self.drafted.tokens, self.drafted.parents, self.capacity)
