@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen2Config
 from transformers.utils import logging
 
 from evaluation.command.parser import Parser, at_least
@@ -49,6 +49,11 @@ SHAPES = {
     "llama-1b": LlamaConfig(
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
         num_key_value_heads=8, head_dim=64, vocab_size=128_256, max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
+    "qwen2.5-0.5b": Qwen2Config(
+        hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+        num_key_value_heads=2, vocab_size=151_936, max_position_embeddings=32_768,
         tie_word_embeddings=True,
     ),
 }  # fmt: skip

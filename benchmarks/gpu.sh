@@ -1,0 +1,99 @@
+#!/bin/sh
+# Measure what docs/performance-gpu.md shows on a machine with a GPU, in some ten minutes.
+#
+#   sh benchmarks/gpu.sh              all of it; needs `python -m data.prepare default-model spec_bench`
+#   sh benchmarks/gpu.sh steps        what needs no checkpoint: step times of random weights
+#   sh benchmarks/gpu.sh answers      what needs one: its step times, its answers, the methods' speeds
+#   sh benchmarks/gpu.sh page         docs/performance-gpu.md from the figures of both
+#
+# What is measured already is kept. Set any of these in the environment:
+#   MACHINE     names the traces and the folder of figures                 (default: gpu)
+#   FIGURES     folder of figures                          (default: benchmarks/results/MACHINE)
+#   MODEL_PATH  checkpoint or GGUF file
+#                 (default: checkpoints/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf)
+#   SPARSER     ask only every so many-th of the questions, to try this out         (default: 1)
+#   PYTHON      interpreter, with the extras `plots` and `suffix` installed     (default: python)
+set -eu
+
+part=${1-all}
+case "$part" in
+    all | steps | answers | page) ;;
+    *)
+        echo "gpu.sh: unknown part $part; give steps, answers, page or nothing" >&2
+        exit 2
+        ;;
+esac
+cd "$(dirname "$0")/.."
+MACHINE=${MACHINE:-gpu}
+MODEL_PATH=${MODEL_PATH:-checkpoints/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf}
+SPARSER=${SPARSER:-1}
+FIGURES=${FIGURES:-benchmarks/results/$MACHINE}
+trees=vanilla,pld,recycling,logitspec,racer,calibrated
+
+python() { command "${PYTHON:-python}" "$@"; }
+
+measure() { # NAME BENCHMARK [FLAG...]: a benchmark's figures as FIGURES/NAME.json, unless they are there
+    file=$FIGURES/$1.json name=$2
+    shift 2
+    if [ ! -e "$file" ]; then
+        rm -f "$file.part"
+        python -m "benchmarks.$name" "$@" --json "$file.part"
+        mv "$file.part" "$file"
+    fi
+}
+
+ask() { # NAME METHODS STRIDE [FLAG...]: one run; its traces are data/spec_bench/model_answer/MACHINE-NAME-*
+    name=$1 methods=$2 stride=$3
+    shift 3
+    python -m evaluation.run --model-path "$MODEL_PATH" --model-id "$MACHINE-$name" --bench-name spec_bench \
+        --question-stride $((stride * SPARSER)) --methods "$methods" --max-new-tokens 128 --cap-new-tokens "$@" ||
+        [ $? -eq 3 ] # 3: done but for questions that could not be answered
+}
+
+traces() { # NAME METHODS: the files of such a run, in the order of the methods
+    echo "$2" | tr ',' '\n' | sed "s|.*|data/spec_bench/model_answer/$MACHINE-$1-&.jsonl|"
+}
+
+steps() {
+    for shape in llama-7b qwen2.5-0.5b; do
+        measure "step_cost-$shape" step_cost --random-weights $shape --dtype float16 bfloat16 \
+            --context 256 1024 4096 --nodes 2 4 8 16 24 32 48 64 96 128 --rounds 9 --prompt 256 1024
+    done
+}
+
+answers() {
+    measure step_cost-default step_cost --model-path "$MODEL_PATH" --dtype float16 bfloat16 float32 \
+        --context 256 1024 4096 --nodes 2 4 8 16 24 32 48 64 96 128 --rounds 9 --prompt 256 1024
+    ask cpu $trees 20 --device cpu --dtype float32 --warmup 0
+    set --
+    for dtype in float32 float16 bfloat16; do
+        ask $dtype $trees 20 --dtype $dtype
+        # shellcheck disable=SC2046
+        set -- "$@" $(traces $dtype $trees)
+    done
+    # shellcheck disable=SC2046
+    measure agreement agreement "$@" --reference $(traces cpu $trees)
+    methods=baseline,hf_pld,suffix,$trees,logitspec@auto,calibrated@16,calibrated@auto
+    for dtype in float16 bfloat16; do
+        ask speed-$dtype $methods 20 --dtype $dtype
+        # shellcheck disable=SC2046
+        [ -e "$FIGURES/methods-$dtype.json" ] ||
+            python -m evaluation.tables $(traces speed-$dtype $methods) --first-turns \
+                --json "$FIGURES/methods-$dtype.json"
+    done
+    for temperature in 0.0 1.0; do
+        name=slowest-$temperature
+        measure $name slowest --model-path "$MODEL_PATH" --model-id "$MACHINE-$name" --dtype float16 \
+            --answer-dir data/spec_bench/model_answer --bench-name spec_bench --question-stride $((20 * SPARSER)) \
+            --max-new-tokens 128 --cap-new-tokens --temperature $temperature
+    done
+}
+
+page() {
+    python -m benchmarks.report "$FIGURES" --output docs/performance-gpu.md --notes docs/performance-gpu-notes.md
+}
+
+mkdir -p "$FIGURES"
+case "$part" in all | steps) steps ;; esac
+case "$part" in all | answers) answers ;; esac
+case "$part" in all | page) page ;; esac
