@@ -89,10 +89,12 @@ def report(args: argparse.Namespace) -> None:
     results.content["environments"] = [
         environment for trace in traces for environment in trace.sidecar.environments
     ]
+    made = {key: first.settings[key] for key in ("bench_name", "model", "dtype")}
+    results.content["reference"] = {**made, "device": place(first)}
     shown = results.table(
         "traces",
-        f"{first.settings['bench_name']}, {first.settings['model']}: beside the same methods in "
-        f"{first.settings['dtype']} on {place(first)}",
+        f"{made['bench_name']}, {made['model']}: beside the same methods in {made['dtype']} on "
+        f"{place(first)}",
         COLUMNS,
     )
     for trace in traces:

@@ -20,6 +20,7 @@ from . import scale, step_cost
 from .measure import fill, grouped
 from .sections import (
     Content,
+    agreement_section,
     first_token_section,
     instructions,
     llama_section,
@@ -116,6 +117,7 @@ def methods_table(content: Content) -> str:
 
 
 SECTIONS: dict[str, Callable[[Sequence[Content], Path], str]] = {
+    "agreement*.json": lambda contents, _: agreement_section(contents),
     "llama_cpp*.json": lambda contents, _: llama_section(contents),
     "methods-*.json": methods_section,
     "slowest*.json": lambda contents, _: slowest_section(contents),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
-from . import first_token, neighbour
+from . import agreement, first_token, neighbour
 from .llama_summary import PLAIN, THEIRS, summary
 from .measure import Columns, Figures, cells
 
@@ -147,4 +147,22 @@ def neighbour_section(contents: Sequence[Content]) -> str:
         "`python -m benchmarks.neighbour`: steps per second on a quiet machine and beside a "
         "process that keeps one of the cores busy; the share that is kept, median [quartiles] of "
         f"{contents[0]['settings']['rounds']} rounds.\n\n{markdown_table(columns, rows)}"
+    )
+
+
+def agreement_section(contents: Sequence[Content]) -> str:
+    """Of agreement's results."""
+    parts = []
+    for content in contents:
+        reference = content["reference"]
+        parts.append(
+            f"\n{reference['model']}, {reference['bench_name']}, beside {reference['dtype']} on "
+            f"{reference['device']}:\n\n{markdown_table(agreement.COLUMNS, content['traces'])}"
+        )
+    return (
+        "## Answers beside those of another device\n\n"
+        "`python -m benchmarks.agreement`: traces beside those of the same methods and questions "
+        "made otherwise. `equal`: turns that are the same, token for token; `parts after`: the "
+        "median number of tokens before the first that differs, of the others; `same accept "
+        "lengths`: questions whose steps all accepted as many.\n" + "".join(parts)
     )

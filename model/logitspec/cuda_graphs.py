@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -23,6 +25,9 @@ from .sampling import Chooser, greedy
 
 TREE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)  # of the graphs; then multiples of 64
 LEAST_SEEN = 256  # shortest context of the graphs
+# Steps that a larger graph serves before one of their size is captured. On an H200 capturing takes
+# as long as 50 to 80 steps, and 64 nodes at most a sixth longer than 2 (docs/performance-gpu.md).
+PATIENCE = 16
 CAPTURE = threading.Lock()  # torch captures one graph at a time
 
 
@@ -30,10 +35,17 @@ class GraphVerifier:
     """Trees padded to a bucket of nodes, the cache seen to a bucket of slots: shapes that repeat.
 
     A padded node wants the token -1, which nothing agrees with, sees itself and what is
-    committed, and writes behind the tree. Graphs are captured when first needed and share memory.
+    committed, and writes behind the tree. Graphs share memory. Where none is large enough, one for
+    trees of `largest` nodes and the next power of two of slots is captured; one of the very size
+    when it was asked for PATIENCE times.
 
     If the chooser is not greedy, the graph ends at the logits.
+
+    Attributes:
+        largest: most nodes of the trees to come; 0: each tree gets a graph of its own bucket.
     """
+
+    largest = 0
 
     head_seconds = 0.0
 
@@ -55,30 +67,46 @@ class GraphVerifier:
             with torch.cuda.device(model.device):
                 stream = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
                 self._captured = torch.cuda.graph_pool_handle(), stream
-        self._steps: dict[tuple[int, int], StaticStep] = {}
+        self._steps: dict[tuple[int, int], StaticStep] = {}  # by nodes and slots
+        self._asked: Counter[tuple[int, int]] = Counter()  # sizes for which a larger one served
         self._logits: dict[int, torch.Tensor] = {}  # [nodes, vocab] by nodes, for all contexts
 
     wants_best = True  # whatever is said
 
     def build(self, tree: DraftTree) -> None:
-        nodes = node_bucket(len(tree))
-        self._cache.require(nodes)
+        size = self._size(node_bucket(len(tree)))
+        self._cache.require(size[0])
         self._model.require_position(self._cache.length + max(tree.depths))
-        seen = min(slot_bucket(self._cache.length + nodes), self._cache.capacity)
-        key = (nodes, seen)
         self._tree = tree
         with on_device(self._model.device):
-            step = self._steps.get(key)
+            step = self._steps.get(size)
             if step is None:
-                out = None if self.chooser.greedy else self._logits_of(nodes)
-                step = StaticStep(self._model, self._cache, nodes, seen, self._widths, out)
+                out = None if self.chooser.greedy else self._logits_of(size[0])
+                step = StaticStep(self._model, self._cache, *size, self._widths, out)
                 step.load(tree, self._cache.length)  # capturing runs what is loaded
                 if self._captured is not None:
                     step.capture(*self._captured)
-                self._steps[key] = step
+                self._steps[size] = step
             else:
                 step.load(tree, self._cache.length)
         self._step = step
+
+    def _size(self, nodes: int) -> tuple[int, int]:
+        """Nodes and slots of the step for a bucket of nodes: of one that is there, or a new one."""
+        wanted = nodes, self._slots(nodes)
+        if not self.largest or wanted in self._steps:
+            return wanted
+        larger = [s for s in self._steps if s[0] >= nodes and s[1] >= self._slots(s[0])]
+        if not larger:
+            nodes = max(nodes, node_bucket(self.largest))
+            return nodes, self._slots(nodes, power_of_two)
+        self._asked[wanted] += 1
+        return min(larger) if self._asked[wanted] <= PATIENCE else wanted
+
+    def _slots(self, nodes: int, bucket: Callable[[int], int] | None = None) -> int:
+        """Slots that a step over so many nodes sees."""
+        seen = (bucket or slot_bucket)(self._cache.length + nodes)
+        return min(seen, self._cache.capacity)
 
     def _logits_of(self, nodes: int) -> torch.Tensor:
         if nodes not in self._logits:
@@ -278,3 +306,8 @@ def slot_bucket(slots: int) -> int:
     while size < slots:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return size
+
+
+def power_of_two(slots: int) -> int:
+    """The next power of two, from LEAST_SEEN on."""
+    return max(LEAST_SEEN, 1 << (slots - 1).bit_length())

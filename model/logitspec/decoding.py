@@ -74,7 +74,8 @@ def decode(
         prepared(drafter, model) as cost,
         cache_for(model, drafter, prompt_ids, max_new_tokens) as cache,
     ):
-        verifier = find_verifier(model, cache, drafter.top_k, drafter.node_top_k, chooser)
+        widths = drafter.top_k, drafter.node_top_k
+        verifier = find_verifier(model, cache, *widths, chooser, drafter.capacity)
         ledger = Ledger(len(prompt_ids), eos_token_ids)
         tokens = ledger.result.tokens
         verdict = prefill(model, prompt_ids, cache, drafter.top_k, drafter.prompt_top_k, chooser)

@@ -52,6 +52,7 @@ def find_verifier(
     top_k: int,
     node_top_k: int = 0,
     chooser: Chooser | None = None,
+    largest: int = 0,
 ) -> Verifier:
     """The verifier of a model over a cache; graphs are kept with the cache and used again.
 
@@ -60,6 +61,7 @@ def find_verifier(
         top_k: best token ids to report of the logits that choose the next root.
         node_top_k: the same of every node.
         chooser: of the target's tokens; None: greedy.
+        largest: most nodes of the trees to come, see GraphVerifier; 0: each runs at its own size.
     """
     chooser = chooser or greedy()
     if not model.graphs:
@@ -69,7 +71,7 @@ def find_verifier(
     if key not in cache.graphs:
         cache.graphs[key] = GraphVerifier(model, cache, top_k, node_top_k, chooser)
     known: GraphVerifier = cache.graphs[key]
-    known.chooser = chooser
+    known.chooser, known.largest = chooser, largest
     return known
 
 

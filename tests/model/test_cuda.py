@@ -131,19 +131,30 @@ def test_graphs_are_captured_once(tiny_path: str, monkeypatch: pytest.MonkeyPatc
 
 def test_a_step_waits_once(tiny_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(tiny_path, dtype=torch.float32, device_map="cuda:0", cuda_graphs="on")
+    waits: list[None] = []
+    plain: Callable[..., None] = torch.cuda.Stream.synchronize
+
+    def waiting(stream: torch.cuda.Stream) -> None:
+        waits.append(None)
+        torch.cuda.set_sync_debug_mode("default")
+        plain(stream)
+        torch.cuda.set_sync_debug_mode("error")
+
     with model.cache(256) as cache:
         verifier = GraphVerifier(model, cache, 4, 0, greedy())
         tree = DraftTree(5, 8)
         verifier.build(tree)
         verifier.forward()
         verifier.accept()
-        torch.cuda.set_sync_debug_mode("error")  # what waits inside torch's operators raises
+        monkeypatch.setattr(torch.cuda.Stream, "synchronize", waiting)
+        torch.cuda.set_sync_debug_mode("error")  # what else waits raises
         try:
             verifier.build(tree)
             verifier.forward()
             verifier.accept()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 1
 
 
 def test_a_model_that_does_not_fit(tiny: LlamaKVForCausalLM, tiny_path: str) -> None:

@@ -7,6 +7,7 @@ import random
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
+from unittest import mock
 
 import pytest
 import torch
@@ -21,7 +22,15 @@ from model.logitspec import (
     decode,
     load,
 )
-from model.logitspec.cuda_graphs import GraphVerifier, node_bucket, slot_bucket, use_graphs
+from model.logitspec.cuda_graphs import (
+    PATIENCE,
+    GraphVerifier,
+    StaticStep,
+    node_bucket,
+    power_of_two,
+    slot_bucket,
+    use_graphs,
+)
 from model.logitspec.kv_cache import MOST_IDLE, CachePool
 from model.logitspec.prefill import prefill
 from model.logitspec.sampling import greedy
@@ -69,6 +78,44 @@ def test_padded_verdicts_are_those_of_plain_steps(
         for cache in caches:
             cache.keep(kept)
     assert caches[1].length > 250
+
+
+def test_a_larger_step_serves_until_one_of_the_size_pays(tiny_path: str) -> None:
+    """One step is made for a context, and one of a tree's own size when that was asked for often;
+    verdicts are the same."""
+    rng = random.Random(4)
+    models = [load(tiny_path, dtype=torch.float64) for _ in range(2)]
+    prompt = [rng.randrange(97) for _ in range(200)]
+    caches = [model.new_cache(512) for model in models]
+    for model, cache in zip(models, caches, strict=True):
+        prefill(model, prompt, cache, top_k=0)
+    plain = EagerVerifier(models[0], caches[0], 3, 2, greedy())
+    padded = GraphVerifier(models[1], caches[1], 3, 2, greedy())
+    padded.largest = 30
+
+    def verified(size: int) -> None:
+        tree = random_tree(rng, size)
+        verdicts = []
+        for step in (plain, padded):
+            step.build(tree)
+            step.forward()
+            verdicts.append(step.accept())
+        assert verdicts[0] == verdicts[1]
+
+    used = []
+    with mock.patch("model.logitspec.cuda_graphs.StaticStep", wraps=StaticStep) as made:
+        for size in (2, 30, 5, *[7] * (PATIENCE - 1), 1, 7, 7, 2):
+            verified(size)
+            used.append(padded._step.nodes)
+        assert used == [32] * (PATIENCE + 3) + [8, 8, 8]
+        assert [call.args[2:4] for call in made.call_args_list] == [(32, 256), (8, 256)]
+        for _ in range(2):  # past 256 slots
+            verified(30)
+            for cache in caches:
+                cache.keep(range(30))
+        for size in (7, 30, 70):
+            verified(size)
+        assert [call.args[2:4] for call in made.call_args_list[2:]] == [(32, 512), (96, 512)]
 
 
 def test_padded_drafts_are_accepted(static: LlamaKVForCausalLM) -> None:
@@ -168,6 +215,10 @@ def test_slot_buckets(slots: int) -> None:
     size = slot_bucket(slots)
     assert slots <= size <= max(256, 1.5 * slots)
     assert slot_bucket(size) == size
+    whole = power_of_two(slots)
+    assert size <= whole <= max(256, 2 * slots)
+    assert whole & (whole - 1) == 0
+    assert slot_bucket(whole) == whole
 
 
 def test_graphs_are_for_one_gpu(tiny: LlamaKVForCausalLM) -> None:
