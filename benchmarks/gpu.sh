@@ -1,5 +1,5 @@
 #!/bin/sh
-# Measure what docs/performance-gpu.md shows on a machine with a GPU, in some ten minutes.
+# Measure what docs/performance-gpu.md shows on a machine with a GPU, in some five minutes.
 #
 #   sh benchmarks/gpu.sh              all of it; needs `python -m data.prepare default-model spec_bench`
 #   sh benchmarks/gpu.sh steps        what needs no checkpoint: step times of random weights
@@ -28,7 +28,8 @@ MACHINE=${MACHINE:-gpu}
 MODEL_PATH=${MODEL_PATH:-checkpoints/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf}
 SPARSER=${SPARSER:-1}
 FIGURES=${FIGURES:-benchmarks/results/$MACHINE}
-trees=vanilla,pld,recycling,logitspec,racer,calibrated
+SIZES="--context 256 1024 4096 --nodes 2 4 8 16 24 32 48 64 96 128 --rounds 5"
+fixed=vanilla,pld,suffix,recycling,logitspec,racer,calibrated # draft the same on every machine
 
 python() { command "${PYTHON:-python}" "$@"; }
 
@@ -42,11 +43,11 @@ measure() { # NAME BENCHMARK [FLAG...]: a benchmark's figures as FIGURES/NAME.js
     fi
 }
 
-ask() { # NAME METHODS STRIDE [FLAG...]: one run; its traces are data/spec_bench/model_answer/MACHINE-NAME-*
-    name=$1 methods=$2 stride=$3
-    shift 3
+ask() { # NAME METHODS [FLAG...]: one run; its traces are data/spec_bench/model_answer/MACHINE-NAME-*
+    name=$1 methods=$2
+    shift 2
     python -m evaluation.run --model-path "$MODEL_PATH" --model-id "$MACHINE-$name" --bench-name spec_bench \
-        --question-stride $((stride * SPARSER)) --methods "$methods" --max-new-tokens 128 --cap-new-tokens "$@" ||
+        --question-stride $((40 * SPARSER)) --methods "$methods" --max-new-tokens 128 --cap-new-tokens "$@" ||
         [ $? -eq 3 ] # 3: done but for questions that could not be answered
 }
 
@@ -56,41 +57,30 @@ traces() { # NAME METHODS: the files of such a run, in the order of the methods
 
 steps() {
     for shape in llama-7b qwen2.5-0.5b; do
-        measure "step_cost-$shape" step_cost --random-weights $shape --dtype float16 bfloat16 \
-            --context 256 1024 4096 --nodes 2 4 8 16 24 32 48 64 96 128 --rounds 9 --prompt 256 1024
+        measure "step_cost-$shape" step_cost --random-weights $shape --dtype float16 $SIZES
     done
 }
 
 answers() {
-    measure step_cost-default step_cost --model-path "$MODEL_PATH" --dtype float16 bfloat16 float32 \
-        --context 256 1024 4096 --nodes 2 4 8 16 24 32 48 64 96 128 --rounds 9 --prompt 256 1024
-    ask cpu $trees 20 --device cpu --dtype float32 --warmup 0
+    measure step_cost-default step_cost --model-path "$MODEL_PATH" --dtype float16 $SIZES
+    ask cpu $fixed --device cpu --dtype float32 --warmup 0
     set --
     for dtype in float32 float16 bfloat16; do
-        ask $dtype $trees 20 --dtype $dtype
-        # shellcheck disable=SC2046
-        set -- "$@" $(traces $dtype $trees)
-    done
-    # shellcheck disable=SC2046
-    measure agreement agreement "$@" --reference $(traces cpu $trees)
-    methods=baseline,hf_pld,suffix,$trees,logitspec@auto,calibrated@16,calibrated@auto
-    for dtype in float16 bfloat16; do
-        ask speed-$dtype $methods 20 --dtype $dtype
+        ask $dtype $fixed,calibrated@auto --dtype $dtype --warmup 1
         # shellcheck disable=SC2046
         [ -e "$FIGURES/methods-$dtype.json" ] ||
-            python -m evaluation.tables $(traces speed-$dtype $methods) --first-turns \
+            python -m evaluation.tables $(traces $dtype $fixed,calibrated@auto) --first-turns \
                 --json "$FIGURES/methods-$dtype.json"
+        # shellcheck disable=SC2046
+        set -- "$@" $(traces $dtype $fixed)
     done
-    for temperature in 0.0 1.0; do
-        name=slowest-$temperature
-        measure $name slowest --model-path "$MODEL_PATH" --model-id "$MACHINE-$name" --dtype float16 \
-            --answer-dir data/spec_bench/model_answer --bench-name spec_bench --question-stride $((20 * SPARSER)) \
-            --max-new-tokens 128 --cap-new-tokens --temperature $temperature
-    done
+    # shellcheck disable=SC2046
+    measure agreement agreement "$@" --reference $(traces cpu $fixed)
 }
 
 page() {
-    python -m benchmarks.report "$FIGURES" --output docs/performance-gpu.md --notes docs/performance-gpu-notes.md
+    python -m benchmarks.report "$FIGURES" --output docs/performance-gpu.md --notes docs/performance-gpu-notes.md \
+        --title "Performance on a GPU"
 }
 
 mkdir -p "$FIGURES"

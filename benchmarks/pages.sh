@@ -3,7 +3,9 @@
 #
 #   sh benchmarks/pages.sh                both pages
 #   sh benchmarks/pages.sh performance    one of them
-#   sh benchmarks/pages.sh results        the other; needs `python -m data.prepare all`
+#   sh benchmarks/pages.sh results        the other, with SECOND docs/results-second.md, too; both need
+#                                         `python -m data.prepare all`
+#   sh benchmarks/pages.sh second         docs/results-second.md alone
 #   sh benchmarks/pages.sh analyses       docs/analyses.md instead, and with SECOND docs/analyses-second.md
 #
 # What is measured already is kept: the traces in data/BENCH/model_answer/MACHINE-*, the other
@@ -28,9 +30,9 @@ set -eu
 
 page=${1-both}
 case "$page" in
-    both | performance | results | analyses) ;;
+    both | performance | results | second | analyses) ;;
     *)
-        echo "pages.sh: unknown page $page; give performance, results, analyses or nothing" >&2
+        echo "pages.sh: unknown page $page; give performance, results, second, analyses or nothing" >&2
         exit 2
         ;;
 esac
@@ -122,26 +124,68 @@ performance() {
 }
 
 results() {
-    all=$seven,logitspec@auto,racer,racer@16,calibrated,calibrated@16,calibrated@auto
-    ask results spec_bench 24 $all --dtype bfloat16
-    ask results humaneval 16 $all --dtype bfloat16 --question-end 160
-    ask results gsm8k 30 $all --dtype bfloat16
-    ask results cnndm 100 $all --dtype bfloat16
+    model=$GGUF
+    store=data/python.store # of the standard library, for rest
+    if [ ! -e $store ]; then
+        # shellcheck disable=SC2046
+        python -m data.datastore $(python -c "import glob, os; print(*glob.glob(os.path.dirname(os.__file__) + '/*.py'))") \
+            --output $store --model-path "$model"
+    fi
+    all=baseline,hf_pld,vanilla,pld,suffix,sam,lookahead,rest,recycling,sam_recycling
+    all=$all,logitspec,logitspec@auto,racer,racer@16,calibrated,calibrated@16,calibrated@auto
+    ask results spec_bench 12 $all --dtype float32 --datastore $store
+    main=vanilla,pld,suffix,sam,recycling,sam_recycling,logitspec,racer,calibrated,calibrated@16,calibrated@auto
+    set --
+    # shellcheck disable=SC2046
+    for each in "humaneval 8 160" "gsm8k 15 300" "math500 25 500" "aime25 1 20" "mgsm_zh 12 240" "govreport_2k 1 20"; do
+        read -r bench stride end <<-END
+			$each
+		END
+        ask results "$bench" "$stride" $main --dtype float32 --question-end "$end"
+        set -- "$@" $(traces results "$bench" $main)
+    done
+    others=$*
     set --
     for temperature in 0.0 0.3 0.7 1.0; do
-        methods=$seven,racer,calibrated,calibrated@auto
-        ask temperature-$temperature spec_bench 120 $methods --dtype bfloat16 --temperature $temperature
+        methods=vanilla,pld,suffix,recycling,logitspec,racer,calibrated,calibrated@auto
+        ask temperature-$temperature spec_bench 60 $methods --dtype float32 --temperature $temperature
         # shellcheck disable=SC2046
         set -- "$@" $(traces temperature-$temperature spec_bench $methods)
     done
-    # shellcheck disable=SC2046
-    python -m evaluation.report $(for bench in spec_bench humaneval gsm8k cnndm; do traces results $bench $all; done) \
+    # shellcheck disable=SC2046,SC2086
+    python -m evaluation.report $(traces results spec_bench $all) $others \
         --temperatures "$@" --published --output "$DOCS/results.md" --notes docs/results-notes.md
 }
 
-record() { # NAME FILE STRIDE TOKENS: a recording, gone on with, as recordings/MACHINE-NAME
-    python -m evaluation.record --model-path "$2" --bench-name spec_bench --question-stride $(($3 * SPARSER)) \
-        --max-new-tokens "$4" --cap-new-tokens --top-k 128 --output "recordings/$MACHINE-$1"
+results_of_second() { # fewer questions are asked of it; the others are recorded once, and replayed
+    model=$SECOND
+    live=vanilla,pld,suffix,recycling,logitspec,racer,calibrated,calibrated@16,calibrated@auto
+    ask second-results spec_bench 40 $live --dtype float32
+    # shellcheck disable=SC2046
+    for each in "spec_bench 12 480" "humaneval 8 160" "gsm8k 15 300" "math500 25 500" "aime25 1 20" "mgsm_zh 12 240" \
+        "govreport_2k 1 20"; do
+        read -r bench stride end <<-END
+			$each
+		END
+        file=$FIGURES/replayed-second/$bench.csv
+        if [ ! -e "$file" ]; then
+            record "second-$bench" "$SECOND" "$stride" 128 --bench-name "$bench" --question-end "$end"
+            mkdir -p "$FIGURES/replayed-second"
+            python -m evaluation.replay --recording "recordings/$MACHINE-second-$bench" \
+                --methods $live,sam,sam_recycling --csv "$file"
+        fi
+        set -- "$@" "$file"
+    done
+    # shellcheck disable=SC2046
+    python -m evaluation.report $(traces second-results spec_bench $live) --replayed "$@" \
+        --output "$DOCS/results-second.md"
+}
+
+record() { # NAME FILE STRIDE TOKENS [FLAG...]: a recording, gone on with, as recordings/MACHINE-NAME
+    name=$1 file_of=$2 stride=$3 tokens=$4
+    shift 4
+    python -m evaluation.record --model-path "$file_of" --question-stride $((stride * SPARSER)) \
+        --max-new-tokens "$tokens" --cap-new-tokens --top-k 128 --output "recordings/$MACHINE-$name" "$@"
 }
 
 analyses() {
@@ -161,4 +205,5 @@ analyses() {
 mkdir -p "$FIGURES" "$DOCS"
 case "$page" in both | performance) performance ;; esac
 case "$page" in both | results) results ;; esac
+case "$page" in both | results | second) [ -z "$SECOND" ] || results_of_second ;; esac
 if [ "$page" = analyses ]; then analyses; fi

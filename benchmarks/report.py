@@ -50,7 +50,8 @@ def step_section(contents: Sequence[Content], folder: Path) -> str:
             kernels = list(grouped(rows, "{kernels}"))
             same = grouped(rows, "{context} {nodes}").values()
             shown = markdown_table(step_cost.columns(kernels), [*map(step_cost.compared, same)])
-            text += f"\n{found['model']}, {found['isa']}, {dtype}:\n\n{shown}"
+            made = [found["model"], found["isa"], dtype]
+            text += f"\n{', '.join(word for word in made if word != '-')}:\n\n{shown}"
             if dtype in prompts:
                 lengths = grouped(prompts[dtype], "{tokens}").values()
                 columns = step_cost.columns(kernels, prompts=True)
@@ -106,8 +107,9 @@ def methods_table(content: Content) -> str:
     kernels = sorted({environment["kernels"] for environment in content["environments"]})
     used = " and ".join(sorted({instructions(found) for found in content["environments"]} - {"-"}))
     turns = "first turns" if content["first_turns"] else "all turns"
+    whose = "generate()" if "baseline" in content["methods"] else "the one-node loop"
     return (
-        f"## Beside generate(), {settings['dtype']}{f', {used}' if used else ''}\n\n"
+        f"## Beside {whose}, {settings['dtype']}{f', {used}' if used else ''}\n\n"
         "`python -m evaluation.run` and `python -m evaluation.tables --json`: "
         f"{settings['model']}, {content['questions']} questions of {settings['bench_name']}, "
         f"{turns}, at most {settings['max_new_tokens']} new tokens, "
@@ -185,7 +187,7 @@ def report(args: argparse.Namespace) -> None:
             parts.insert(0, args.notes.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"{args.notes}: {error.strerror}; give another file") from error
-    text = f"# Performance\n\nWritten by `python -m benchmarks.report`. {made}\n"
+    text = f"# {args.title}\n\nWritten by `python -m benchmarks.report`. {made}\n"
     text += "".join(f"\n{part.strip()}\n" for part in parts)
     write_text(args.output, text)
     print(f"{args.output}, pictures in {pictures}")
@@ -198,6 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     add("results", type=Path, metavar="FOLDER", help=known)
     add("--output", type=Path, required=True, metavar="FILE.md", help="pictures go beside it")
     add("--notes", type=Path, metavar="FILE", help="Markdown to put before the first section")
+    add("--title", default="Performance", help="of the page")
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: report(args))
 

@@ -56,7 +56,10 @@ def instructions(environment: Figures) -> str:
 
 def named(content: Content) -> Figures:
     """The columns INSTRUCTIONS of a benchmark's file."""
-    model = PurePath(content["settings"]["model_path"]).name.removesuffix(".gguf")
+    settings = content["settings"]
+    model = PurePath(settings["model_path"]).name.removesuffix(".gguf")
+    if settings.get("random_weights"):
+        model = f"{settings['random_weights']} (random weights)"
     return {"isa": instructions(content["environment"]), "model": model}
 
 

@@ -156,7 +156,8 @@ def draw(rows: Sequence[Figures], path: Path) -> None:
             nodes = [row["nodes"] for row in of_it]
             limits = [max(row["reading_ms"], row["arithmetic_ms"]) for row in of_it]
             axes.plot(nodes, limits, linestyle=":", linewidth=1, color=line.get_color())
-        axes.set(xticks=nodes, xlabel="nodes of the draft tree", ylabel="ms per step")
+        ticks = [n for n in nodes if n == 1 or n >= nodes[-1] / 16]
+        axes.set(xticks=ticks, xlabel="nodes of the draft tree", ylabel="ms per step")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.set_title(f"{dtype}; dotted: the machine's limit", fontsize=10)

@@ -21,6 +21,7 @@ from .pictures.from_traces import PICTURES, draw_all
 from .tabulating.columns import BENCHES, TEMPERATURES, compare, compare_groups, read_groups
 from .tabulating.origin import describe, own_options
 from .tabulating.phases import phases
+from .tabulating.replayed import replayed
 from .tabulating.table import Table, to_csv, to_latex, to_markdown
 from .traces.comparing import Comparison, Trace
 
@@ -71,6 +72,8 @@ def page(args: argparse.Namespace, notes: str, folder: Path) -> list[str]:
     if warm:
         by_temperature = compare_groups(warm, TEMPERATURES)
         lines += section("At a temperature", "temperatures", by_temperature, folder)
+    for path in args.replayed or ():
+        lines += section(f"{path.stem}, replayed", f"replayed-{path.stem}", replayed(path), folder)
     lines += [notes] if notes else []
     for name in draw_all(comparison, folder, kind=args.format, question=args.question):
         heading = PICTURES[name][1].rstrip(".")
@@ -102,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--published", action="store_true", help="append published figures for the bench")
     several = "traces of several temperatures, each with a baseline, for a table of their own"
     add("--temperatures", type=Path, nargs="+", metavar="TRACE", help=several)
+    tables = "what evaluation.replay --csv wrote, for a table each"
+    add("--replayed", type=Path, nargs="+", metavar="CSV", help=tables)
     add_picture_flags(parser)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: report(args))

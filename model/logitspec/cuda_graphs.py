@@ -25,9 +25,9 @@ from .sampling import Chooser, greedy
 
 TREE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)  # of the graphs; then multiples of 64
 LEAST_SEEN = 256  # shortest context of the graphs
-# Steps that a larger graph serves before one of their size is captured. On an H200 capturing takes
-# as long as 50 to 80 steps, and 64 nodes at most a sixth longer than 2 (docs/performance-gpu.md).
-PATIENCE = 16
+# Steps that a larger graph serves before one of their size is captured. On an H200 that takes as
+# long as 20 to 35 steps, and the larger one at most a third longer (docs/performance-gpu.md).
+PATIENCE = 64
 CAPTURE = threading.Lock()  # torch captures one graph at a time
 
 

@@ -1,0 +1,46 @@
+"""The tables of what evaluation.replay wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from evaluation import record, replay
+from evaluation.tabulating.replayed import replayed
+from model.logitspec import InputError
+
+
+def test_a_table_of_a_replay(chat_path: str, tmp_path: Path) -> None:
+    recording, file = tmp_path / "r", tmp_path / "quick.csv"
+    argv = ["--model-path", chat_path, "--bench-name", "quick", "--question-stride", "12"]
+    assert record.main([*argv, "--max-new-tokens", "8", "--output", str(recording)]) == 0
+    methods = "vanilla,pld,calibrated@auto"
+    argv = ["--recording", str(recording), "--methods", methods, "--csv", str(file)]
+    assert replay.main([*argv, "--processes", "1"]) == 0
+    table = replayed(file)
+    assert table.title == "quick"
+    assert [row.name for row in table.rows] == ["vanilla", "pld", "≈ calibrated@auto"]
+    vanilla, pld, _ = table.rows
+    tasks = [key for key in table.columns if key.startswith("mat:")]
+    assert len(tasks) == 2
+    assert all(vanilla.values[key] == 1.0 for key in ("mat", "speedup", *tasks))
+    assert pld.values["mat"] >= 1.0
+    assert pld.values["mean_nodes"] > 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "holds no method"),
+        ("method,mat\npld,1\n", "not what evaluation.replay --csv writes"),
+        ("method,estimated,mat\npld,x,1\n", "not what evaluation.replay --csv writes"),
+        (None, "No such file"),
+    ],
+)
+def test_other_files(tmp_path: Path, text: str | None, problem: str) -> None:
+    file = tmp_path / "a.csv"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(InputError, match=problem):
+        replayed(file)
