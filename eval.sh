@@ -17,7 +17,7 @@
 #   TEMP              temperature                                               (default: 0.0)
 #   MAX_NEW_TOKENS    per turn; fewer where prompt and answer exceed the model's positions
 #                                                 (default: 128 for quick, 1024 otherwise)
-#   QUESTION_STRIDE   only every K-th question                      (default: 3 for quick, else 1)
+#   QUESTION_STRIDE   only every K-th question                      (default: 4 for quick, else 1)
 #   WARMUP            unmeasured runs of each method first (default: 1 for quick, 3 otherwise)
 #   MAX_NGRAM_SIZE, NUM_PRED_TOKENS, DRAFT_TREE_CAPACITY
 #                     of every method that knows them      (default: each paper's own)
@@ -104,7 +104,7 @@ for bench in $BENCHES; do
             ;;
     esac
     if [ "$bench" = quick ]; then
-        tokens=${MAX_NEW_TOKENS:-128} warmup=${WARMUP:-1} stride=${QUESTION_STRIDE:-3}
+        tokens=${MAX_NEW_TOKENS:-128} warmup=${WARMUP:-1} stride=${QUESTION_STRIDE:-4}
     else
         tokens=${MAX_NEW_TOKENS:-1024} warmup=${WARMUP:-3} stride=${QUESTION_STRIDE:-1}
     fi

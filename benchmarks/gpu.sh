@@ -1,7 +1,7 @@
 #!/bin/sh
 # Measure what docs/performance-gpu.md shows on a machine with a GPU, in some five minutes.
 #
-#   sh benchmarks/gpu.sh              all of it; needs `python -m data.prepare default-model spec_bench`
+#   sh benchmarks/gpu.sh              all of it; needs `python -m data.prepare default-model`, and spec_bench
 #   sh benchmarks/gpu.sh steps        what needs no checkpoint: step times of random weights
 #   sh benchmarks/gpu.sh answers      what needs one: its step times, its answers, the methods' speeds
 #   sh benchmarks/gpu.sh page         docs/performance-gpu.md from the figures of both

@@ -22,6 +22,7 @@
 #                               (default: MODEL_PATH/SmolLM2-135M-Instruct.Q4_1.gguf)
 #   SECOND      GGUF file of a second model, of any family; skipped without one: the figures here
 #               are of Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF, Q4_K_M                (default: none)
+#   STORE       datastore of the method rest, made of Python's library      (default: data/python.store)
 #   DOCS        folder that the pages are written into                          (default: docs)
 #   SPARSER     ask only every so many-th of the questions, to try this out         (default: 1)
 #   PYTHON      interpreter, with the extras `plots`, `score`, `suffix`, `llama` installed
@@ -41,6 +42,7 @@ MACHINE=${MACHINE:-amd-epyc-2-cores}
 MODEL_PATH=${MODEL_PATH:-checkpoints/smollm2-135m-instruct}
 GGUF=${GGUF:-$MODEL_PATH/SmolLM2-135M-Instruct.Q4_1.gguf}
 SECOND=${SECOND-}
+STORE=${STORE:-data/python.store}
 DOCS=${DOCS:-docs}
 SPARSER=${SPARSER:-1}
 FIGURES=${FIGURES:-benchmarks/results/$MACHINE}
@@ -125,15 +127,14 @@ performance() {
 
 results() {
     model=$GGUF
-    store=data/python.store # of the standard library, for rest
-    if [ ! -e $store ]; then
+    if [ ! -e "$STORE" ]; then
         # shellcheck disable=SC2046
         python -m data.datastore $(python -c "import glob, os; print(*glob.glob(os.path.dirname(os.__file__) + '/*.py'))") \
-            --output $store --model-path "$model"
+            --output "$STORE" --model-path "$model"
     fi
     all=baseline,hf_pld,vanilla,pld,suffix,sam,lookahead,rest,recycling,sam_recycling
     all=$all,logitspec,logitspec@auto,racer,racer@16,calibrated,calibrated@16,calibrated@auto
-    ask results spec_bench 12 $all --dtype float32 --datastore $store
+    ask results spec_bench 12 $all --dtype float32 --datastore "$STORE"
     main=vanilla,pld,suffix,sam,recycling,sam_recycling,logitspec,racer,calibrated,calibrated@16,calibrated@auto
     set --
     # shellcheck disable=SC2046
@@ -161,15 +162,12 @@ results_of_second() { # fewer questions are asked of it; the others are recorded
     model=$SECOND
     live=vanilla,pld,suffix,recycling,logitspec,racer,calibrated,calibrated@16,calibrated@auto
     ask second-results spec_bench 40 $live --dtype float32
-    # shellcheck disable=SC2046
-    for each in "spec_bench 12 480" "humaneval 8 160" "gsm8k 15 300" "math500 25 500" "aime25 1 20" "mgsm_zh 12 240" \
-        "govreport_2k 1 20"; do
-        read -r bench stride end <<-END
-			$each
-		END
+    for bench in spec_bench humaneval; do
         file=$FIGURES/replayed-second/$bench.csv
         if [ ! -e "$file" ]; then
-            record "second-$bench" "$SECOND" "$stride" 128 --bench-name "$bench" --question-end "$end"
+            stride=12 end=480 # 40 questions of Spec-Bench, 20 of HumanEval
+            [ $bench = spec_bench ] || stride=8 end=160
+            record "second-$bench" "$SECOND" $stride 128 --bench-name $bench --question-end $end
             mkdir -p "$FIGURES/replayed-second"
             python -m evaluation.replay --recording "recordings/$MACHINE-second-$bench" \
                 --methods $live,sam,sam_recycling --csv "$file"

@@ -107,7 +107,8 @@ def methods_table(content: Content) -> str:
     kernels = sorted({environment["kernels"] for environment in content["environments"]})
     used = " and ".join(sorted({instructions(found) for found in content["environments"]} - {"-"}))
     turns = "first turns" if content["first_turns"] else "all turns"
-    whose = "generate()" if "baseline" in content["methods"] else "the one-node loop"
+    beside_theirs = "baseline" in content.get("methods", "baseline")
+    whose = "generate()" if beside_theirs else "the one-node loop"
     return (
         f"## Beside {whose}, {settings['dtype']}{f', {used}' if used else ''}\n\n"
         "`python -m evaluation.run` and `python -m evaluation.tables --json`: "

@@ -19,31 +19,33 @@ COLUMNS = {
 
 
 def replayed(path: Path) -> Table:
-    """MAT by task and over all, and the speeds that are predicted from step costs.
+    """MAT, by task where there are several, and the speeds that are predicted from step costs.
 
     Raises:
         InputError: the file cannot be read, or is none of evaluation.replay's.
     """
-    rows = []
-    tasks: dict[str, str] = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            for line in csv.DictReader(file):
-                tasks |= {key: key.partition(":")[2] for key in line if key.startswith("mat:")}
-                mark = "≈ " if int(line["estimated"]) else ""
-                numbers = {key: float(line[key]) for key in (*tasks, *COLUMNS)}
-                rows.append(Row(mark + line["method"], numbers))
+            reader = csv.DictReader(file)
+            keys = [key for key in reader.fieldnames or () if key.startswith("mat:")]
+            tasks = {key: key.partition(":")[2] for key in keys if len(keys) > 1}
+            rows = [
+                Row(
+                    ("≈ " if int(line["estimated"]) else "") + line["method"],
+                    {key: float(line[key]) for key in (*tasks, *COLUMNS)},
+                )
+                for line in reader
+            ]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a file of evaluation.replay") from error
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{path} is not what evaluation.replay --csv writes") from error
     if not rows:
         raise InputError(f"{path} holds no method; replay some")
-    shown = {} if len(tasks) == 1 else tasks
     notes = [
         "Replayed from a recording: MAT by task and over all; tokens/s are predicted from step "
         "costs that were measured while it was recorded.",
         "≈: learns from nodes off the answer, of which a recording knows a part, or sizes its "
         "trees by step costs, which a live run measures anew.",
     ]
-    return Table(path.stem, {**shown, **COLUMNS}, rows, notes)
+    return Table(path.stem, {**tasks, **COLUMNS}, rows, notes)

@@ -17,7 +17,8 @@ LATEX = str.maketrans({
 })  # fmt: skip
 
 
-UNRANKED = ("accuracy", "equal", "right", "cut", "difference")  # columns that are no race
+# Columns that are no race
+UNRANKED = ("accuracy", "equal", "right", "cut", "difference", "mean_nodes", "draft_ms")
 
 
 @dataclass

@@ -144,21 +144,26 @@ def test_every_command_of_the_script_parses(
     python.write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" >>{said}\nprintf "\\n" >>{said}\n')
     python.chmod(0o755)
     folders = {"FIGURES": str(tmp_path / "figures"), "DOCS": str(tmp_path / "docs")}
-    folders["SECOND"] = "second.gguf"
+    folders |= {"SECOND": "second.gguf", "STORE": str(tmp_path / "python.store")}
     monkeypatch.delenv("LOGITSPEC_ISA", raising=False)
     script = ["sh", str(ROOT / "benchmarks" / "pages.sh")]
     subprocess.run(script, env=os.environ | folders | {"PYTHON": str(python)}, check=True)
-    lines = said.read_text().splitlines()
+
+    def commands() -> list[str]:
+        return [line for line in said.read_text().splitlines() if line.startswith("-m")]
+
+    lines = commands()
     of_gguf, others = 2 + 2 + 2, 2 + 2  # commands of a model, and beside them
     sets = 1 + ("avx512f" in cpu_info("flags"))
-    assert len(lines) == sets * (2 * of_gguf + others) + 1 + 2 + 1 + 1 + 4 + 4 + 1
+    performance = sets * (2 * of_gguf + others) + 1 + 2 + 1 + 1
+    assert len(lines) == performance + (1 + 1 + 6 + 4 + 1) + (1 + 2 * 2 + 1)
     for line in lines:
         _, module, *argv = line.split("\0")[:-1]
         parses(module, argv, monkeypatch)
     subprocess.run(
         [*script, "analyses"], env=os.environ | folders | {"PYTHON": str(python)}, check=True
     )
-    more = said.read_text().splitlines()[len(lines) :]
+    more = commands()[len(lines) :]
     assert [line.split("\0")[1] for line in more] == [
         "evaluation.record", "evaluation.run", "evaluation.analyses",
         "evaluation.record", "evaluation.analyses",
@@ -172,8 +177,9 @@ def test_every_command_of_the_script_parses(
         [*script, "performance"], env=without, check=True, capture_output=True, text=True
     )
     assert done.stderr == "pages.sh: no second model is measured; SECOND names its GGUF file\n"
-    assert said.read_text().splitlines()[len(lines) :] != []
-    assert not any("second" in line for line in said.read_text().splitlines()[len(lines) :])
+    last = commands()[len(lines) :]
+    assert last
+    assert not any("second" in line for line in last)
     refused = subprocess.run([*script, "all"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.startswith("pages.sh: unknown page all; give performance, results")
@@ -188,7 +194,7 @@ UNDATED = (
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (None, "holds none of llama_cpp*.json, methods-*.json, slowest*.json"),
+        (None, "holds none of agreement*.json, llama_cpp*.json, methods-*.json, slowest*.json"),
         ("{", "is not all that the benchmark writes; measure it again, whole"),
         ("[3]", "is not all that the benchmark writes; measure it again, whole"),
         ('{"settings": {}, "environment": {}}', "is not all that the benchmark writes"),
