@@ -64,6 +64,14 @@ def compare(trace: Trace, reference: Trace) -> Figures:
     }
 
 
+def read(path: str) -> Trace:
+    """A trace that says how it was made."""
+    trace = Trace.read(Path(path))
+    if trace.method is None:
+        raise InputError(f"{path} has no sidecar that names its method; give another")
+    return trace
+
+
 def place(trace: Trace) -> str:
     """The devices that a trace was made on."""
     names = [name for made in trace.sidecar.environments for name in made["device_names"]]
@@ -73,18 +81,23 @@ def place(trace: Trace) -> str:
 def report(args: argparse.Namespace) -> None:
     """What main() does once the flags are parsed."""
     references: dict[Any, Trace] = {}
-    for trace in map(Trace.read, map(Path, args.reference)):
+    for trace in map(read, args.reference):
         if references.setdefault(trace.method, trace) is not trace:
             raise InputError(f"--reference has two traces of {trace.method}; give one of a method")
-    traces = [Trace.read(Path(path)) for path in args.traces]
+    first = next(iter(references.values()))
+    for trace in references.values():
+        check_comparable(first, trace)
+        if place(trace) != place(first):
+            raise InputError(
+                f"{first.path} was made on {place(first)}, {trace.path} on {place(trace)}; give "
+                "references of one device"
+            )
+    traces = [read(path) for path in args.traces]
     for trace in traces:
-        if trace.method is None:
-            raise InputError(f"{trace.path} has no sidecar that names its method; give another")
         if trace.method not in references:
             raise InputError(
                 f"--reference has no trace of {trace.method}, which {trace.path} is of; add one"
             )
-    first = next(iter(references.values()))
     results = Results(args, "cpu")
     results.content["environments"] = [
         environment for trace in traces for environment in trace.sidecar.environments

@@ -28,7 +28,7 @@ MACHINE=${MACHINE:-gpu}
 MODEL_PATH=${MODEL_PATH:-checkpoints/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf}
 SPARSER=${SPARSER:-1}
 FIGURES=${FIGURES:-benchmarks/results/$MACHINE}
-SIZES="--context 256 1024 4096 --nodes 2 4 8 16 24 32 48 64 96 128 --rounds 5"
+SIZES="--device cuda --context 256 1024 4096 --nodes 2 4 8 16 24 32 48 64 96 128 --rounds 5"
 fixed=vanilla,pld,suffix,recycling,logitspec,racer,calibrated # draft the same on every machine
 
 python() { command "${PYTHON:-python}" "$@"; }
@@ -66,7 +66,7 @@ answers() {
     ask cpu $fixed --device cpu --dtype float32 --warmup 0
     set --
     for dtype in float32 float16 bfloat16; do
-        ask $dtype $fixed,calibrated@auto --dtype $dtype --warmup 1
+        ask $dtype $fixed,calibrated@auto --device cuda --dtype $dtype --warmup 1
         # shellcheck disable=SC2046
         [ -e "$FIGURES/methods-$dtype.json" ] ||
             python -m evaluation.tables $(traces $dtype $fixed,calibrated@auto) --first-turns \

@@ -25,8 +25,8 @@
 #   STORE       datastore of the method rest, made of Python's library      (default: data/python.store)
 #   DOCS        folder that the pages are written into                          (default: docs)
 #   SPARSER     ask only every so many-th of the questions, to try this out         (default: 1)
-#   PYTHON      interpreter, with the extras `plots`, `score`, `suffix`, `llama` installed
-#                                                                          (default: python)
+#   PYTHON      interpreter, with the extras `plots`, `score`, `suffix`, `llama` and
+#               `datastore` installed                                      (default: python)
 set -eu
 
 page=${1-both}
@@ -37,6 +37,10 @@ case "$page" in
         exit 2
         ;;
 esac
+if [ "$page" = second ] && [ -z "${SECOND-}" ]; then
+    echo "pages.sh: no second model to ask; give its GGUF file as SECOND" >&2
+    exit 2
+fi
 cd "$(dirname "$0")/.."
 MACHINE=${MACHINE:-amd-epyc-2-cores}
 MODEL_PATH=${MODEL_PATH:-checkpoints/smollm2-135m-instruct}

@@ -47,6 +47,9 @@ def section(heading: str, name: str, table: Table, folder: Path) -> list[str]:
 
 def page(args: argparse.Namespace, notes: str, folder: Path) -> list[str]:
     """The lines of the report; its tables and pictures are written into the folder."""
+    tables = {path.stem: replayed(path) for path in args.replayed or ()}
+    if len(tables) < len(args.replayed or ()):
+        raise InputError("--replayed has two files of one name; rename one, they name the tables")
     comparison, *others = benches = read_benches(args)
     warm = read_groups(
         args.temperatures or (), TEMPERATURES, first_turns=args.first_turns, strict=args.strict
@@ -72,8 +75,8 @@ def page(args: argparse.Namespace, notes: str, folder: Path) -> list[str]:
     if warm:
         by_temperature = compare_groups(warm, TEMPERATURES)
         lines += section("At a temperature", "temperatures", by_temperature, folder)
-    for path in args.replayed or ():
-        lines += section(f"{path.stem}, replayed", f"replayed-{path.stem}", replayed(path), folder)
+    for name, of_replay in tables.items():
+        lines += section(f"{name}, replayed", f"replayed-{name}", of_replay, folder)
     lines += [notes] if notes else []
     for name in draw_all(comparison, folder, kind=args.format, question=args.question):
         heading = PICTURES[name][1].rstrip(".")

@@ -101,8 +101,9 @@ def compare_groups(
 ) -> Table:
     """The table of several groups of traces: a MAT and a speedup column each, a row per method.
 
-    `grouping` is what the groups differ in; InputError if two are alike, or differ in their
-    models, other settings or kinds of baseline. `published`: as in compare().
+    Speedups are over the first kind of baseline that all groups have. `grouping` is what they
+    differ in; InputError if two are alike, differ in their models or other settings, or share no
+    kind of baseline. `published`: as in compare().
     """
     values = [c.settings.get(grouping.setting) for c in comparisons]
     names = [grouping.heading.format(value) for value in values]
@@ -110,18 +111,20 @@ def compare_groups(
         shown = ", ".join("''" if value is None else repr(value) for value in values)
         raise InputError(f"the {grouping.name}s {shown} are not one of each")
     first = comparisons[0].traces[0]
-    main, _ = comparisons[0].main_baseline
+    kinds = [[*c.baselines] for c in comparisons]
+    main = next((kind for kind in kinds[0] if all(kind in own for own in kinds)), None)
+    if main is None:
+        odd = next(at for at, own in enumerate(kinds) if kinds[0][0] not in own)
+        raise InputError(
+            f"the baseline of {names[0]} is {kinds[0][0]}, that of {names[odd]} is "
+            f"{kinds[odd][0]}; give both one of a kind"
+        )
     columns: dict[str, str] = {}
     rows: dict[tuple[str, str], Row] = {}
     notes: list[str] = []
     for name, comparison in zip(names, comparisons, strict=True):
         check_comparable(first, comparison.traces[0], but=grouping.but)
-        baseline, base = comparison.main_baseline
-        if baseline != main:
-            raise InputError(
-                f"the baseline of {names[0]} is {main}, that of {name} is {baseline}; "
-                "give both one of a kind"
-            )
+        base = comparison.baselines[main]
         speedups, mats = f"speedup:{name}", f"mat:{name}"
         columns |= {mats: f"{name} MAT", speedups: f"{name} speedup"}
         found = [

@@ -42,10 +42,12 @@ def replayed(path: Path) -> Table:
         raise InputError(f"{path} is not what evaluation.replay --csv writes") from error
     if not rows:
         raise InputError(f"{path} holds no method; replay some")
+    names = [row.name for row in rows]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"{path} has {twice} more than once; replay it without --grid")
     notes = [
-        "Replayed from a recording: MAT by task and over all; tokens/s are predicted from step "
-        "costs that were measured while it was recorded.",
-        "≈: learns from nodes off the answer, of which a recording knows a part, or sizes its "
-        "trees by step costs, which a live run measures anew.",
+        "Replayed from a recording: tokens/s are predicted from step costs.",
+        "≈: learns from nodes off the answer, of which a recording knows a part at most, or sizes "
+        "its trees by step costs, which a live run measures anew.",
     ]
     return Table(path.stem, {**tasks, **COLUMNS}, rows, notes)

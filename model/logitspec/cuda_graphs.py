@@ -25,8 +25,8 @@ from .sampling import Chooser, greedy
 
 TREE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)  # of the graphs; then multiples of 64
 LEAST_SEEN = 256  # shortest context of the graphs
-# Steps that a larger graph serves before one of their size is captured. On an H200 that takes as
-# long as 20 to 35 steps, and the larger one at most a third longer (docs/performance-gpu.md).
+# Steps that a larger graph serves before one of their size is captured. On an H200 capturing takes
+# as long as 13 to 35 steps, and 128 nodes 1.2 to 1.7 times one (docs/performance-gpu.md).
 PATIENCE = 64
 CAPTURE = threading.Lock()  # torch captures one graph at a time
 
@@ -96,10 +96,10 @@ class GraphVerifier:
         wanted = nodes, self._slots(nodes)
         if not self.largest or wanted in self._steps:
             return wanted
-        larger = [s for s in self._steps if s[0] >= nodes and s[1] >= self._slots(s[0])]
+        most = max(nodes, node_bucket(self.largest))  # another drafter's may be larger
+        larger = [s for s in self._steps if nodes <= s[0] <= most and s[1] >= self._slots(s[0])]
         if not larger:
-            nodes = max(nodes, node_bucket(self.largest))
-            return nodes, self._slots(nodes, power_of_two)
+            return most, self._slots(most, power_of_two)
         self._asked[wanted] += 1
         return min(larger) if self._asked[wanted] <= PATIENCE else wanted
 
@@ -115,6 +115,10 @@ class GraphVerifier:
             with torch.inference_mode(False):
                 self._logits[nodes] = torch.zeros(shape, dtype=self._model.dtype, device=device)
         return self._logits[nodes]
+
+    @property
+    def nodes(self) -> int:
+        return self._step.nodes
 
     def forward(self) -> None:
         with on_device(self._model.device):

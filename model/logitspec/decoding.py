@@ -102,7 +102,7 @@ def decode(
             ledger.lap("accept", in_model=verifier.head_seconds)
 
             if cost is not None and drafter.wants_best:  # nothing is to be learnt in a rest
-                cost.note(len(tree), cache.length, ledger.target_seconds)
+                cost.note(verifier.nodes, cache.length, ledger.target_seconds)
             path, ended = until_end(tree, verdict.path, tokens, eos_token_ids, stop)
             committed = [tree.tokens[node] for node in path]
             accepted = [nodes[node] for node in path]

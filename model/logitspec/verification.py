@@ -31,10 +31,14 @@ class Verifier(Protocol):
         head_seconds: what of the last accept() was the model's head, computed only then.
         wants_best: whether the next forward's best token ids are asked for; a CUDA graph finds
             them in any case.
+        nodes: that the step runs over; more than the tree's where it is padded.
     """
 
     head_seconds: float
     wants_best: bool
+
+    @property
+    def nodes(self) -> int: ...
 
     def build(self, tree: DraftTree) -> None:
         """Take the tree to the device."""
@@ -104,6 +108,10 @@ class EagerVerifier:
         vocab = model.config.vocab_size
         self._asked = (min(top_k, vocab), min(node_top_k, vocab))
         self._chooser = chooser
+
+    @property
+    def nodes(self) -> int:
+        return len(self._tree)
 
     def build(self, tree: DraftTree) -> None:
         self._tree = tree

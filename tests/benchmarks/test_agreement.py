@@ -77,6 +77,8 @@ def test_bad_input_is_one_sentence(
         ([pld, "--reference", vanilla], "no trace of pld"),
         ([pld, "--reference", vanilla, vanilla], "two traces of vanilla"),
         ([str(bare), "--reference", pld], "no sidecar that names its method"),
+        ([pld, "--reference", str(bare), pld], "no sidecar that names its method"),
+        ([pld, "--reference", pld, traces["bfloat16"][0]], "dtype is"),
         ([str(tmp_path / "none.jsonl"), "--reference", pld], "none.jsonl"),
     ):
         assert agreement.main(argv) == 2

@@ -129,12 +129,22 @@ def test_the_page_holds_what_was_measured(
         assert (page.parent / "performance" / f"{name}.png").stat().st_size > 5000
 
 
-def test_the_page_in_the_repository_is_what_its_sources_give(tmp_path: Path) -> None:
-    notes = ROOT / "docs" / "performance-notes.md"
-    page = tmp_path / "performance.md"
-    sources = ROOT / "benchmarks" / "results" / "amd-epyc-2-cores"
-    assert report.main([str(sources), "--output", str(page), "--notes", str(notes)]) == 0
-    assert page.read_text() == (ROOT / "docs" / "performance.md").read_text()
+@pytest.mark.parametrize(
+    ("name", "machine", "flags"),
+    [
+        ("performance", "amd-epyc-2-cores", []),
+        ("performance-gpu", "nvidia-h200", ["--title", "Performance on a GPU"]),
+    ],
+)
+def test_the_page_in_the_repository_is_what_its_sources_give(
+    tmp_path: Path, name: str, machine: str, flags: list[str]
+) -> None:
+    notes = ROOT / "docs" / f"{name}-notes.md"
+    page = tmp_path / f"{name}.md"
+    sources = ROOT / "benchmarks" / "results" / machine
+    argv = [str(sources), "--output", str(page), "--notes", str(notes), *flags]
+    assert report.main(argv) == 0
+    assert page.read_text() == (ROOT / "docs" / f"{name}.md").read_text()
 
 
 def test_every_command_of_the_script_parses(
@@ -180,9 +190,36 @@ def test_every_command_of_the_script_parses(
     last = commands()[len(lines) :]
     assert last
     assert not any("second" in line for line in last)
+    refused = subprocess.run([*script, "second"], env=without, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("pages.sh: no second model to ask; give its GGUF file")
     refused = subprocess.run([*script, "all"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.startswith("pages.sh: unknown page all; give performance, results")
+
+
+def test_every_command_of_the_script_for_a_gpu_parses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, python = tmp_path / "said", tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\nprintf "%s\\0" "$@" >>{said}\nprintf "\\n" >>{said}\n'
+        'for last; do :; done\ncase "$last" in *.json.part) : >"$last" ;; esac\n'
+    )
+    python.chmod(0o755)
+    script = ["sh", str(ROOT / "benchmarks" / "gpu.sh")]
+    own = {"FIGURES": str(tmp_path / "figures"), "PYTHON": str(python)}
+    subprocess.run(script, env=os.environ | own, check=True)
+    lines = said.read_text().splitlines()
+    assert len(lines) == 2 + (1 + 1 + 3 * 2 + 1) + 1
+    for line in lines:
+        _, module, *argv = line.split("\0")[:-1]
+        parses(module, argv, monkeypatch)
+        on_gpu = {"benchmarks.step_cost": True, "evaluation.run": "gpu-cpu" not in argv}
+        assert ("cuda" in argv) is on_gpu.get(module, False)
+    refused = subprocess.run([*script, "half"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("gpu.sh: unknown part half; give steps, answers")
 
 
 UNDATED = (

@@ -120,6 +120,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> list[None
 
 
 def test_graphs_are_captured_once(tiny_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.logitspec.cuda_graphs.PATIENCE", 10_000)
     model = load(tiny_path, dtype=torch.float32, device_map="cuda:0", cuda_graphs="on")
     captured = counted(monkeypatch, torch.cuda, "CUDAGraph")
     first = tokens(model, DRAFTERS["pld"](), count=200)

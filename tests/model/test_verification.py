@@ -106,7 +106,7 @@ def test_a_larger_step_serves_until_one_of_the_size_pays(tiny_path: str) -> None
     with mock.patch("model.logitspec.cuda_graphs.StaticStep", wraps=StaticStep) as made:
         for size in (2, 30, 5, *[7] * (PATIENCE - 1), 1, 7, 7, 2):
             verified(size)
-            used.append(padded._step.nodes)
+            used.append(padded.nodes)
         assert used == [32] * (PATIENCE + 3) + [8, 8, 8]
         assert [call.args[2:4] for call in made.call_args_list] == [(32, 256), (8, 256)]
         for _ in range(2):  # past 256 slots
@@ -116,6 +116,19 @@ def test_a_larger_step_serves_until_one_of_the_size_pays(tiny_path: str) -> None
         for size in (7, 30, 70):
             verified(size)
         assert [call.args[2:4] for call in made.call_args_list[2:]] == [(32, 512), (96, 512)]
+
+
+def test_a_step_larger_than_any_tree_to_come_does_not_serve(tiny_path: str) -> None:
+    """Another drafter's may not fit a cache that is for this one."""
+    model = load(tiny_path, dtype=torch.float64)
+    cache = model.new_cache(256)
+    prefill(model, [5] * 200, cache, top_k=0)
+    verifier = GraphVerifier(model, cache, 1, 0, greedy())
+    for largest, length, nodes in ((48, 200, 48), (4, 230, 4)):
+        cache.length = length
+        verifier.largest = largest
+        verifier.build(DraftTree(5, 3))
+        assert verifier.nodes == nodes
 
 
 def test_padded_drafts_are_accepted(static: LlamaKVForCausalLM) -> None:
