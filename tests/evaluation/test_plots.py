@@ -314,6 +314,12 @@ def test_a_report_of_several_benchmarks_and_temperatures(
     warm, cold = pair("warm", temperature=0.7), pair("cold")
     out = tmp_path / "results.md"
     argv = [*map(str, traces), *map(str, other), "--output", str(out), "--format", "svg"]
+    replayed = tmp_path / "quick.csv"
+    replayed.write_text(
+        "method,estimated,steps,mat,mean_nodes,draft_ms,tokens_per_second,speedup,mat:qa\n"
+        "racer,1,9,2.5,40.25,0.125,30.0,0.5,2.5\n"
+    )
+    argv += ["--replayed", str(replayed)]
     assert report.main([*argv, "--temperatures", *map(str, [*warm, *cold])]) == 0
     text = out.read_text()
     for part in (
@@ -324,14 +330,20 @@ def test_a_report_of_several_benchmarks_and_temperatures(
         "| logitspec | **3.00** | **4.00** | **6.00** | **3.00** |",
         "## At a temperature",
         "| method | T=0.0 MAT | T=0.0 speedup | T=0.7 MAT | T=0.7 speedup |",
+        "## quick, replayed",
+        "| ≈ racer | 2.50 | 40.25 | 0.12 | 30.00 | 0.50 |",
         "![depth](results/depth.svg)",
     ):
         assert part in text
-    for name in ("table", "phases", "benches", "temperatures"):
+    for name in ("table", "phases", "benches", "temperatures", "replayed-quick"):
         assert f"(results/{name}.csv)" in text
         assert (tmp_path / "results" / f"{name}.csv").is_file()
     assert report.main([*argv, "--base-path", str(traces[0])]) == 2
     assert "leave it out of a report of several" in capsys.readouterr().err
+    assert report.main([*argv, str(tmp_path / "again" / "quick.csv")]) == 2
+    assert "again/quick.csv: No such file" in capsys.readouterr().err
+    assert report.main([*argv, str(replayed)]) == 2
+    assert "--replayed has two files of one name" in capsys.readouterr().err
 
 
 def test_records_of_the_tables_tests_are_traces() -> None:
