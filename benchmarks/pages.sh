@@ -153,7 +153,7 @@ results() {
     set --
     for temperature in 0.0 0.3 0.7 1.0; do
         methods=vanilla,pld,suffix,recycling,logitspec,racer,calibrated,calibrated@auto
-        ask temperature-$temperature spec_bench 60 $methods --dtype float32 --temperature $temperature
+        ask temperature-$temperature spec_bench 120 $methods --dtype float32 --temperature $temperature
         # shellcheck disable=SC2046
         set -- "$@" $(traces temperature-$temperature spec_bench $methods)
     done

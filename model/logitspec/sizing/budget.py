@@ -31,7 +31,6 @@ def resolve_capacity(capacity: Capacity) -> int:
 
 REMEMBERED = 64.0  # steps after which it is mostly forgotten how many drafts were right
 GRANTED = 8.0  # drafts that count as having been right as often as expected
-CAUTION = 1.0  # what a draft counts of what is expected of it, so that few are tried in vain
 DRAFTING = 1.5e-4  # seconds of a step that drafting takes: the draft, the best tokens, learning
 LOSS = 0.5  # steps' time that drafting may lose before it rests
 REST = 16  # steps of the first rest; each that follows without a gain is twice as long
@@ -58,7 +57,7 @@ class Budget:
         self._cost = cost
         self._taken: tuple[int, int] | None = None  # context and version of the curve
         self._right = self._hoped = 0.0  # of the drafts of the last steps
-        self.trust = CAUTION  # what drafts count
+        self.trust = 1.0  # what drafts count
         self._gain = 0.0  # of the last steps, in steps' time
         self.rest = 0  # steps that are not to be drafted for
         self._next_rest = REST
@@ -130,7 +129,7 @@ class Budget:
         """
         self._right += right - self._right / REMEMBERED
         self._hoped += hoped - self._hoped / REMEMBERED
-        self.trust = CAUTION * (self._right + GRANTED) / (self._hoped + GRANTED)
+        self.trust = (self._right + GRANTED) / (self._hoped + GRANTED)
         price = (self.curve[nodes] + DRAFTING) / self.curve[1] - 1
         self._gain += right - price - self._gain / REMEMBERED
         if self._gain > 0:
@@ -147,7 +146,7 @@ class Budget:
     def forget(self) -> None:
         """Drop what was learnt of drafts."""
         self._right = self._hoped = self._gain = 0.0
-        self.trust = CAUTION
+        self.trust = 1.0
         self.rest, self._next_rest = 0, REST
 
     @property
