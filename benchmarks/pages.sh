@@ -132,8 +132,7 @@ performance() {
 results() {
     model=$GGUF
     if [ ! -e "$STORE" ]; then
-        # shellcheck disable=SC2046
-        python -m data.datastore $(python -c "import glob, os; print(*glob.glob(os.path.dirname(os.__file__) + '/*.py'))") \
+        python -m data.datastore "$(python -c 'import os; print(os.path.dirname(os.__file__))')"/*.py \
             --output "$STORE" --model-path "$model"
     fi
     all=baseline,hf_pld,vanilla,pld,suffix,sam,lookahead,rest,recycling,sam_recycling
