@@ -27,33 +27,12 @@ cd "$(dirname "$0")/.."
 MACHINE=${MACHINE:-gpu}
 MODEL_PATH=${MODEL_PATH:-checkpoints/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf}
 SPARSER=${SPARSER:-1}
+model=$MODEL_PATH
 FIGURES=${FIGURES:-benchmarks/results/$MACHINE}
 SIZES="--device cuda --context 256 1024 4096 --nodes 2 4 8 16 24 32 48 64 96 128 --rounds 5"
 fixed=vanilla,pld,suffix,recycling,logitspec,racer,calibrated # draft the same on every machine
 
-python() { command "${PYTHON:-python}" "$@"; }
-
-measure() { # NAME BENCHMARK [FLAG...]: a benchmark's figures as FIGURES/NAME.json, unless they are there
-    file=$FIGURES/$1.json name=$2
-    shift 2
-    if [ ! -e "$file" ]; then
-        rm -f "$file.part"
-        python -m "benchmarks.$name" "$@" --json "$file.part"
-        mv "$file.part" "$file"
-    fi
-}
-
-ask() { # NAME METHODS [FLAG...]: one run; its traces are data/spec_bench/model_answer/MACHINE-NAME-*
-    name=$1 methods=$2
-    shift 2
-    python -m evaluation.run --model-path "$MODEL_PATH" --model-id "$MACHINE-$name" --bench-name spec_bench \
-        --question-stride $((40 * SPARSER)) --methods "$methods" --max-new-tokens 128 --cap-new-tokens "$@" ||
-        [ $? -eq 3 ] # 3: done but for questions that could not be answered
-}
-
-traces() { # NAME METHODS: the files of such a run, in the order of the methods
-    echo "$2" | tr ',' '\n' | sed "s|.*|data/spec_bench/model_answer/$MACHINE-$1-&.jsonl|"
-}
+. benchmarks/functions.sh
 
 steps() {
     for shape in llama-7b qwen2.5-0.5b; do
@@ -63,19 +42,19 @@ steps() {
 
 answers() {
     measure step_cost-default step_cost --model-path "$MODEL_PATH" --dtype float16 $SIZES
-    ask cpu $fixed --device cpu --dtype float32 --warmup 0
+    ask cpu spec_bench 40 $fixed --device cpu --dtype float32 --warmup 0
     set --
     for dtype in float32 float16 bfloat16; do
-        ask $dtype $fixed,calibrated@auto --device cuda --dtype $dtype --warmup 1
+        ask $dtype spec_bench 40 $fixed,calibrated@auto --device cuda --dtype $dtype --warmup 1
         # shellcheck disable=SC2046
         [ -e "$FIGURES/methods-$dtype.json" ] ||
-            python -m evaluation.tables $(traces $dtype $fixed,calibrated@auto) --first-turns \
+            python -m evaluation.tables $(traces $dtype spec_bench $fixed,calibrated@auto) --first-turns \
                 --json "$FIGURES/methods-$dtype.json"
         # shellcheck disable=SC2046
-        set -- "$@" $(traces $dtype $fixed)
+        set -- "$@" $(traces $dtype spec_bench $fixed)
     done
     # shellcheck disable=SC2046
-    measure agreement agreement "$@" --reference $(traces cpu $fixed)
+    measure agreement agreement "$@" --reference $(traces cpu spec_bench $fixed)
 }
 
 page() {

@@ -38,7 +38,7 @@ from model.logitspec.verification import EagerVerifier
 
 from ..conftest import TINY, new_drafter, question, save_tiny
 from ..evaluation.test_run import HERE
-from .test_verification import random_tree
+from .test_verification import check_same_verdict, random_tree
 
 PROMPT = [5, 6, 7, 8, 5, 6, 7]
 CPU = torch.device("cpu")
@@ -281,12 +281,7 @@ def test_padded_steps_choose_as_plain_ones(tiny_path: str, sampling: Sampling) -
     padded = GraphVerifier(models[1], caches[1], 5, 2, choosers[1])
     for size in (1, 2, 3, 17, 5, 1):
         tree = random_tree(rng, size)
-        verdicts = []
-        for step in (plain, padded):
-            step.build(tree)
-            step.forward()
-            verdicts.append(step.accept())
-        assert verdicts[0] == verdicts[1]
+        check_same_verdict(plain, padded, tree)
 
 
 def test_acceptance_goes_by_what_was_chosen() -> None:

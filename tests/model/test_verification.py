@@ -34,7 +34,7 @@ from model.logitspec.cuda_graphs import (
 from model.logitspec.kv_cache import MOST_IDLE, CachePool
 from model.logitspec.prefill import prefill
 from model.logitspec.sampling import greedy
-from model.logitspec.verification import EagerVerifier, find_verifier, verify
+from model.logitspec.verification import EagerVerifier, Verifier, find_verifier, verify
 
 from .test_decoding import Oracle
 
@@ -54,6 +54,15 @@ def random_tree(rng: random.Random, size: int) -> DraftTree:
     return tree
 
 
+def check_same_verdict(one: Verifier, other: Verifier, tree: DraftTree) -> None:
+    verdicts = []
+    for step in (one, other):
+        step.build(tree)
+        step.forward()
+        verdicts.append(step.accept())
+    assert verdicts[0] == verdicts[1]
+
+
 @pytest.mark.parametrize(("top_k", "node_top_k"), [(0, 0), (5, 3), (200, 0)])
 def test_padded_verdicts_are_those_of_plain_steps(
     tiny_path: str, top_k: int, node_top_k: int
@@ -68,12 +77,7 @@ def test_padded_verdicts_are_those_of_plain_steps(
     padded = GraphVerifier(models[1], caches[1], top_k, node_top_k, greedy())
     for size in (1, 2, 3, 17, 64, 70, 5, 1):  # across 256 slots, and back to smaller buckets
         tree = random_tree(rng, size)
-        verdicts = []
-        for step in (plain, padded):
-            step.build(tree)
-            step.forward()
-            verdicts.append(step.accept())
-        assert verdicts[0] == verdicts[1]
+        check_same_verdict(plain, padded, tree)
         kept = sorted(rng.sample(range(size), min(size, 3)))
         for cache in caches:
             cache.keep(kept)
@@ -95,12 +99,7 @@ def test_a_larger_step_serves_until_one_of_the_size_pays(tiny_path: str) -> None
 
     def verified(size: int) -> None:
         tree = random_tree(rng, size)
-        verdicts = []
-        for step in (plain, padded):
-            step.build(tree)
-            step.forward()
-            verdicts.append(step.accept())
-        assert verdicts[0] == verdicts[1]
+        check_same_verdict(plain, padded, tree)
 
     used = []
     with mock.patch("model.logitspec.cuda_graphs.StaticStep", wraps=StaticStep) as made:
