@@ -45,6 +45,8 @@ ROWWISE = tuple(
 )
 
 
+Winners = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+
 COLDEST = 1e-4  # temperature; logits divided by less than that are no longer float32 numbers
 
 
@@ -178,7 +180,11 @@ class Chooser:
         self._ids += tokens
 
     def choose(
-        self, logits: torch.Tensor, tree: DraftTree, nodes: Sequence[int] | None = None
+        self,
+        logits: torch.Tensor,
+        tree: DraftTree,
+        nodes: Sequence[int] | None = None,
+        find_winners: Winners | None = None,
     ) -> torch.Tensor:
         """The token after each of these nodes: [m] int64, where the logits are.
 
@@ -186,6 +192,7 @@ class Chooser:
             logits: [m, vocab], the target's after these nodes.
             tree: that they are nodes of; its root comes after the committed ids.
             nodes: of it; None: all of them.
+            find_winners: a faster way to do what the function winners does.
         """
         if self.greedy:
             return logits.max(dim=-1).indices
@@ -205,7 +212,7 @@ class Chooser:
                 scores[row : row + 1] = self._processors(ids, scores[row : row + 1])
         if self._stream is not None:
             positions = [len(self._ids) + tree.depths[node] + 1 for node in nodes]
-            scores = scores + gumbel(self._stream, positions, scores.shape[1], scores.device)
+            return (find_winners or winners)(scores, states_of(self._stream, positions))
         return scores.max(dim=-1).indices
 
 
@@ -232,16 +239,24 @@ def signed(number: int) -> int:
     return number - 2**64 if number >= 2**63 else number
 
 
-def gumbel(stream: int, positions: Sequence[int], count: int, device: torch.device) -> torch.Tensor:
-    """Gumbel noise [m, count], float64: a row for each position, the same on every device.
+def states_of(stream: int, positions: Iterable[int]) -> list[int]:
+    """The generator's state at each of these positions, as torch has it.
 
     Args:
         stream: 64 bits that tell runs apart.
-        positions: of a row each, in whatever stream of numbers.
+        positions: of the tokens that are chosen, in whatever stream of numbers.
+    """
+    return [signed(mixed(stream ^ mixed(position))) for position in positions]
+
+
+def gumbel(states: Sequence[int], count: int, device: torch.device) -> torch.Tensor:
+    """Gumbel noise [m, count], float64: a row for each state, the same on every device.
+
+    Args:
+        states: from states_of.
         count: columns; the first are the same whatever the count.
         device: where to make it.
     """
-    states = [signed(mixed(stream ^ mixed(position))) for position in positions]
     x = torch.arange(1, count + 1, device=device) * signed(STRIDE)
     x = sent(states, device)[:, None] + x
     # >> keeps the sign: the mask takes what it shifts in away
@@ -250,3 +265,13 @@ def gumbel(stream: int, positions: Sequence[int], count: int, device: torch.devi
     x = x ^ ((x >> 31) & 2**33 - 1)
     uniform = (((x >> 12) & 2**52 - 1).double() + 0.5) * 2.0**-52  # in (0, 1), both ends out
     return uniform.log_().neg_().log_().neg_()
+
+
+def winners(scores: torch.Tensor, states: Sequence[int]) -> torch.Tensor:
+    """The token of each row whose score and noise are the largest sum: [m] int64.
+
+    Args:
+        scores: [m, vocab] float32.
+        states: of the noise, a row each.
+    """
+    return (scores + gumbel(states, scores.shape[1], scores.device)).max(dim=-1).indices

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from .acceptance import TreeTensors, Verdict, accept, longest_path
-from .cpu.layers import best_tokens, one_thread
+from .cpu.layers import best_tokens, one_thread, winners
 from .cuda_graphs import GraphVerifier
 from .draft_tree import DraftTree
 from .kv_cache import KVCache
@@ -182,7 +182,7 @@ class NativeVerifier(EagerVerifier):
             return [self._best[node][0] for node in nodes]
         with one_thread():
             rows = torch.stack([self._rows[node] for node in nodes])
-            return self._chooser.choose(rows, self._tree, nodes).tolist()
+            return self._chooser.choose(rows, self._tree, nodes, winners).tolist()
 
     def accept(self) -> Verdict:
         path, next_root = longest_path(self._tree, self._choose)

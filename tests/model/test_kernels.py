@@ -25,10 +25,12 @@ from model.logitspec import (
 )
 from model.logitspec.cpu import layers
 from model.logitspec.cpu.layers import CHUNK, Matrix, best_tokens, layers_library
+from model.logitspec.cpu.layers import winners as cpu_winners
 from model.logitspec.cpu.packed import packed, why_not_packable
 from model.logitspec.fastest import choose_kernels
 from model.logitspec.layout import matrix
 from model.logitspec.linear import Linear
+from model.logitspec.sampling import mixed, states_of, winners
 from model.logitspec.verification import verify
 
 from ..conftest import TINY, save_tiny
@@ -316,6 +318,20 @@ def test_the_best_tokens(rows: int, vocab: int, count: int, dtype: torch.dtype) 
         ]
         assert best_tokens(logits, count).tolist() == expected
     assert torch.equal(best_tokens(tied, 1)[:, 0], tied.max(dim=-1).indices)
+
+
+@pytest.mark.parametrize("vocab", [1, 63, 97, 640, 49152])
+def test_the_winners(vocab: int) -> None:
+    states = states_of(mixed(vocab), range(60))
+    spread = torch.randn(60, vocab)
+    some = torch.where(torch.rand(60, vocab) < 0.01, spread, -torch.inf)
+    few = torch.full_like(spread, -torch.inf)
+    few[:, vocab // 2] = 1.0
+    for scores in (spread, 8 * spread - 100, torch.zeros_like(spread), some, few):
+        assert torch.equal(cpu_winners(scores, states), winners(scores, states))
+    rare = 30 * torch.ones(60, vocab)  # only noise of one in e^30 would beat the first
+    rare[:, 1:] = 0.0
+    assert torch.equal(cpu_winners(rare, states), winners(rare, states))
 
 
 @pytest.mark.parametrize("length", [CHUNK - 1, CHUNK, CHUNK + 1, CHUNK + 20])

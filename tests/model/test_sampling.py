@@ -33,7 +33,7 @@ from model.logitspec import (
 from model.logitspec.acceptance import accept
 from model.logitspec.cuda_graphs import GraphVerifier
 from model.logitspec.prefill import last_logits, prefill
-from model.logitspec.sampling import Chooser, greedy, gumbel, mixed
+from model.logitspec.sampling import Chooser, greedy, gumbel, mixed, states_of
 from model.logitspec.verification import EagerVerifier
 
 from ..conftest import TINY, new_drafter, question, save_tiny
@@ -77,7 +77,7 @@ def test_the_generator_is_splitmix64() -> None:
         assert mixed(state) == number
         state += 0x9E3779B97F4A7C15
     stream = mixed(77)
-    noise = gumbel(stream, [3, 2**40], 5, CPU)
+    noise = gumbel(states_of(stream, [3, 2**40]), 5, CPU)
     for row, position in zip(noise, (3, 2**40), strict=True):
         start = mixed(stream ^ mixed(position))
         for token in range(5):
@@ -87,7 +87,7 @@ def test_the_generator_is_splitmix64() -> None:
 
 
 def test_the_noise_is_gumbels_and_its_columns_do_not_depend_on_the_others() -> None:
-    noise = gumbel(mixed(1), range(200), 1000, CPU)
+    noise = gumbel(states_of(mixed(1), range(200)), 1000, CPU)
     assert float(noise.mean()) == pytest.approx(np.euler_gamma, abs=0.01)
     assert float(noise.var()) == pytest.approx(np.pi**2 / 6, abs=0.02)
     uniform = torch.exp(-torch.exp(-noise)).flatten()
@@ -95,7 +95,7 @@ def test_the_noise_is_gumbels_and_its_columns_do_not_depend_on_the_others() -> N
     neighbours = np.corrcoef(noise[:, :-1].flatten(), noise[:, 1:].flatten())[0, 1]
     rows = np.corrcoef(noise[:-1].flatten(), noise[1:].flatten())[0, 1]
     assert abs(neighbours) < 0.01 and abs(rows) < 0.01
-    assert torch.equal(gumbel(mixed(1), [7], 10, CPU), noise[7:8, :10])
+    assert torch.equal(gumbel(states_of(mixed(1), [7]), 10, CPU), noise[7:8, :10])
 
 
 def chi_square(counts: Any, shares: Any) -> float:

@@ -24,6 +24,7 @@ template <class T, class X> void put(floats x, X* p) {
 
 #include "attention.h"
 #include "best.h"
+#include "winners.h"
 
 extern "C" {
 
@@ -376,6 +377,10 @@ void best_float32(const float* logits, int64_t rows, int64_t vocab, int64_t coun
 void best_bfloat16(const bfloat16* logits, int64_t rows, int64_t vocab, int64_t count,
                    int64_t* out, int64_t threads) {
     best(logits, rows, vocab, count, out, int(threads));
+}
+void winners_float32(const float* scores, const uint64_t* states, int64_t rows, int64_t vocab,
+                     int64_t* out, int64_t threads) {
+    winners(scores, states, rows, vocab, out, int(threads));
 }
 void lay_out_wholes(const int8_t* q, int64_t outputs, int64_t inputs, int64_t bits, char* values,
                     int64_t threads) {

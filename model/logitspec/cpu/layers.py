@@ -7,7 +7,7 @@ decides whether this is used; modeling_llama_kv.py calls it.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -196,6 +196,24 @@ def best_tokens(logits: torch.Tensor, count: int) -> torch.Tensor:
     find = getattr(layers_library(), f"best_{NAMES[logits.dtype]}")
     find(
         Pointer(logits.data_ptr()), Int(n), Int(vocab), Int(count), Pointer(found.data_ptr()),
+        Int(torch.get_num_threads()),
+    )  # fmt: skip
+    return found
+
+
+def winners(scores: torch.Tensor, states: Sequence[int]) -> torch.Tensor:
+    """What sampling.winners finds, without the noise of tokens that cannot win: [m].
+
+    Args:
+        scores: [m, vocab] float32.
+        states: of the noise, a row each.
+    """
+    m, vocab = scores.shape
+    scores = scores.contiguous()
+    numbers = (Int * m)(*states)
+    found = torch.empty(m, dtype=torch.int64)
+    layers_library().winners_float32(
+        Pointer(scores.data_ptr()), numbers, Int(m), Int(vocab), Pointer(found.data_ptr()),
         Int(torch.get_num_threads()),
     )  # fmt: skip
     return found

@@ -32,7 +32,8 @@ def resolve_capacity(capacity: Capacity) -> int:
 REMEMBERED = 64.0  # steps after which it is mostly forgotten how many drafts were right
 GRANTED = 8.0  # drafts that count as having been right as often as expected
 DRAFTING = 1.5e-4  # seconds of a step that drafting takes: the draft, the best tokens, learning
-LOSS = 0.5  # steps' time that drafting may lose before it rests
+EARLY = 4.0  # in step n of an answer drafts count n / (n + EARLY): early losses weigh most
+LOSS = 0.3  # steps' time that drafting may lose before it rests
 REST = 16  # steps of the first rest; each that follows without a gain is twice as long
 LONGEST_REST = 128
 
@@ -57,7 +58,8 @@ class Budget:
         self._cost = cost
         self._taken: tuple[int, int] | None = None  # context and version of the curve
         self._right = self._hoped = 0.0  # of the drafts of the last steps
-        self.trust = 1.0  # what drafts count
+        self.trust = 1.0  # how often drafts were right, beside what was expected
+        self._steps = 0  # of this answer
         self._gain = 0.0  # of the last steps, in steps' time
         self.rest = 0  # steps that are not to be drafted for
         self._next_rest = REST
@@ -105,19 +107,21 @@ class Budget:
         self.nodes = self._best_nodes = 0
         self.expected = self._best_rate = 0.0
         # A tree of the root alone gives 1 / curve[1]; what pays less nowhere pays.
-        self.least = self._cheapest_of_all / self.trust
+        self._steps += 1
+        self.weight = self.trust * self._steps / (self._steps + EARLY)  # what drafts count
+        self.least = self._cheapest_of_all / self.weight
 
     def add(self, probability: float) -> None:
         """Tell the path probability of the tree's next node, the root's 1 first."""
         self.nodes += 1
-        self.expected += probability * self.trust if self.nodes > 1 else 1.0
+        self.expected += probability * self.weight if self.nodes > 1 else 1.0
         rate = self.expected / self.curve[self.nodes]
         if rate > self._best_rate:
             self._best_rate, self._best_nodes = rate, self.nodes
 
     def enough(self, probability: float) -> bool:
         """Whether no node that follows can pay, if none is more probable than this."""
-        return probability * self.trust <= self._best_rate * self._cheapest[self.nodes]
+        return probability * self.weight <= self._best_rate * self._cheapest[self.nodes]
 
     def learn(self, hoped: float, right: int, nodes: int) -> None:
         """Take in what became of a tree.
@@ -140,6 +144,7 @@ class Budget:
 
     def begin_generation(self) -> None:
         """Look whether drafting pays; where it did not in the last generation, more briefly."""
+        self._steps = 0
         self.rest, self._next_rest = 0, max(REST, self._next_rest // 4)
         self._gain = max(self._gain, -LOSS / 2)
 

@@ -30,7 +30,7 @@ Settings = structure("Settings", **dict.fromkeys(INTEGERS, Int), pruning=Double,
 Table = structure(
     "Table", **dict.fromkeys(("probability", "seen", "right", "prior"), Pointer), strength=Double
 )
-Costs = structure("Costs", curve=Pointer, cheapest=Pointer, least=Double, trust=Double)
+Costs = structure("Costs", curve=Pointer, cheapest=Pointer, least=Double, weight=Double)
 Tree = structure("Tree", **dict.fromkeys(("tokens", "parents", "cells", "paths"), Pointer))
 
 
@@ -98,7 +98,7 @@ class CompiledCore:
                 self._curves = budget.curves
                 curve, cheapest = budget.curves
                 self._costs = Costs(curve=curve.ctypes.data, cheapest=cheapest.ctypes.data)
-            self._costs.least, self._costs.trust = budget.least, budget.trust
+            self._costs.least, self._costs.weight = budget.least, budget.weight
             costs = ctypes.byref(self._costs)
         n = self._library.drafting_draft(
             self._handle, Int(root), top, Int(len(top_ids)), ctypes.byref(self._table), costs,

@@ -27,7 +27,7 @@ struct Table {  // of acceptance, a number for every cell
 
 struct Costs {  // of a tree that sizes itself, by its nodes; see budget.py
     const double *curve, *cheapest;
-    double least, trust;
+    double least, weight;
 };
 
 struct Tree {  // room for `capacity` nodes
@@ -191,7 +191,7 @@ struct Drafting {
             tree.cells[nodes] = cell;
             tree.paths[nodes++] = path;
             if (!costs) return;
-            expected += nodes > 1 ? path * costs->trust : 1;
+            expected += nodes > 1 ? path * costs->weight : 1;
             double rate = expected / costs->curve[nodes];
             if (rate > best_rate) {
                 best_rate = rate;
@@ -232,7 +232,7 @@ struct Drafting {
             auto [minus, parent, token, cell] = open.top();
             open.pop();
             path = -minus;
-            if (costs && path * costs->trust <= best_rate * costs->cheapest[nodes]) break;
+            if (costs && path * costs->weight <= best_rate * costs->cheapest[nodes]) break;
             add(parent, token, cell);
         }
         return costs ? best_nodes : nodes;

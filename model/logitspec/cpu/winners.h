@@ -1,0 +1,89 @@
+// Which token of a row wins once Gumbel noise is added: the same noise as sampling.py's.
+
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "crew.h"
+
+namespace {
+
+// splitmix64's output for the state that is `count` strides behind `state`.
+inline uint64_t mixed(uint64_t state, uint64_t count) {
+    uint64_t x = state + count * 0x9E3779B97F4A7C15;
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9;
+    x = (x ^ x >> 27) * 0x94D049BB133111EB;
+    return x ^ x >> 31;
+}
+
+inline double noise(uint64_t state, int64_t token) {
+    double uniform = (double(mixed(state, token + 1) >> 12) + 0.5) * 0x1p-52;
+    return -std::log(-std::log(uniform));
+}
+
+struct Winner {
+    double sum = -std::numeric_limits<double>::infinity();
+    int64_t token = -1;
+    void enter(double other, int64_t its) {  // of equal ones the first that was entered stays
+        if (other > sum) sum = other, token = its;
+    }
+};
+
+// The winner of the tokens from `start` up to `end`; no token where no score is a number.
+//
+// A token beats a sum that is d over its score if its uniform number u is over exp(-exp(-d)), for
+// which 1 - u < exp(-d) must be so. That is looked at without logarithms: the bits of a float, read
+// as a whole number, are its logarithm to base 2 or a little less. Few tokens are left.
+inline Winner winner(const float* scores, uint64_t state, int64_t start, int64_t end) {
+    constexpr int64_t SOME = 64;
+    constexpr float TO_BASE_2 = 1.44269504f, ROUNDING = 1e-3f;
+    int64_t top = start;
+    for (int64_t token = start; token < end; token++)
+        if (!(scores[token] <= scores[top])) top = token;  // any number rather than none
+    Winner best;
+    best.enter(scores[top] + noise(state, top), top);
+    for (; start < end; start += SOME) {
+        int64_t stop = start + SOME < end ? start + SOME : end;
+        if (stop - start == SOME) {
+            float least = float(best.sum);
+            int32_t any = 0;
+            for (int64_t i = 0; i < SOME; i++) {
+                uint64_t x = mixed(state, start + i + 1);
+                float rest = float(int32_t(uint32_t(~x >> 32) >> 1));  // at most 2^31 (1 - u)
+                int32_t bits;
+                __builtin_memcpy(&bits, &rest, 4);
+                float log_of_rest = float(bits) * 0x1p-23f - (127 + 31);
+                any |= log_of_rest <= (scores[start + i] - least) * TO_BASE_2 + ROUNDING;
+            }
+            if (!any) continue;
+        }
+        for (int64_t token = start; token < stop; token++)
+            if (scores[token] > -std::numeric_limits<float>::infinity())
+                best.enter(scores[token] + noise(state, token), token);
+    }
+    return best;
+}
+
+// The winner of each row of scores [rows][vocab], with the noise of a state each.
+inline void winners(const float* scores, const uint64_t* states, int64_t rows, int64_t vocab,
+                    int64_t* out, int threads) {
+    std::vector<Winner> found(rows * threads);
+    Crew::run(threads, 1, [=, &found](Worker worker) {
+        worker.share(rows * threads, [&](int64_t piece) {
+            int64_t row = piece / threads, part = piece % threads;
+            found[piece] = winner(scores + row * vocab, states[row], vocab * part / threads,
+                                  vocab * (part + 1) / threads);
+        });
+    });
+    for (int64_t row = 0; row < rows; row++) {
+        Winner best = found[row * threads];
+        for (int64_t part = 1; part < threads; part++) {
+            const Winner& other = found[row * threads + part];
+            best.enter(other.sum, other.token);
+        }
+        out[row] = best.token < 0 ? 0 : best.token;
+    }
+}
+
+}  // namespace
