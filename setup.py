@@ -35,9 +35,9 @@ setup(
         "logitspec.sizing",
     ],
     package_data={
-        "logitspec": ["py.typed"],
+        "logitspec": ["noise.h", "py.typed"],
         "logitspec.cpu": ["*.cpp", "*.h"],
-        "logitspec.drafters.calibrated": ["drafting.cpp", "evidence.h", "prior.json"],
+        "logitspec.drafters.calibrated": ["drafting.cpp", "*.h", "prior.json"],
     },
     install_requires=requirements(),
     extras_require={

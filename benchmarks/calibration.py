@@ -56,7 +56,11 @@ class Watched(CalibratedDrafter):
         self.steps: list[tuple[float, int]] = []  # expected and observed accept length
 
     def observe(
-        self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
+        self,
+        tree: DraftTree,
+        path: Sequence[int],
+        top_ids: Sequence[Sequence[int]] = (),
+        logprobs: Sequence[Sequence[float]] = (),
     ) -> None:
         if all(top_ids):  # not near the end of the answer, where deep nodes are not verified
             accepted = set(path)
@@ -66,7 +70,7 @@ class Watched(CalibratedDrafter):
                 if node
             ]
             self.steps.append((sum(self.path_probabilities), len(path)))
-        super().observe(tree, path, top_ids)
+        super().observe(tree, path, top_ids, logprobs)
 
 
 def reliability(predicted: Floats, accepted: Floats) -> tuple[list[Figures], float]:

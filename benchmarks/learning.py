@@ -76,13 +76,17 @@ class Watched(CalibratedDrafter):
         """It has its cost."""
 
     def observe(
-        self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
+        self,
+        tree: DraftTree,
+        path: Sequence[int],
+        top_ids: Sequence[Sequence[int]] = (),
+        logprobs: Sequence[Sequence[float]] = (),
     ) -> None:
         seconds = self._true.curve(self._committed)[len(tree)]
         self.steps.append((len(path), seconds))
         if isinstance(self._cost, LiveCost):
             self._cost.note(len(tree), self._committed, noisy(self._chance, seconds))
-        super().observe(tree, path, top_ids)
+        super().observe(tree, path, top_ids, logprobs)
 
     def answer(self, questions: Sequence[RecordedQuestion]) -> tuple[float, float]:
         """Tokens per second of the first steps and of those after them."""

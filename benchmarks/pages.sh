@@ -116,14 +116,15 @@ results() {
     all=baseline,hf_pld,vanilla,pld,suffix,sam,lookahead,rest,recycling,sam_recycling
     all=$all,logitspec,logitspec@auto,racer,racer@16,calibrated,calibrated@16,calibrated@auto
     ask results spec_bench 12 $all --dtype float32 --datastore "$STORE"
-    main=vanilla,pld,suffix,sam,recycling,sam_recycling,logitspec,racer,calibrated,calibrated@16,calibrated@auto
+    main=baseline,hf_pld,vanilla,pld,suffix,sam,lookahead,rest,recycling,sam_recycling
+    main=$main,logitspec,racer,calibrated,calibrated@16,calibrated@auto
     set --
     # shellcheck disable=SC2046
     for each in "humaneval 8 160" "gsm8k 15 300" "math500 25 500" "aime25 1 20" "mgsm_zh 12 240" "govreport_2k 1 20"; do
         read -r bench stride end <<-END
 			$each
 		END
-        ask results "$bench" "$stride" $main --dtype float32 --question-end "$end"
+        ask results "$bench" "$stride" $main --dtype float32 --datastore "$STORE" --question-end "$end"
         set -- "$@" $(traces results "$bench" $main)
     done
     others=$*

@@ -79,9 +79,13 @@ class NodeRows(CalibratedDrafter):
         self.at, self.rows, self._ids = [], [], list(prompt_ids)
 
     def observe(
-        self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
+        self,
+        tree: DraftTree,
+        path: Sequence[int],
+        top_ids: Sequence[Sequence[int]] = (),
+        logprobs: Sequence[Sequence[float]] = (),
     ) -> None:
-        super().observe(tree, path, top_ids)
+        super().observe(tree, path, top_ids, logprobs)
         for node, token in enumerate(tree.tokens):
             if not top_ids[node]:
                 continue  # behind the end of the answer

@@ -10,7 +10,7 @@ tensors, so that everything comes down from a GPU in one transfer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ class Verdict:
     next_root: int  # the target's own token after the path
     top_ids: list[int]  # the best token ids of the logits that chose next_root, best first
     node_top_ids: list[list[int]]  # the best token ids after each node, in the tree's order
+    # their log-probabilities after the filters, where samples are drawn and they are asked for
+    node_top_logprobs: list[list[float]] = field(default_factory=list)
 
 
 def accept(
@@ -36,6 +38,8 @@ def accept(
     top_k: int,
     node_top_k: int = 0,
     tensors: TreeTensors | None = None,
+    *,
+    logprobs: bool = False,
 ) -> Verdict:
     """The longest path that the target agrees with, from the logits of all nodes.
 
@@ -47,13 +51,20 @@ def accept(
             the vocabulary's size is reported.
         node_top_k: the same of every node, accepted or not.
         tensors: the tree on the logits' device; None: it is uploaded.
+        logprobs: report node_top_logprobs, if the chooser has foresight.
     """
     n, vocab = logits.shape
     widths = min(top_k, vocab), min(node_top_k, vocab)
     if chooser.rowwise:
         tensors = tensors or TreeTensors.upload(tree, logits.device)
         answer = find_answer(logits, tensors, *widths, chooser.choose(logits, tree))
-        return read_answer(answer.tolist(), n, n, *widths)
+        verdict = read_answer(answer.tolist(), n, n, *widths)
+        if logprobs and node_top_k and (foresight := chooser.foresight):
+            best = logits.float().topk(widths[1]).values
+            sums = (logits.float() / foresight.temperature).logsumexp(dim=-1)
+            logs = foresight.log_probabilities(best, sums).tolist()
+            verdict = replace(verdict, node_top_logprobs=logs)
+        return verdict
 
     def choose(nodes: Sequence[int]) -> list[int]:
         rows = torch.stack([logits[node] for node in nodes])

@@ -38,7 +38,7 @@ def library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     """A C++ file as a shared library, compiled here.
 
     Args:
-        source: the file; it may include headers (*.h) of its folder.
+        source: the file; it may include headers (*.h) of its folder and of this package.
         flags: of the compiler, beside FLAGS; {target} stands for the instruction set that is used.
 
     Raises:
@@ -87,7 +87,8 @@ def fingerprint(compiler: list[str], command: list[str], source: Path) -> str:
     """Tells apart what must be compiled apart: source, flags, compiler, and kind of CPU."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
     cpu = [*sorted(features()), cpu_info("model name", "CPU part")]
-    files = [source, *sorted(source.parent.glob("*.h"))]
+    headers = {*source.parent.glob("*.h"), *Path(__file__).parent.rglob("*.h")}
+    files = [source, *sorted(headers)]
     content = b"".join(file.read_bytes() for file in files)
     content += " ".join([*command[:-1], *cpu]).encode() + version
     return hashlib.sha256(content).hexdigest()[:16]

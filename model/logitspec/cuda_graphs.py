@@ -72,6 +72,7 @@ class GraphVerifier:
         self._logits: dict[int, torch.Tensor] = {}  # [nodes, vocab] by nodes, for all contexts
 
     wants_best = True  # whatever is said
+    wants_logprobs = False
 
     def build(self, tree: DraftTree) -> None:
         size = self._size(node_bucket(len(tree)))
@@ -128,7 +129,9 @@ class GraphVerifier:
         with on_device(self._model.device):
             if not self.chooser.greedy:
                 logits = self._step.logits[: len(self._tree)]
-                return accept(logits, self._tree, self.chooser, *self._widths)
+                return accept(
+                    logits, self._tree, self.chooser, *self._widths, logprobs=self.wants_logprobs
+                )
             answer = self._step.answer()
         return read_answer(answer, self._step.nodes, len(self._tree), *self._widths)
 

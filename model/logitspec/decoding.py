@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,7 +18,7 @@ from .kv_cache import KVCache
 from .ledger import DecodingResult, Ledger
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .prefill import prefill
-from .sampling import Chooser, greedy
+from .sampling import Chooser, Foresight, greedy
 from .sizing.live_cost import LiveCost
 from .sizing.measuring import MeasuredModel, known_cost
 from .verification import find_verifier
@@ -71,11 +72,12 @@ def decode(
     chooser = chooser or greedy()
     chooser.until(len(prompt_ids) + max_new_tokens, len(prompt_ids), eos_token_ids)
     with (
-        prepared(drafter, model) as cost,
+        prepared(drafter, model, chooser.foresight) as cost,
         cache_for(model, drafter, prompt_ids, max_new_tokens) as cache,
     ):
         widths = drafter.top_k, drafter.node_top_k
         verifier = find_verifier(model, cache, *widths, chooser, drafter.capacity)
+        verifier.wants_logprobs = drafter.wants_logprobs
         ledger = Ledger(len(prompt_ids), eos_token_ids)
         tokens = ledger.result.tokens
         verdict = prefill(model, prompt_ids, cache, drafter.top_k, drafter.prompt_top_k, chooser)
@@ -108,7 +110,11 @@ def decode(
             accepted = [nodes[node] for node in path]
             cache.keep(path)
             chooser.commit(committed)
-            drafter.observe(whole, accepted, rows_of_all(verdict.node_top_ids, nodes, len(whole)))
+            told: list[Any] = [verdict.node_top_ids]
+            if drafter.wants_logprobs:
+                told.append(verdict.node_top_logprobs)
+            rows = (rows_of_all(numbers, nodes, len(whole)) for numbers in told)
+            drafter.observe(whole, accepted, *rows)
             ledger.enter(tree, path, verdict, ended=ended)
 
             if on_commit is not None:
@@ -125,7 +131,7 @@ def cache_for(
     return model.cache(len(prompt_ids) + max_new_tokens + node_bucket(drafter.capacity))
 
 
-def rows_of_all(rows: list[list[int]], nodes: Sequence[int], count: int) -> Sequence[Sequence[int]]:
+def rows_of_all(rows: list[list[N]], nodes: Sequence[int], count: int) -> Sequence[Sequence[N]]:
     """Rows of some of a tree's `count` nodes as rows of all: the others' are empty."""
     if not rows or len(rows) == count:
         return rows
@@ -133,13 +139,16 @@ def rows_of_all(rows: list[list[int]], nodes: Sequence[int], count: int) -> Sequ
     return [known.get(node, []) for node in range(count)]
 
 
+N = TypeVar("N", int, float)
 IN_USE: set[int] = set()  # ids of the drafters of the generations under way
 IN_USE_LOCK = threading.Lock()
 
 
 @contextmanager
-def prepared(drafter: Drafter, model: LlamaKVForCausalLM) -> Iterator[LiveCost | None]:
-    """Keep a drafter that knows the model to one generation.
+def prepared(
+    drafter: Drafter, model: LlamaKVForCausalLM, foresight: Foresight | None
+) -> Iterator[LiveCost | None]:
+    """Keep a drafter that knows the model, and what can be known of samples, to one generation.
 
     Returns:
         What its steps are to be noted in; None if no drafter with its widths asked for that.
@@ -155,6 +164,7 @@ def prepared(drafter: Drafter, model: LlamaKVForCausalLM) -> Iterator[LiveCost |
             )
         IN_USE.add(id(drafter))
     try:
+        drafter.foresee(foresight)
         drafter.prepare(MeasuredModel(model))
         cost = known_cost(model, drafter.top_k, drafter.node_top_k)
         yield cost

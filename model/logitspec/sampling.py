@@ -136,6 +136,52 @@ class Sampling:
         return Chooser(self.processors(), seed, prompt_ids)
 
 
+FILTERS = {
+    logits_process.TemperatureLogitsWarper: "temperature",
+    logits_process.TopKLogitsWarper: "top_k",
+    logits_process.TopPLogitsWarper: "top_p",
+    logits_process.MinPLogitsWarper: "min_p",
+}
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """What is known of samples before they are drawn: the noise, and what makes logits odds.
+
+    Attributes:
+        stream: of the noise, 64 bits.
+        temperature: as in Sampling, and the other filters.
+    """
+
+    stream: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def log_probabilities(self, best: torch.Tensor, log_sums: torch.Tensor) -> torch.Tensor:
+        """Of each row's best tokens, [n, k] float32; of those that are filtered out, -inf.
+
+        Filters are followed as far as the k best tokens tell: close to the truth, not the truth.
+
+        Args:
+            best: [n, k] their logits, best first.
+            log_sums: [n] the logarithm of the sum of exp(logit / temperature) of a row's logits.
+        """
+        logs = best.float() / self.temperature - log_sums[:, None]
+        if 0 < self.top_k < logs.shape[1]:
+            logs = logs[:, : self.top_k].log_softmax(dim=-1)
+        odds = logs.exp()
+        kept = odds >= self.min_p * odds[:, :1]
+        if self.top_p < 1:
+            kept &= odds.cumsum(dim=-1) - odds < self.top_p  # the first that reaches it is kept
+        whole = torch.where(kept, odds, 0).sum(dim=-1, keepdim=True)
+        logs = torch.where(kept.all(dim=-1, keepdim=True), logs, logs - whole.log())
+        logs = logs.masked_fill(~kept, -math.inf)
+        missing = best.shape[1] - logs.shape[1]
+        return torch.nn.functional.pad(logs, (0, missing), value=-math.inf)
+
+
 class Chooser:
     """Chooses the target's own token after nodes of a tree; one generation long.
 
@@ -159,6 +205,20 @@ class Chooser:
         self._ends: Callable[[int, Sequence[int]], bool] = lambda before, path: False
         self.greedy = not processors and seed is None
         self.rowwise = all(type(processor) in ROWWISE for processor in processors)
+
+    @property
+    def foresight(self) -> Foresight | None:
+        """What a drafter can know of the samples to come; None: nothing is drawn, or others than
+        temperature, top-k, top-p and min-p decide, too."""
+        if self._stream is None:
+            return None
+        found: dict[str, Any] = {}
+        for processor in self._processors:
+            name = FILTERS.get(type(processor))
+            if name is None or name in found:
+                return None
+            found[name] = getattr(processor, name)
+        return Foresight(self._stream, **found)
 
     def until(self, length: int, begin: int, eos_token_ids: Collection[int]) -> None:
         """Where the generation ends: no processor is asked what follows, as transformers asks none.

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from .acceptance import TreeTensors, Verdict, accept, longest_path
-from .cpu.layers import best_tokens, one_thread, winners
+from .cpu.layers import best_tokens, log_sums, one_thread, winners
 from .cuda_graphs import GraphVerifier
 from .draft_tree import DraftTree
 from .kv_cache import KVCache
@@ -31,11 +31,13 @@ class Verifier(Protocol):
         head_seconds: what of the last accept() was the model's head, computed only then.
         wants_best: whether the next forward's best token ids are asked for; a CUDA graph finds
             them in any case.
+        wants_logprobs: whether the log-probabilities of these tokens are, too, of samples.
         nodes: that the step runs over; more than the tree's where it is padded.
     """
 
     head_seconds: float
     wants_best: bool
+    wants_logprobs: bool
 
     @property
     def nodes(self) -> int: ...
@@ -94,6 +96,7 @@ class EagerVerifier:
 
     head_seconds = 0.0
     wants_best = True
+    wants_logprobs = False
 
     def __init__(
         self,
@@ -139,7 +142,10 @@ class EagerVerifier:
         )
 
     def accept(self) -> Verdict:
-        return accept(self._logits, self._tree, self._chooser, *self._widths, self._tensors)
+        return accept(
+            self._logits, self._tree, self._chooser, *self._widths, self._tensors,
+            logprobs=self.wants_logprobs,
+        )  # fmt: skip
 
 
 class NativeVerifier(EagerVerifier):
@@ -156,6 +162,7 @@ class NativeVerifier(EagerVerifier):
         self._all_logits = self._model.logits(self._x) if self._node_top_k else None
         self._rows: dict[int, torch.Tensor] = {}  # [vocab], of the nodes that are looked at
         self._best: dict[int, list[int]] = {}  # best tokens after these nodes, best first
+        self._logprobs: list[list[float]] = []  # of every node's, if they are asked for
         self.head_seconds = 0.0
 
     def _look_at(self, nodes: Sequence[int]) -> None:
@@ -169,7 +176,14 @@ class NativeVerifier(EagerVerifier):
             self.head_seconds += time.perf_counter() - start
         # Few nodes: so many of each that the last one's need not be looked for again
         count = max(1, self._node_top_k, self._top_k if len(nodes) <= ROWS else 0)
-        best = best_tokens(logits, count).tolist()
+        found = best_tokens(logits, count)
+        foresight = self._chooser.foresight if self.wants_logprobs and self._node_top_k else None
+        if foresight is not None:
+            with one_thread():
+                sums = log_sums(logits, foresight.temperature)
+                asked = logits.gather(1, found[:, : self._node_top_k])
+                self._logprobs = foresight.log_probabilities(asked, sums).tolist()
+        best = found.tolist()
         self._rows.update(zip(nodes, logits.unbind(), strict=True))
         self._best.update(zip(nodes, best, strict=True))
 
@@ -191,7 +205,7 @@ class NativeVerifier(EagerVerifier):
             (best,) = best_tokens(self._rows[path[-1]][None], self._top_k).tolist()
         width = self._node_top_k
         all_best = [self._best[node][:width] for node in range(len(self._tree))] if width else []
-        return Verdict(path, next_root, best[: self._top_k], all_best)
+        return Verdict(path, next_root, best[: self._top_k], all_best, self._logprobs)
 
 
 def with_drafts_below(tree: DraftTree, nodes: Sequence[int], count: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from model.logitspec import (
     compiler,
 )
 from model.logitspec.drafters.calibrated.growth import ReadableCore
+from model.logitspec.sampling import Foresight
 from model.logitspec.sizing.budget import Budget
 from model.logitspec.sizing.step_cost import StepCost
 
@@ -95,17 +97,21 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
         "reset_rows": data.draw(st.booleans()),
         "reset_ngrams": data.draw(st.booleans()),
     }
+    sampled = data.draw(st.booleans())
+    options["sampled_row_width"] = data.draw(st.sampled_from([3, 12, 40]))
     cost = data.draw(st.sampled_from([FLAT, MIDDLE]))
     cores = [fresh(**options, drafting_core=core) for core in ("native", "python")]
-    width = options["row_width"]
     for core in cores:
         if core.budget is not None:
             core.budget = Budget(cost)
     chance = random.Random(seed)
     for prompt in range(3):
         ids = [chance.randrange(12) for _ in range(chance.randrange(1, 40))]
+        told = Foresight(chance.getrandbits(64)) if sampled and chance.random() < 0.8 else None
         for core in cores:
+            core.foresee(told)
             core.reset(ids)
+        width = cores[0].node_top_k
         for _ in range(chance.randrange(1, 12)):
             top = chance.sample(range(12), min(12, options["last_width"]))
             native, python = (core.draft(top[0], top) for core in cores)
@@ -117,18 +123,31 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
             while path[0]:
                 path.insert(0, native.parents[path[0]])
             rows = [
-                chance.choices(range(12), k=width) if chance.random() < 0.8 else []
+                chance.sample(range(max(12, width)), width) if chance.random() < 0.8 else []
                 for _ in native.tokens
             ]
+            logs = [random_log_probabilities(chance, len(row)) for row in rows]
             deepest = chance.choice([len(path) - 1, 99])  # nodes below are not verified
             known = [row if native.depths[n] <= deepest else [] for n, row in enumerate(rows)]
             for core, tree in zip(cores, (native, python), strict=True):
-                core.observe(tree, path, known)
+                core.observe(tree, path, known, *([logs] if told else []))
         if prompt == 1 and chance.random() < 0.3:
             for core in cores:
                 core.forget()
     for name in ("seen", "right", "probability"):
         assert list(getattr(cores[0].table, name)) == getattr(cores[1].table, name)
+    if told is not None:
+        native_table, table = (core._foresight_table for core in cores)
+        for name in ("seen", "right", "share", "count"):
+            assert getattr(native_table, name).tolist() == getattr(table, name).tolist()
+
+
+def random_log_probabilities(chance: random.Random, count: int) -> list[float]:
+    """Of the best tokens of a row, best first; the last may be filtered out."""
+    weights = sorted((chance.expovariate(1.0) ** 3 for _ in range(count + 3)), reverse=True)
+    kept = chance.choice([count, count, count // 2 + 1])
+    logs = [math.log(weight / sum(weights)) for weight in weights[:count]]
+    return [*logs[:kept], *[-math.inf] * (count - kept)][:count]
 
 
 @pytest.mark.parametrize("core", ["native", "python"])

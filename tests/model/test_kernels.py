@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from model.logitspec import (
     InputError,
     KVCache,
     LlamaKVForCausalLM,
+    Sampling,
     compiler,
     fastest,
     instruction_set,
@@ -31,7 +33,7 @@ from model.logitspec.fastest import choose_kernels
 from model.logitspec.layout import matrix
 from model.logitspec.linear import Linear
 from model.logitspec.sampling import mixed, states_of, winners
-from model.logitspec.verification import verify
+from model.logitspec.verification import find_verifier, verify
 
 from ..conftest import TINY, save_tiny
 from .test_modeling import prefilled, random_tree, tree_logits
@@ -408,3 +410,25 @@ def test_threads_may_change(wide_path: str) -> None:
         assert torch.equal(prefilled(model, IDS)[1], expected)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_native_verifier_tells_what_the_others_tell(wide_path: str) -> None:
+    tree = random_tree(random.Random(4), 97, 9)
+    told = []
+    for kernels in ("native", "plain"):
+        model = load(wide_path, dtype=torch.float32, cpu_kernels=kernels)
+        cache, _ = prefilled(model, IDS)
+        chooser = Sampling(0.8, top_k=6, seed=1).chooser(IDS)
+        verifier = find_verifier(model, cache, 4, 8, chooser)
+        verifier.build(tree)
+        verifier.wants_logprobs = True
+        verifier.forward()
+        told.append(verifier.accept())
+        verifier.wants_logprobs = False
+        verifier.forward()
+        assert verifier.accept().node_top_logprobs == []
+    assert told[0].node_top_ids == told[1].node_top_ids
+    for one, other in zip(told[0].node_top_logprobs, told[1].node_top_logprobs, strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+        assert one[6:] == [-math.inf] * 2
+        assert sum(map(math.exp, one)) == pytest.approx(1)

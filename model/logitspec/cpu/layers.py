@@ -219,6 +219,18 @@ def winners(scores: torch.Tensor, states: Sequence[int]) -> torch.Tensor:
     return found
 
 
+def log_sums(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The logarithm of the sum of exp(logit / temperature) of each row [n, vocab]: [n] float32."""
+    logits = logits.contiguous()
+    n, vocab = logits.shape
+    found = torch.empty(n)
+    getattr(layers_library(), f"log_sums_{NAMES[logits.dtype]}")(
+        Pointer(logits.data_ptr()), Int(n), Int(vocab), Double(temperature),
+        Pointer(found.data_ptr()), Int(torch.get_num_threads()),
+    )  # fmt: skip
+    return found
+
+
 class NativeLayers:
     """The decoder layers of a model, over copies of their weights in blocks.
 

@@ -2,25 +2,13 @@
 
 #pragma once
 
-#include <cmath>
 #include <limits>
 
+#include "../noise.h"
 #include "crew.h"
+#include "vectors.h"
 
 namespace {
-
-// splitmix64's output for the state that is `count` strides behind `state`.
-inline uint64_t mixed(uint64_t state, uint64_t count) {
-    uint64_t x = state + count * 0x9E3779B97F4A7C15;
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9;
-    x = (x ^ x >> 27) * 0x94D049BB133111EB;
-    return x ^ x >> 31;
-}
-
-inline double noise(uint64_t state, int64_t token) {
-    double uniform = (double(mixed(state, token + 1) >> 12) + 0.5) * 0x1p-52;
-    return -std::log(-std::log(uniform));
-}
 
 struct Winner {
     double sum = -std::numeric_limits<double>::infinity();
@@ -84,6 +72,27 @@ inline void winners(const float* scores, const uint64_t* states, int64_t rows, i
         }
         out[row] = best.token < 0 ? 0 : best.token;
     }
+}
+
+// The logarithm of the sum of exp(logit / temperature) of each row of logits [rows][vocab].
+template <class T>
+void log_sums(const T* logits, int64_t rows, int64_t vocab, float temperature, float* out,
+              int threads) {
+    Crew::run(threads, 1, [=](Worker worker) {
+        worker.share(rows, [&](int64_t row) {
+            const T* line = logits + row * vocab;
+            int64_t whole = vocab - vocab % LANES;
+            float top = widen(line[0]);
+            for (int64_t i = 1; i < vocab; i++) top = std::max(top, widen(line[i]));
+            floats sums = {};
+            for (int64_t i = 0; i < whole; i += LANES)
+                sums += exponential((load(line + i) - top) / temperature);
+            float sum = total(sums);
+            for (int64_t i = whole; i < vocab; i++)
+                sum += std::exp((widen(line[i]) - top) / temperature);
+            out[row] = top / temperature + std::log(sum);
+        });
+    });
 }
 
 }  // namespace

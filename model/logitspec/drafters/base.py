@@ -12,6 +12,7 @@ from typing import ClassVar, TypeVar
 
 from .. import origins
 from ..draft_tree import DraftTree
+from ..sampling import Foresight
 from ..sizing.step_cost import Measurable
 
 
@@ -33,10 +34,19 @@ class Drafter(ABC):
     node_top_k: int = 0  # the same of every verified node's logits, for observe()
     prompt_top_k: int = 0  # the same of every prompt token's logits, for reset()
     wants_best: bool = True  # whether the step that is verified next is to find these best tokens
+    wants_logprobs: bool = False  # whether observe() takes their log-probabilities, of samples
     live_only: ClassVar[bool] = False  # drafts what only the target says: no recording serves it
     drafts_from: str | None = None  # checksum of a file that it drafts from
     core: str | None = None  # which implementation drafts, where a method has several
     tokenizer: str | None = None  # fingerprint of the one whose ids it drafts; None: any
+
+    def foresee(self, foresight: Foresight | None) -> None:  # noqa: B027 - most drafts are of likely tokens
+        """Learn what is known of the samples of the next generation; decode() calls it before
+        anything else.
+
+        Args:
+            foresight: the noise and the filters; None: nothing is drawn, or it cannot be known.
+        """
 
     def prepare(self, target: Measurable) -> None:  # noqa: B027 - most methods need nothing
         """Find out about the target what the method has to know; decode() calls it first.
@@ -72,6 +82,8 @@ class Drafter(ABC):
         self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
     ) -> None:
         """Learn from a verified tree.
+
+        A drafter with wants_logprobs is given a fourth argument: the log-probabilities of top_ids.
 
         Args:
             tree: the last that was drafted.

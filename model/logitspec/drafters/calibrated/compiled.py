@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...compiler import Int, Pointer, library, structure
+from ...sampling import Foresight
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget
 from . import growth
 from .evidence import MOST_EARLIER, MOST_FOLLOWERS, Evidence
+from .foresight import ForesightTable
 
 SOURCE = Path(__file__).with_name("drafting.cpp")
 FLAGS = ("-O2", "-ffp-contract=off")  # the very sums of Python
@@ -34,19 +36,40 @@ Costs = structure("Costs", curve=Pointer, cheapest=Pointer, least=Double, weight
 Tree = structure("Tree", **dict.fromkeys(("tokens", "parents", "cells", "paths"), Pointer))
 
 
+Noise = structure(
+    "Noise", stream=ctypes.c_uint64,
+    **dict.fromkeys(("prior", "seen", "right", "share", "count"), Pointer),
+)  # fmt: skip
+
+
 class CompiledCore:
-    """The same as growth.ReadableCore, compiled.
+    """The same as growth.ReadableCore, or with a foresight table foresight.SampledCore, compiled.
 
     Args:
         evidence: only its settings are read; C++ collects the evidence itself.
         table: learnt from and into; its numbers become arrays.
         capacity: most nodes of a tree.
+        foresight_table: learnt from and into, of samples; None: of best tokens.
 
     Raises:
         Unavailable: it cannot be compiled or loaded here.
     """
 
-    def __init__(self, evidence: Evidence, table: AcceptanceTable, capacity: int) -> None:
+    def __init__(
+        self,
+        evidence: Evidence,
+        table: AcceptanceTable,
+        capacity: int,
+        foresight_table: ForesightTable | None = None,
+    ) -> None:
+        self._noise: Any = None
+        if foresight_table is not None:
+            self._learnt = foresight_table
+            names = ("prior", "seen", "right", "share", "count")
+            self._noise = Noise(
+                **{name: getattr(foresight_table, name).ctypes.data for name in names}
+            )
+        self._by_noise = None if self._noise is None else ctypes.byref(self._noise)
         self._library = library(SOURCE, FLAGS)
         self._library.drafting_new.restype = Pointer
         for name in ("draft", "begin", "observe", "skip"):
@@ -83,6 +106,9 @@ class CompiledCore:
         addresses = (numbers.ctypes.data for numbers in self._kept)
         self._table = Table(*addresses, strength=table.strength)
 
+    def foresee(self, foresight: Foresight) -> None:
+        self._noise.stream = foresight.stream
+
     def begin(self, prompt_ids: Sequence[int]) -> None:
         ids = integers(prompt_ids)
         check(self._library.drafting_begin(self._handle, Pointer(ids.ctypes.data), Int(len(ids))))
@@ -102,7 +128,7 @@ class CompiledCore:
             costs = ctypes.byref(self._costs)
         n = self._library.drafting_draft(
             self._handle, Int(root), top, Int(len(top_ids)), ctypes.byref(self._table), costs,
-            ctypes.byref(self._tree),
+            self._by_noise, ctypes.byref(self._tree),
         )  # fmt: skip
         check(n)
         numbers = (self._tokens, self._parents, self._paths, self._cells)
@@ -110,7 +136,11 @@ class CompiledCore:
         return growth.Drafted(tokens, parents, paths, cells)
 
     def observe(
-        self, drafted: growth.Drafted, path: Sequence[int], top_ids: Sequence[Sequence[int]]
+        self,
+        drafted: growth.Drafted,
+        path: Sequence[int],
+        top_ids: Sequence[Sequence[int]],
+        logprobs: Sequence[Sequence[float]] = (),
     ) -> None:
         n, width = len(drafted.tokens), max(map(len, top_ids))
         unknown = (-1,) * width
@@ -118,15 +148,24 @@ class CompiledCore:
         if len(top_ids) != n or len(best) != n * width:
             raise ValueError(f"{len(top_ids)} rows of {width} best tokens or fewer for {n} nodes")
         rows = (Int * len(best))(*best)
+        logs = None
+        if self._noise is not None:
+            nothing = (0.0,) * width
+            known = (logs if row else nothing for row, logs in zip(top_ids, logprobs, strict=True))
+            numbers = list(chain.from_iterable(known))
+            if len(numbers) != len(best):
+                raise ValueError(f"{len(numbers)} log-probabilities of {len(best)} tokens")
+            logs = (ctypes.c_float * len(numbers))(*numbers)
         nodes = (Int * len(path))(*path)
         done = self._library.drafting_observe(
-            self._handle, ctypes.byref(self._tree), Int(n), nodes, Int(len(path)), rows, Int(width),
-            ctypes.byref(self._table),
+            self._handle, ctypes.byref(self._tree), Int(n), nodes, Int(len(path)), rows, logs,
+            Int(width), ctypes.byref(self._table), self._by_noise,
         )  # fmt: skip
         check(done)
 
     def skip(self, token: int) -> None:
-        check(self._library.drafting_skip(self._handle, Int(token), ctypes.byref(self._table)))
+        table = ctypes.byref(self._table)
+        check(self._library.drafting_skip(self._handle, Int(token), table, self._by_noise))
 
 
 def check(status: int) -> None:

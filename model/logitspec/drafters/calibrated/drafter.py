@@ -9,23 +9,35 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, cast
 
 from ... import origins
 from ...compiler import Unavailable
 from ...draft_tree import DraftTree
 from ...errors import InputError, require_positive
+from ...sampling import Foresight
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget, Capacity, resolve_capacity
 from ...sizing.step_cost import Measurable
 from ..base import Drafter, register
 from .compiled import CompiledCore
 from .evidence import Evidence, Source, additive_prior
+from .foresight import ForesightTable, SampledCore
 from .growth import Drafted, ReadableCore
 
 PRIOR = Path(__file__).with_name("prior.json")  # benchmarks/fit_prior.py writes it
 CORES = ("auto", "native", "python")
+
+
+class State(NamedTuple):
+    """What a drafter knows and learns, of best tokens or of samples whose noise is known."""
+
+    evidence: Evidence
+    table: AcceptanceTable
+    foresight_table: ForesightTable | None  # of samples
+    core: ReadableCore | CompiledCore
 
 
 @register("calibrated")
@@ -42,6 +54,9 @@ class CalibratedDrafter(Drafter):
 
     The table, the rows and the n-grams of answers are kept from prompt to prompt.
 
+    Of a sample the noise is known before it is drawn, so drafts are the tokens that win under it
+    (foresight.py). That has a table, rows and n-grams of its own.
+
     Args:
         draft_tree_capacity: most nodes of a draft tree, root included; "auto" ends each tree where
             another node would cost more time than its tokens are worth on this machine.
@@ -52,6 +67,8 @@ class CalibratedDrafter(Drafter):
         reset_table: begin every prompt with the prior.
         reset_rows: begin every prompt without the rows of earlier ones.
         reset_ngrams: begin every prompt without the n-grams of earlier answers.
+        sampled_row_width: tokens of a row, of samples.
+        blind: draft samples without looking at their noise.
         drafting_core: "python" drafts with growth.py; "native" with the same in C++, compiled when
             first needed (drafting.cpp); "auto" with the faster one there is.
 
@@ -68,6 +85,8 @@ class CalibratedDrafter(Drafter):
         "reset_table": "forget the learnt probabilities after each prompt",
         "reset_rows": "forget the copied logits after each prompt",
         "reset_ngrams": "forget the n-grams of the answer after each prompt",
+        "sampled_row_width": "tokens of a row of copied logits, at a temperature",
+        "blind": "at a temperature, draft without looking at the noise of the samples",
         "drafting_core": "what drafts: native (C++, compiled when first needed), python, or auto",
     }
 
@@ -84,42 +103,70 @@ class CalibratedDrafter(Drafter):
         reset_table: bool = False,
         reset_rows: bool = False,
         reset_ngrams: bool = False,
+        sampled_row_width: int = 128,
+        blind: bool = False,
         drafting_core: str = "auto",
     ) -> None:
-        require_positive(max_ngram_size=max_ngram_size, row_width=row_width, last_width=last_width)
+        require_positive(
+            max_ngram_size=max_ngram_size, row_width=row_width, last_width=last_width,
+            sampled_row_width=sampled_row_width,
+        )  # fmt: skip
         if not prior_strength > 0:
             raise InputError(f"prior_strength is {prior_strength}; give more than 0")
         self.capacity = resolve_capacity(draft_tree_capacity)
         self.top_k = last_width
-        self.node_top_k = row_width
         self.budget = Budget() if draft_tree_capacity == "auto" else None
         self._reset_table = reset_table
-        self.evidence = Evidence(
-            max_ngram_size, row_width, last_width,
+        self._blind = blind
+        self._core_wanted = drafting_core
+        make_evidence = partial(
+            Evidence, max_ngram_size, row_width, last_width,
             keep_rows=not reset_rows, keep_ngrams=not reset_ngrams,
         )  # fmt: skip
-        self.table = AcceptanceTable(read_prior(self.sources), prior_strength)
-        self._core = self._find_core(drafting_core)
+        make_table = partial(AcceptanceTable, strength=prior_strength)
+        self._make = make_evidence, make_table
+        self._widths = row_width, max(row_width, sampled_row_width)
+        self._states: dict[bool, State] = {}
+        self._use(sampled=False)
         self.core = "native" if isinstance(self._core, CompiledCore) else "python"
         self._committed = 0  # tokens of prompt and answer
         self.drafted = Drafted([], [], [], [])  # the last tree
 
-    def _find_core(self, name: str) -> ReadableCore | CompiledCore:
+    def _use(self, *, sampled: bool) -> None:
+        """Go on with what is known of samples whose noise is known, or with what is of the rest."""
+        if sampled not in self._states:
+            self._states[sampled] = self._new_state(sampled=sampled)
+        self.evidence, self.table, self._foresight_table, self._core = self._states[sampled]
+        self.wants_logprobs = sampled
+        self.node_top_k = self._widths[sampled]
+
+    def _new_state(self, *, sampled: bool) -> State:
+        make_evidence, make_table = self._make
+        evidence = make_evidence()
+        table = make_table(read_prior(evidence.sources))
+        learnt = ForesightTable() if sampled else None
+        return State(evidence, table, learnt, self._find_core(evidence, table, learnt))
+
+    def _find_core(
+        self, evidence: Evidence, table: AcceptanceTable, learnt: ForesightTable | None
+    ) -> ReadableCore | CompiledCore:
         """What drafts: in C++ if that is wanted and can be compiled."""
+        name = self._core_wanted
         if name not in CORES:
             raise InputError(f"drafting_core is {name!r}; give {', '.join(CORES)}")
-        parts = self.evidence, self.table, self.capacity
-        if name == "python":
-            return self.readable(*parts)
-        try:
-            return CompiledCore(*parts)
-        except Unavailable as error:
-            if name == "native":
-                raise InputError(
-                    f"drafting_core cannot be native: {error}; give auto or python"
-                ) from error
-            warnings.warn(f"calibrated drafts in Python, which is slower: {error}", stacklevel=3)
-            return self.readable(*parts)
+        if name != "python":
+            try:
+                return CompiledCore(evidence, table, self.capacity, learnt)
+            except Unavailable as error:
+                if name == "native":
+                    raise InputError(
+                        f"drafting_core cannot be native: {error}; give auto or python"
+                    ) from error
+                message = f"calibrated drafts in Python, which is slower: {error}"
+                warnings.warn(message, stacklevel=4)
+        if learnt is not None:
+            return SampledCore(evidence, table, self.capacity, learnt)
+        return self.readable(evidence, table, self.capacity)
 
     @property
     def sources(self) -> Sequence[Source]:
@@ -149,12 +196,21 @@ class CalibratedDrafter(Drafter):
 
     def use_table(self, table: AcceptanceTable) -> None:
         """Learn from and into another table from now on."""
+        sampled = self.wants_logprobs
+        self._states[sampled] = self._states[sampled]._replace(table=table)
         self.table = table
         self._core.use(table)
 
     @property
     def wants_best(self) -> bool:  # type: ignore[override]
         return self.budget is None or self.budget.rest <= 1
+
+    def foresee(self, foresight: Foresight | None) -> None:
+        if self._blind:
+            foresight = None
+        self._use(sampled=foresight is not None)
+        if foresight is not None:
+            cast("SampledCore | CompiledCore", self._core).foresee(foresight)
 
     def prepare(self, target: Measurable) -> None:
         if self.budget is not None:
@@ -164,17 +220,25 @@ class CalibratedDrafter(Drafter):
         self._core.begin(prompt_ids)
         self.drafted = Drafted([], [], [], [])
         if self._reset_table:
-            self.table.reset()
+            self._reset_tables()
         if self.budget is not None:
             self.budget.begin_generation()
         self._committed = len(prompt_ids)
 
+    def _reset_tables(self) -> None:
+        self.table.reset()
+        if self._foresight_table is not None:
+            self._foresight_table.reset()
+
     def forget(self) -> None:
-        self._core.forget()
+        for sampled in self._states:
+            self._use(sampled=sampled)
+            self._core.forget()
+            self._reset_tables()
+        self._use(sampled=False)
         if self.budget is not None:
             self.budget.forget()
         self.drafted = Drafted([], [], [], [])
-        self.table.reset()
 
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
         if self.budget is not None:
@@ -186,7 +250,11 @@ class CalibratedDrafter(Drafter):
         return DraftTree.of(self.drafted.tokens, self.drafted.parents, self.capacity)
 
     def observe(
-        self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
+        self,
+        tree: DraftTree,
+        path: Sequence[int],
+        top_ids: Sequence[Sequence[int]] = (),
+        logprobs: Sequence[Sequence[float]] = (),
     ) -> None:
         if len(tree) != len(self.drafted.tokens):
             raise ValueError(f"a tree of {len(tree)} nodes is not the last that was drafted")
@@ -195,7 +263,8 @@ class CalibratedDrafter(Drafter):
             self.budget.rest -= 1
             self._core.skip(tree.tokens[0])
             return
-        self._core.observe(self.drafted, path, top_ids)
+        told = [logprobs] if self.wants_logprobs else []
+        self._core.observe(self.drafted, path, top_ids, *told)
         if self.budget is not None:
             self.budget.learn(sum(self.path_probabilities[1:]), len(path) - 1, len(tree))
 
@@ -218,12 +287,13 @@ class CalibratedDrafter(Drafter):
             node: index in the tree, not the root's.
         """
         lines: list[str] = []
-        tokens, parents = self.drafted.tokens, self.drafted.parents
+        tokens, parents, paths, _ = self.drafted
         while node:
             cell, table = self.cells[node], self.table
             evidence = "; ".join(f"{s.name}: {s.grade(cell)}" for s in self.sources)
+            probability = paths[node] / paths[parents[node]]
             lines.append(
-                f"token {tokens[node]}: {table.probability[cell]:.3f} ({evidence}; right "
+                f"token {tokens[node]}: {probability:.3f} ({evidence}; right "
                 f"{table.right[cell]} of {table.seen[cell]} times, prior {table.prior[cell]:.3f})"
             )
             node = parents[node]

@@ -1,11 +1,11 @@
-// The drafting of the method calibrated: the same as evidence.py and growth.py do in Python, which
-// say what all of it means. compiled.py compiles this file and calls it. A test holds that both
+// The drafting of the method calibrated: the same as evidence.py, growth.py and foresight.py do in
+// Python, which say what all of it means. compiled.py compiles this file and calls it. A test holds that both
 // grow the same trees. One handle serves one drafter.
 
 #include <queue>
 #include <tuple>
 
-#include "evidence.h"
+#include "foresight.h"
 
 extern "C" {
 
@@ -47,14 +47,17 @@ struct Drafting {
     TokenRows single, older;
     std::unordered_map<Key, uint32_t> pair_at;  // (token, next token) -> place in pairs
     std::vector<Token> pairs;
+    ScoredRows scored_pairs, scored, scored_older;  // of samples; found as pairs, single, older are
+    int64_t committed = 0;                          // tokens of prompt and answer
     std::vector<std::vector<Candidate>> below;  // the nodes of the last tree
+    std::vector<Guesses> guessed;               // the same of samples
     int64_t looked = 0;                         // at so many of its first nodes
     int64_t awaited = -1;  // the last accepted node, if what followed it is to be learnt
     double least = 0;      // path probability of the last tree's last node
 
     explicit Drafting(const Settings& s)
         : set(s), last_steps(s.last_steps, s.last_steps + s.last_width), single(s.row_width),
-          older(s.row_width), below(s.capacity) {
+          older(s.row_width), below(s.capacity), guessed(s.capacity) {
         set.last_steps = nullptr;
     }
 
@@ -72,13 +75,19 @@ struct Drafting {
             std::vector<Token> before;
             for (Token token : answer) commit(earlier, before, token);
         }
-        if (set.keep_rows) single.add_to(older);
+        if (set.keep_rows) {
+            single.add_to(older);
+            scored.add_to(scored_older);
+        }
         answer.clear();
         own.clear();
         context.clear();
         single.clear();
         pair_at.clear();
         pairs.clear();
+        scored.clear();
+        scored_pairs.clear();
+        committed = count;
         awaited = -1;
         least = 0;
         for (int64_t i = 0; i < count; i++) commit(own, context, Token(prompt[i]));
@@ -89,6 +98,8 @@ struct Drafting {
         earlier.clear();
         single.clear();
         older.clear();
+        scored.clear();
+        scored_older.clear();
         begin(nullptr, 0);
     }
 
@@ -123,9 +134,10 @@ struct Drafting {
     }
 
     // The candidates below a node, with their cells. before(n) is the n-th last token up to it.
+    // Returns the cell of tokens that are not named.
     template <class Before>
-    void look(Before before, int64_t length, const int64_t* top, int64_t tops,
-              std::vector<Candidate>& named) const {
+    int64_t look(Before before, int64_t length, const int64_t* top, int64_t tops,
+                 std::vector<Candidate>& named) const {
         named.clear();
         int64_t base = 0;
         Token token = before(1);
@@ -165,6 +177,55 @@ struct Drafting {
                 if (top[rank] != token) name(named, Token(top[rank]), last_steps[rank]);
         }
         for (Candidate& candidate : named) candidate.cell += base;
+        return base;
+    }
+
+    // What both estimates say of the candidates below a node, and the share of the acceptance table.
+    template <class Before>
+    double weigh(Before before, int64_t length, int64_t depth, const std::vector<Candidate>& named,
+                 int64_t base, const Table& table, const Foresight& f, Guesses& guesses) const {
+        guesses.all.clear();
+        guesses.mixture = -1;
+        double share = 1;
+        Token token = before(1);
+        ScoredRows::Row row = scored_pairs.get(key(length > 1 ? before(2) : -1, token));
+        int64_t kind = 0;
+        for (const ScoredRows* rows : {&scored, &scored_older})
+            if (!row.tokens) {
+                kind++;
+                row = rows->get(token);
+            }
+        auto known = [&](Token its) {
+            auto same = [=](const Candidate& c) { return c.token == its; };
+            auto at = std::find_if(named.begin(), named.end(), same);
+            return at == named.end() ? nullptr : &*at;
+        };
+        if (row.tokens) {
+            double highest = 0;
+            for (const Candidate& c : named) highest = std::max(highest, table.probability[c.cell]);
+            kind = 2 * kind + (depth == 0);
+            guesses.mixture = kind * LEVELS + std::min(LEVELS - 1, int64_t(LEVELS * highest));
+            share = f.share[guesses.mixture] / f.count[guesses.mixture];
+            for (auto [its, place] : foresee(row, state_of(f.stream, committed + depth + 1))) {
+                int64_t bin = kind * BINS + place;
+                const Candidate* c = known(its);
+                guesses.all.push_back({its, c ? c->cell : base, c ? table.probability[c->cell] : 0,
+                                       bin, probability(f, bin)});
+            }
+        }
+        size_t foreseen = guesses.all.size();
+        for (const Candidate& c : named) {
+            auto same = [&](const Guess& guess) { return guess.token == c.token; };
+            auto end = guesses.all.begin() + foreseen;
+            if (std::find_if(guesses.all.begin(), end, same) == end)
+                guesses.all.push_back({c.token, c.cell, table.probability[c.cell], -1, 0});
+        }
+        return share;
+    }
+
+    void learn_below(int64_t node, Token right, const Table& table, const Foresight* f) const {
+        learn(below[node], right, table);
+        if (f) ::learn(guessed[node], right, *f);
     }
 
     void learn(const std::vector<Candidate>& candidates, Token right, const Table& t) const {
@@ -179,7 +240,7 @@ struct Drafting {
     // Grows a tree into `tree`, counts its nodes; `whole` tells whether it is the tree that would
     // have grown without a floor.
     int64_t grow(Token root, const int64_t* top, int64_t tops, double floor, const Table& table,
-                 const Costs* costs, Tree& tree, bool& whole) {
+                 const Costs* costs, const Foresight* f, Tree& tree, bool& whole) {
         using Open = std::tuple<double, int64_t, Token, int64_t>;  // -path, parent, token, cell
         std::priority_queue<Open, std::vector<Open>, std::greater<Open>> open;
         double path = 1, expected = 0, best_rate = 0;
@@ -204,24 +265,33 @@ struct Drafting {
         std::vector<Token> last(most);  // tokens up to a node, its own first
         while (true) {
             if (path > floor) {
-                int64_t node = nodes - 1, depth = 1;
-                for (int64_t up = node; up && depth < most; up = tree.parents[up]) depth++;
-                int64_t length = std::min<int64_t>(most, depth + context.size());
+                int64_t node = nodes - 1, depth = 0;
+                for (int64_t up = node; up; up = tree.parents[up]) depth++;
+                int64_t own = depth + 1;  // tokens of the tree
+                int64_t length = std::min<int64_t>(most, own + context.size());
                 for (int64_t up = node, n = 0; n < length; n++) {
-                    if (n >= depth) {
-                        last[n] = context[context.size() - 1 - (n - depth)];
+                    if (n >= own) {
+                        last[n] = context[context.size() - 1 - (n - own)];
                         continue;
                     }
                     last[n] = Token(tree.tokens[up]);
                     up = tree.parents[up];
                 }
                 auto& named = below[node];
-                look([&](int64_t n) { return last[n - 1]; }, length, node ? nullptr : top, tops,
-                     named);
+                auto before = [&](int64_t n) { return last[n - 1]; };
+                int64_t base = look(before, length, node ? nullptr : top, tops, named);
                 looked = nodes;
-                for (const Candidate& c : named) {
-                    double reached = path * table.probability[c.cell];
-                    if (reached > floor) open.emplace(-reached, node, c.token, c.cell);
+                auto push = [&](Token token, int64_t cell, double probability) {
+                    double reached = path * probability;
+                    if (reached > floor) open.emplace(-reached, node, token, cell);
+                };
+                if (f) {
+                    auto& guesses = guessed[node];
+                    double share = weigh(before, length, depth, named, base, table, *f, guesses);
+                    for (const Guess& g : guesses.all)
+                        push(g.token, g.cell, share * g.known + (1 - share) * g.foreseen);
+                } else {
+                    for (const Candidate& c : named) push(c.token, c.cell, table.probability[c.cell]);
                 }
             }
             if (nodes == set.capacity) break;
@@ -238,26 +308,27 @@ struct Drafting {
         return costs ? best_nodes : nodes;
     }
 
-    void learn_awaited(Token token, const Table& table) {
-        if (awaited >= 0) learn(below[awaited], token, table);
+    void learn_awaited(Token token, const Table& table, const Foresight* f) {
+        if (awaited >= 0) learn_below(awaited, token, table, f);
         awaited = -1;
     }
 
     void enter(Token token) {
         commit(own, context, token);
         answer.push_back(token);
+        committed++;
     }
 
     int64_t draft(Token root, const int64_t* top, int64_t tops, const Table& table,
-                  const Costs* costs, double pruning, Tree& tree) {
-        learn_awaited(root, table);
+                  const Costs* costs, const Foresight* f, double pruning, Tree& tree) {
+        learn_awaited(root, table, f);
         bool whole;
         int64_t nodes;
         if (costs) {
-            nodes = grow(root, top, tops, costs->least, table, costs, tree, whole);
+            nodes = grow(root, top, tops, costs->least, table, costs, f, tree, whole);
         } else {
-            nodes = grow(root, top, tops, least * pruning, table, costs, tree, whole);
-            if (!whole) nodes = grow(root, top, tops, 0, table, costs, tree, whole);
+            nodes = grow(root, top, tops, least * pruning, table, costs, f, tree, whole);
+            if (!whole) nodes = grow(root, top, tops, 0, table, costs, f, tree, whole);
         }
         least = tree.paths[nodes - 1];
         return nodes;
@@ -273,15 +344,23 @@ struct Drafting {
     }
 
     void observe(const Tree& tree, int64_t nodes, const int64_t* path, int64_t accepted,
-                 const int64_t* rows, int64_t width, const Table& table) {
+                 const int64_t* rows, const float* logs, int64_t width, const Table& table,
+                 const Foresight* f) {
         for (int64_t i = 0; i + 1 < accepted; i++)
-            if (path[i] < looked) learn(below[path[i]], Token(tree.tokens[path[i + 1]]), table);
+            if (path[i] < looked)
+                learn_below(path[i], Token(tree.tokens[path[i + 1]]), table, f);
         awaited = path[accepted - 1] < looked ? path[accepted - 1] : -1;
         Token before = context.empty() ? -1 : context.back();
         auto row_of = [&](int64_t node) {
             if (!width || rows[node * width] < 0) return;  // not known
             Token parent = node ? Token(tree.tokens[tree.parents[node]]) : before;
-            learn_row(parent, Token(tree.tokens[node]), rows + node * width, width);
+            Token token = Token(tree.tokens[node]);
+            learn_row(parent, token, rows + node * width, width);
+            if (!f) return;
+            const float* its = logs + node * width;  // those that are filtered out come last
+            int64_t count = std::find(its, its + width, -INFINITY) - its;
+            scored.set(token, rows + node * width, its, count);
+            scored_pairs.set(key(parent, token), rows + node * width, its, count);
         };
         for (int64_t node = nodes - 1; node >= 0; node--) row_of(node);
         for (int64_t i = 0; i < accepted; i++) row_of(path[i]);
@@ -296,6 +375,7 @@ extern "C" {
 void* drafting_new(const Settings* settings) { return new Drafting(*settings); }
 void drafting_delete(void* handle) { delete (Drafting*)handle; }
 
+// `f` is null where nothing is known of samples; `logs` is read where it is not.
 // These return -1 where they are given what is no token, and have done nothing.
 
 int64_t drafting_begin(void* handle, const int64_t* prompt, int64_t count) {
@@ -307,25 +387,25 @@ int64_t drafting_begin(void* handle, const int64_t* prompt, int64_t count) {
 void drafting_forget(void* handle) { ((Drafting*)handle)->forget(); }
 
 int64_t drafting_draft(void* handle, int64_t root, const int64_t* top, int64_t tops,
-                       const Table* table, const Costs* costs, Tree* tree) {
+                       const Table* table, const Costs* costs, const Foresight* f, Tree* tree) {
     if (!valid(&root, 1) || !valid(top, tops)) return -1;
     auto& drafting = *(Drafting*)handle;
-    return drafting.draft(Token(root), top, tops, *table, costs, drafting.set.pruning, *tree);
+    return drafting.draft(Token(root), top, tops, *table, costs, f, drafting.set.pruning, *tree);
 }
 
-int64_t drafting_skip(void* handle, int64_t token, const Table* table) {
+int64_t drafting_skip(void* handle, int64_t token, const Table* table, const Foresight* f) {
     if (!valid(&token, 1)) return -1;
     auto& drafting = *(Drafting*)handle;
-    drafting.learn_awaited(Token(token), *table);
+    drafting.learn_awaited(Token(token), *table, f);
     drafting.enter(Token(token));
     return 0;
 }
 
 int64_t drafting_observe(void* handle, const Tree* tree, int64_t nodes, const int64_t* path,
-                         int64_t accepted, const int64_t* rows, int64_t width,
-                         const Table* table) {
+                         int64_t accepted, const int64_t* rows, const float* logs, int64_t width,
+                         const Table* table, const Foresight* f) {
     if (!valid(tree->tokens, nodes) || !valid(rows, nodes * width, -1)) return -1;
-    ((Drafting*)handle)->observe(*tree, nodes, path, accepted, rows, width, *table);
+    ((Drafting*)handle)->observe(*tree, nodes, path, accepted, rows, logs, width, *table, f);
     return 0;
 }
 }

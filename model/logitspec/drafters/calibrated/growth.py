@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import heappop, heappush
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget
@@ -41,8 +41,8 @@ class ReadableCore:
         self._begin()
 
     def _begin(self) -> None:
-        self._candidates: list[Candidates | None] = []  # below the nodes of the last tree
-        self._awaited: Candidates | None = None  # below the last accepted node
+        self._candidates: list[Any] = []  # below the nodes of the last tree, as weigh() noted them
+        self._awaited: Any = None  # below the last accepted node
         self._least = 0.0  # path probability of the last tree's last node
 
     def use(self, table: AcceptanceTable) -> None:
@@ -103,11 +103,11 @@ class ReadableCore:
         Returns:
             The tree, and whether it would have grown alike without a floor.
         """
-        probability = self.table.probability
         tree = Drafted([root], [0], [1.0], [-1])
         self._candidates = []
         longest = self.evidence.longest
         contexts = [(*self.evidence.context, root)[-longest:]]
+        depths = [0]
         heap: list[tuple[float, int, int, int]] = []  # (-path probability, parent, token, cell)
         path = 1.0
         node = 0
@@ -115,12 +115,13 @@ class ReadableCore:
             budget.add(path)
         while True:
             if path > floor:
-                base, named = candidates = self.look(tree, contexts[node], top_ids)
-                self._candidates.append(candidates)
-                for token, more in named.items():
-                    reached = path * probability[base + more]
+                candidates = self.look(tree, contexts[node], top_ids)
+                weighed, noted = self.weigh(candidates, contexts[node], depths[node])
+                self._candidates.append(noted)
+                for token, cell, probability in weighed:
+                    reached = path * probability
                     if reached > floor:
-                        heappush(heap, (-reached, node, token, base + more))
+                        heappush(heap, (-reached, node, token, cell))
             else:
                 self._candidates.append(None)
             node += 1
@@ -139,6 +140,7 @@ class ReadableCore:
             tree.paths.append(path)
             tree.cells.append(cell)
             contexts.append((*contexts[parent], token)[-longest:])
+            depths.append(depths[parent] + 1)
 
     def look(self, tree: Drafted, context: tuple[int, ...], top_ids: Sequence[int]) -> Candidates:
         """The candidates below the last node of a tree.
@@ -150,8 +152,27 @@ class ReadableCore:
         """
         return self.evidence.look(context, top_ids if len(tree.tokens) == 1 else None)
 
-    def learn(self, candidates: Candidates, true: int) -> None:
-        """Take in which of the candidates below an accepted node was right."""
+    def weigh(
+        self, candidates: Candidates, context: tuple[int, ...], depth: int
+    ) -> tuple[list[tuple[int, int, float]], Any]:
+        """How likely each candidate is right, given that its parent is.
+
+        Args:
+            candidates: from look().
+            context: the last tokens up to the node that they are below.
+            depth: of that node.
+
+        Returns:
+            Token, cell and probability of each, and what learn() is to be given.
+        """
+        base, named = candidates
+        known = self.table.probability
+        cells = [(token, base + more) for token, more in named.items()]
+        return [(token, cell, known[cell]) for token, cell in cells], candidates
+
+    def learn(self, candidates: Any, true: int) -> None:
+        """Take in which of the candidates below an accepted node, as weigh() noted them, was
+        right."""
         base, named = candidates
         for token, more in named.items():
             self.table.learn(base + more, token == true)

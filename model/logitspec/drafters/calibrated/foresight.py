@@ -1,0 +1,227 @@
+"""Drafts of samples: which token will win is guessed with the noise, which is known beforehand.
+
+A sampled token is the one whose log-probability and noise are the largest sum (sampling.py). The
+noise of every token at every position to come is known. The log-probabilities are not, but those
+after the last token like a node's are near them: its row. So the tokens of a row are ranked by the
+sum, and the softmax of the sums says how likely each is to win, if the row is not far from the
+truth. How often such a token did win is learnt (`ForesightTable`).
+
+The other estimate is the acceptance table's, which knows n-grams and no noise. A mixture of the two
+is taken. Its share is learnt, too: for each kind of row and each level of the table's most probable
+candidate, how often one explained the right token better than the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import exp, inf, log
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...sampling import MASK, STRIDE, Foresight, mixed, states_of
+from ...sizing.acceptance_table import AcceptanceTable
+from .evidence import Candidates, Evidence
+from .growth import Drafted, ReadableCore
+
+FORESEEN = 32  # most tokens of a row that are candidates, those that win most likely
+KINDS = 6  # of rows: of the last two tokens, of the last, of an earlier prompt; each below the root
+BINS = 24  # of the log-odds that a token wins
+LEAST, WIDTH = -8.0, 0.5  # where the first of them begins, and how wide each is
+LEVELS = 8  # of the acceptance table's most probable candidate
+SLOPE = 0.8  # of the prior: log-odds are that much nearer to none than they seem
+STRENGTH = 20.0  # how many observations the prior weighs in a bin
+REST = 1e-3  # least probability of all tokens that a row does not hold
+EULER = 0.5772156649015329  # mean of the noise
+
+
+class ForesightTable:
+    """How often tokens that were foreseen to win did, and how the two estimates mix.
+
+    Attributes:
+        prior: [KINDS * BINS] what is believed before anything was seen.
+        seen, right: [KINDS * BINS] of the bin's tokens.
+        share, count: [KINDS * LEVELS] the acceptance table's share in the mixture is their ratio.
+    """
+
+    def __init__(self) -> None:
+        middles = LEAST + WIDTH * (np.arange(BINS) + 0.5)
+        self.prior = np.tile(1 / (1 + np.exp(-SLOPE * middles)), KINDS)
+        self.seen, self.right = np.zeros((2, KINDS * BINS))
+        self.share, self.count = np.empty((2, KINDS * LEVELS))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was learnt."""
+        self.seen[:] = self.right[:] = 0
+        self.share[:], self.count[:] = 1.0, 2.0
+
+    def probability(self, cell: int) -> float:
+        """How likely a token of this bin of a kind is to win."""
+        weighed = self.right[cell] + STRENGTH * self.prior[cell]
+        return float(weighed / (self.seen[cell] + STRENGTH))
+
+
+class Guess(NamedTuple):
+    """A candidate of a node: what both estimates say of it."""
+
+    token: int
+    cell: int  # of the acceptance table
+    known: float  # that table's probability; 0 where it has none
+    bin: int  # of the foresight table; -1: it is not among the row's
+    foreseen: float  # that table's probability; 0 where it has none
+
+
+class Guesses(NamedTuple):
+    """The candidates below a node, and where their mixture is learnt; -1: there was no row."""
+
+    all: list[Guess]
+    mixture: int
+
+
+Row = tuple[Sequence[int], Sequence[float]]  # best tokens after a token, their log-probabilities
+
+
+def noise_of(state: int, token: int) -> float:
+    """The noise of one token: a column of sampling.gumbel."""
+    bits = mixed(state + token * STRIDE & MASK) >> 12
+    return -log(-log((bits + 0.5) * 2.0**-52))
+
+
+def level(probabilities: Iterable[float]) -> int:
+    """Which of LEVELS the largest of some probabilities is on; the first, where there are none."""
+    return min(LEVELS - 1, int(LEVELS * max(probabilities, default=0.0)))
+
+
+def foresee(row: Row, state: int) -> list[tuple[int, int]]:
+    """The tokens of a row that win most likely, and the bin of each's odds."""
+    sums: list[tuple[float, int, int]] = []
+    held = 0.0
+    for token, logprob in zip(*row, strict=True):
+        held += exp(logprob)
+        sums.append((-(logprob + noise_of(state, token)), len(sums), token))
+    sums = sorted(sums)[:FORESEEN]
+    best = -sums[0][0]
+    weights = [exp(-minus - best) for minus, _, _ in sums]
+    whole = exp(log(max(REST, 1 - held)) + EULER - best)
+    for weight in weights:
+        whole += weight
+    found = []
+    for (_, _, token), weight in zip(sums, weights, strict=True):
+        rest = whole - weight
+        place = (log(weight / rest) - LEAST) / WIDTH if weight and rest > 0 else BINS * bool(weight)
+        found.append((token, 0 if place < 0 else BINS - 1 if place >= BINS else int(place)))
+    return found
+
+
+class SampledCore(ReadableCore):
+    """As growth.ReadableCore, of samples whose noise is known.
+
+    Args:
+        foresight_table: learnt from and into.
+    """
+
+    def __init__(
+        self,
+        evidence: Evidence,
+        table: AcceptanceTable,
+        capacity: int,
+        foresight_table: ForesightTable,
+    ) -> None:
+        self.learnt = foresight_table
+        self._older: dict[int, Row] = {}
+        self._single: dict[int, Row] = {}
+        super().__init__(evidence, table, capacity)
+
+    def foresee(self, foresight: Foresight) -> None:
+        """The samples to come."""
+        self._stream = foresight.stream
+
+    def begin(self, prompt_ids: Sequence[int]) -> None:
+        super().begin(prompt_ids)
+        if self.evidence.rows.keep:
+            self._older.update(self._single)
+        self._single = {}
+        self._pair: dict[tuple[int, ...], Row] = {}
+        self._committed = len(prompt_ids)
+
+    def forget(self) -> None:
+        super().forget()
+        self._older, self._single, self._pair = {}, {}, {}
+
+    def weigh(
+        self, candidates: Candidates, context: tuple[int, ...], depth: int
+    ) -> tuple[list[tuple[int, int, float]], Any]:
+        base, named = candidates
+        known = {token: self.table.probability[base + more] for token, more in named.items()}
+        guesses: list[Guess] = []
+        mixture, share = -1, 1.0
+        row, kind = self._find_row(context)
+        if row is not None:
+            kind = 2 * kind + (depth == 0)
+            mixture = kind * LEVELS + level(known.values())
+            share = float(self.learnt.share[mixture] / self.learnt.count[mixture])
+            (state,) = states_of(self._stream, [self._committed + depth + 1])
+            for token, place in foresee(row, state):
+                at = kind * BINS + place
+                cell = base + named.get(token, 0)
+                foreseen = self.learnt.probability(at)
+                guesses.append(Guess(token, cell, known.get(token, 0.0), at, foreseen))
+        chosen = {guess.token for guess in guesses}
+        guesses += [
+            Guess(token, base + more, known[token], -1, 0.0)
+            for token, more in named.items()
+            if token not in chosen
+        ]
+        weighed = [
+            (guess.token, guess.cell, share * guess.known + (1 - share) * guess.foreseen)
+            for guess in guesses
+        ]
+        return weighed, (candidates, Guesses(guesses, mixture))
+
+    def _find_row(self, context: tuple[int, ...]) -> tuple[Row | None, int]:
+        """The row of a node, and of which kind it is."""
+        places = (self._pair, context[-2:]), (self._single, context[-1]), (self._older, context[-1])
+        for kind, (rows, key) in enumerate(places):
+            row = rows.get(key)  # type: ignore[attr-defined]
+            if row is not None:
+                return row, kind
+        return None, 0
+
+    def learn(self, candidates: Any, true: int) -> None:
+        named, guesses = candidates
+        super().learn(named, true)
+        learnt = self.learnt
+        for guess in guesses.all:
+            if guess.bin >= 0:
+                learnt.seen[guess.bin] += 1
+                learnt.right[guess.bin] += guess.token == true
+            if guess.token == true and guesses.mixture >= 0:
+                at = guesses.mixture
+                share = learnt.share[at] / learnt.count[at]
+                known, foreseen = share * guess.known, (1 - share) * guess.foreseen
+                learnt.share[at] += known / (known + foreseen)
+                learnt.count[at] += 1
+
+    def observe(
+        self,
+        drafted: Drafted,
+        path: Sequence[int],
+        top_ids: Sequence[Sequence[int]],
+        logprobs: Sequence[Sequence[float]] = (),
+    ) -> None:
+        before = self.evidence.context[-1]
+        super().observe(drafted, path, top_ids)
+        tokens, parents = drafted.tokens, drafted.parents
+        for node in (*range(len(tokens) - 1, -1, -1), *path):
+            if top_ids[node]:
+                parent = tokens[parents[node]] if node else before
+                logs = np.array(logprobs[node], np.float32).astype(float).tolist()
+                count = next((i for i, value in enumerate(logs) if value == -inf), len(logs))
+                row = top_ids[node][:count], logs[:count]
+                self._single[tokens[node]] = self._pair[parent, tokens[node]] = row
+        self._committed += len(path)
+
+    def skip(self, token: int) -> None:
+        super().skip(token)
+        self._committed += 1

@@ -1,0 +1,112 @@
+"""Drafts of samples whose noise is known: what is told of them, and what is made of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process
+
+from model.logitspec import CalibratedDrafter, DraftTree, Sampling
+from model.logitspec.acceptance import accept
+from model.logitspec.cpu.layers import log_sums
+from model.logitspec.drafters.calibrated.foresight import FORESEEN, foresee, noise_of
+from model.logitspec.sampling import Chooser, Foresight, gumbel, mixed, states_of, winners
+
+FILTERED = [
+    Sampling(1.0),
+    Sampling(0.7),
+    Sampling(1.3, top_k=5),
+    Sampling(0.8, top_p=0.6),
+    Sampling(1.0, min_p=0.2),
+    Sampling(0.9, top_k=20, top_p=0.9, min_p=0.02),
+]
+
+
+@pytest.mark.parametrize("sampling", FILTERED)
+def test_log_probabilities_are_those_after_the_filters(sampling: Sampling) -> None:
+    logits = 3 * torch.randn(7, 50)
+    foresight = sampling.chooser([1]).foresight
+    assert foresight is not None
+    ids = torch.zeros(7, 1, dtype=torch.int64)
+    expected = sampling.processors()(ids, logits.clone()).log_softmax(dim=-1)
+    best = logits.sort(dim=-1, descending=True)
+    sums = (logits / sampling.temperature).logsumexp(dim=-1)
+    torch.testing.assert_close(
+        foresight.log_probabilities(best.values, sums), expected.gather(1, best.indices)
+    )
+    few = foresight.log_probabilities(best.values[:, :3], sums)  # the others are not known
+    assert few.shape == (7, 3)
+    known = few.exp().sum(dim=-1)
+    assert ((known > 0) & (known < 1 + 1e-5)).all()
+
+
+def test_nothing_is_foreseen_where_nothing_is_drawn_or_others_decide() -> None:
+    assert Sampling().chooser([1]).foresight is None
+    assert Sampling(1.0, repetition_penalty=1.1).chooser([1]).foresight is None
+    twice = LogitsProcessorList([logits_process.TemperatureLogitsWarper(2.0)] * 2)
+    assert Chooser(twice, 0, [1]).foresight is None
+    assert Chooser(twice[:1], None, [1]).foresight is None
+    found = Chooser(twice[:1], 5, [1]).foresight
+    assert found == Foresight(mixed(5), 2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab", [1, 15, 97, 4096])
+def test_the_sums_of_rows(vocab: int, dtype: torch.dtype) -> None:
+    logits = (20 * torch.randn(5, vocab)).to(dtype)
+    for temperature in (0.3, 1.0, 2.0):
+        expected = (logits.float() / temperature).logsumexp(dim=-1)
+        torch.testing.assert_close(log_sums(logits, temperature), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_one_tokens_noise_is_that_of_the_row() -> None:
+    (state,) = states_of(mixed(9), [77])
+    row = gumbel([state], 50, torch.device("cpu"))[0]
+    for token in range(50):
+        assert noise_of(state, token) == pytest.approx(float(row[token]), abs=1e-12)
+
+
+def test_the_first_of_the_foreseen_wins_if_the_row_is_the_truth() -> None:
+    logs = torch.randn(1, 60).log_softmax(dim=-1).sort(descending=True).values
+    for state in states_of(mixed(2), range(40)):
+        found = foresee((range(60), logs[0].tolist()), state)
+        assert len(found) == FORESEEN
+        assert found[0][0] == int(winners(logs, [state]))
+        bins = [place for _, place in found]
+        assert bins == sorted(bins, reverse=True)
+
+
+def accept_lengths(drafter: CalibratedDrafter, steps: int) -> list[int]:
+    """Of samples of a target whose logits depend on the last token alone."""
+    generator = torch.Generator().manual_seed(1)
+    logits = 1.5 * torch.randn(40, 40, generator=generator)
+    chooser = Sampling(1.0, seed=3).chooser([1])
+    drafter.foresee(chooser.foresight)
+    drafter.reset([1, 2])
+    verdict = accept(logits[2:3], DraftTree(2, 1), chooser, drafter.top_k)
+    chooser.commit([2])
+    lengths = []
+    for _ in range(steps):
+        tree = drafter.draft(verdict.next_root, verdict.top_ids)
+        widths = drafter.top_k, drafter.node_top_k
+        verdict = accept(
+            logits[tree.tokens], tree, chooser, *widths, logprobs=drafter.wants_logprobs
+        )
+        chooser.commit([tree.tokens[node] for node in verdict.path])
+        told = [verdict.node_top_logprobs] if drafter.wants_logprobs else []
+        drafter.observe(tree, verdict.path, verdict.node_top_ids, *told)
+        lengths.append(len(verdict.path))
+    return lengths
+
+
+@pytest.mark.parametrize("core", ["native", "python"])
+def test_samples_are_foreseen_where_rows_are_the_truth(core: str) -> None:
+    options: dict[str, Any] = {"draft_tree_capacity": 8, "drafting_core": core, "row_width": 40}
+    known = accept_lengths(CalibratedDrafter(**options, sampled_row_width=40), 150)[50:]
+    blind = accept_lengths(CalibratedDrafter(**options, blind=True), 150)[50:]
+    print(known, blind)
+    assert sum(known) / 100 > 4
+    assert sum(blind) / 100 < 3
