@@ -37,7 +37,7 @@ setup(
     package_data={
         "logitspec": ["noise.h", "py.typed"],
         "logitspec.cpu": ["*.cpp", "*.h"],
-        "logitspec.drafters.calibrated": ["drafting.cpp", "*.h", "prior.json"],
+        "logitspec.drafters.calibrated": ["drafting.cpp", "*.h", "*.json"],
     },
     install_requires=requirements(),
     extras_require={

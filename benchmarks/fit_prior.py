@@ -2,7 +2,8 @@
 
 The drafter answers questions that no benchmark here asks (data/fit, of our own writing); what its
 acceptance table has counted then is fitted by a logistic regression with one weight for each grade
-of each source of evidence. The weights are all that prior.json holds.
+of each source of evidence. The weights are all that prior.json holds. With --sampled the answers
+are samples, and what the foresight table has counted is fitted, too: that is prior_sampled.json.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +22,33 @@ from tqdm import tqdm
 from evaluation.asking.answering import Answerer
 from evaluation.asking.engines import KVEngine, Models
 from evaluation.asking.questions import chosen_questions
-from evaluation.asking.settings import AnswerSettings, QuestionSettings, TargetSettings
+from evaluation.asking.settings import GREEDY, AnswerSettings, QuestionSettings, TargetSettings
 from evaluation.asking.target import Target, model_name
 from evaluation.command.exits import run_command
 from evaluation.command.files import write_atomically, writing
 from evaluation.command.flags import add_machine_flags, read
 from evaluation.command.parser import Parser, at_least
 from model.logitspec import CalibratedDrafter, Drafter
-from model.logitspec.drafters.calibrated.drafter import PRIOR, prior_of
+from model.logitspec.drafters.calibrated.drafter import PRIOR, SAMPLED_PRIOR, prior_of
 from model.logitspec.drafters.calibrated.evidence import LastEvidence, Source, additive_prior
+from model.logitspec.drafters.calibrated.foresight import (
+    BINS,
+    FIRST_COUNT,
+    FLAT_FORESIGHT,
+    KIND_NAMES,
+    KINDS,
+    LEVELS,
+    MIDDLES,
+    ForesightTable,
+)  # fmt: skip
 from model.logitspec.errors import InputError
+from model.logitspec.sampling import Sampling
 
 from .measure import add_question_flags
 
 FLAT = -2.0  # log-odds of every candidate before anything is fitted
+FEW = 20.0  # tokens that weigh as much as what is known of all kinds
+TEMPERATURES = 0.7, 1.0  # of the samples
 RIDGE = 1.0  # a weight of w costs RIDGE * w * w / 2 of the log-likelihood
 Floats = npt.NDArray[np.float64]
 
@@ -48,9 +63,10 @@ class Questionnaire:
         self.models = Models(self.target, shared=False)
         self.title = f"{len(self.questions)} questions of {args.bench_name}"
 
-    def answer(self, drafter: Drafter) -> tuple[int, int]:
+    def answer(self, drafter: Drafter, sampling: Sampling = GREEDY) -> tuple[int, int]:
         """Have all turns answered; the tokens and steps that took."""
-        answerer = Answerer(self.target, KVEngine(self.models, drafter), "", self.settings)
+        settings = replace(self.settings, sampling=sampling)
+        answerer = Answerer(self.target, KVEngine(self.models, drafter), "", settings)
         tokens = steps = 0
         for question in tqdm(self.questions, unit="question"):
             (choice,) = answerer.answer(question)["choices"]
@@ -73,6 +89,25 @@ def fit(sources: Sequence[Source], seen: Floats, right: Floats) -> dict[str, Any
     for source in sources:
         own, weights = weights[: len(source.grades)], weights[len(source.grades) :]
         fitted[source.name] = dict(zip(source.grades, own, strict=True))
+    return fitted
+
+
+def fit_foresight(table: ForesightTable) -> dict[str, Any]:
+    """The prior of a foresight table: by kind a line for the log-odds, and shares by level.
+
+    A share that few tokens tell of is drawn to that of its level in all kinds.
+    """
+    seen, right = (numbers.reshape(KINDS, BINS) for numbers in (table.seen, table.right))
+    new = [numbers.reshape(KINDS, LEVELS) for numbers in (table.share, table.count)]
+    first, weight = table.first_share.reshape(KINDS, LEVELS), FIRST_COUNT
+    share, count = new[0] - weight * first, new[1] - weight  # what was learnt alone
+    pooled = (share.sum(axis=0) + 1) / (count.sum(axis=0) + 2)
+    shares = (share + FEW * pooled) / (count + FEW)
+    fitted = {}
+    for kind, name in enumerate(KIND_NAMES):
+        lines = np.column_stack([np.ones(BINS), MIDDLES])
+        bias, slope = newton(lines, seen[kind], right[kind]).round(3).tolist()
+        fitted[name] = {"bias": bias, "slope": slope, "shares": shares[kind].round(3).tolist()}
     return fitted
 
 
@@ -106,22 +141,29 @@ def flat_prior(sources: Sequence[Source]) -> list[float]:
 
 def run(args: argparse.Namespace) -> None:
     """Answer and fit as often as wanted, each time with the prior of the time before."""
+    if args.output is None:
+        args.output = SAMPLED_PRIOR if args.sampled else PRIOR
     if not args.output.parent.is_dir():
         raise InputError(f"--output {args.output}: there is no folder {args.output.parent}")
     asked = Questionnaire(args)
     widest = LastEvidence.BINS[-1] + 1  # so that every grade is seen
     drafter = CalibratedDrafter(args.draft_tree_capacity, last_width=widest)
-    drafter.use_prior(flat_prior(drafter.sources))
+    first = flat_prior(drafter.sources)
+    drafter.use_prior(first, FLAT_FORESIGHT if args.sampled else None)
     model = model_name(args.model_path)
+    asking = [Sampling(t) for t in TEMPERATURES] if args.sampled else [GREEDY]
     for round_ in range(1, args.rounds + 1):
-        tokens, steps = asked.answer(drafter)
+        answers = [asked.answer(drafter, sampling) for sampling in asking]
+        tokens, steps = map(sum, zip(*answers, strict=True))
         seen, right = np.array(drafter.table.seen, float), np.array(drafter.table.right, float)
         fitted = fit(drafter.sources, seen, right)
-        drafter.use_prior(prior_of(fitted, drafter.sources))
+        foreseen = fit_foresight(drafter.foresight_table) if drafter.foresight_table else None
+        drafter.use_prior(prior_of(fitted, drafter.sources), foreseen)
         print(f"round {round_}: MAT {tokens / steps:.3f}, {int(seen.sum())} candidates seen")
         about = f"python -m benchmarks.fit_prior, {asked.title}, {tokens} tokens, {model}"
+        written = {"fitted by": about, **fitted, **({"foresight": foreseen} if foreseen else {})}
         with writing(args.output, "give another --output"):
-            write_atomically(args.output, {"fitted by": about, **fitted})
+            write_atomically(args.output, written)
     print(f"the prior is in {args.output}")
 
 
@@ -131,7 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_question_flags(parser, bench_name="fit")
     add("--draft-tree-capacity", type=at_least(2), default=64, metavar="C", help="nodes of a tree")
     add("--rounds", type=at_least(1), default=2, help="each begins with the prior of the last")
-    add("--output", type=Path, default=PRIOR, metavar="FILE", help="where the prior is written")
+    add("--sampled", action="store_true", help="of samples, at temperatures of 0.7 and 1")
+    where = "where the prior is written (default: where calibrated reads it)"
+    add("--output", type=Path, metavar="FILE", help=where)
     add_machine_flags(parser)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: run(args))

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from .acceptance import TreeTensors, Verdict, accept, longest_path
-from .cpu.layers import best_tokens, log_sums, one_thread, winners
+from .cpu.layers import best_tokens, log_probabilities, one_thread, winners
 from .cuda_graphs import GraphVerifier
 from .draft_tree import DraftTree
 from .kv_cache import KVCache
@@ -179,10 +179,8 @@ class NativeVerifier(EagerVerifier):
         found = best_tokens(logits, count)
         foresight = self._chooser.foresight if self.wants_logprobs and self._node_top_k else None
         if foresight is not None:
-            with one_thread():
-                sums = log_sums(logits, foresight.temperature)
-                asked = logits.gather(1, found[:, : self._node_top_k])
-                self._logprobs = foresight.log_probabilities(asked, sums).tolist()
+            asked = found[:, : self._node_top_k]
+            self._logprobs = log_probabilities(logits, asked, foresight).tolist()
         best = found.tolist()
         self._rows.update(zip(nodes, logits.unbind(), strict=True))
         self._best.update(zip(nodes, best, strict=True))

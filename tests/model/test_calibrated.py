@@ -137,7 +137,7 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
     for name in ("seen", "right", "probability"):
         assert list(getattr(cores[0].table, name)) == getattr(cores[1].table, name)
     if told is not None:
-        native_table, table = (core._foresight_table for core in cores)
+        native_table, table = (core.foresight_table for core in cores)
         for name in ("seen", "right", "share", "count"):
             assert getattr(native_table, name).tolist() == getattr(table, name).tolist()
 

@@ -11,7 +11,7 @@ from transformers.generation import logits_process
 
 from model.logitspec import CalibratedDrafter, DraftTree, Sampling
 from model.logitspec.acceptance import accept
-from model.logitspec.cpu.layers import log_sums
+from model.logitspec.cpu.layers import best_tokens, log_probabilities
 from model.logitspec.drafters.calibrated.foresight import FORESEEN, foresee, noise_of
 from model.logitspec.sampling import Chooser, Foresight, gumbel, mixed, states_of, winners
 
@@ -54,12 +54,17 @@ def test_nothing_is_foreseen_where_nothing_is_drawn_or_others_decide() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("vocab", [1, 15, 97, 4096])
-def test_the_sums_of_rows(vocab: int, dtype: torch.dtype) -> None:
-    logits = (20 * torch.randn(5, vocab)).to(dtype)
-    for temperature in (0.3, 1.0, 2.0):
-        expected = (logits.float() / temperature).logsumexp(dim=-1)
-        torch.testing.assert_close(log_sums(logits, temperature), expected, rtol=1e-5, atol=1e-4)
+@pytest.mark.parametrize("sampling", FILTERED)
+def test_native_log_probabilities(sampling: Sampling, dtype: torch.dtype) -> None:
+    foresight = sampling.chooser([1]).foresight
+    assert foresight is not None
+    for vocab, count in ((1, 1), (15, 15), (97, 9), (4096, 100)):
+        logits = (4 * torch.randn(5, vocab)).to(dtype)
+        best = best_tokens(logits, count)
+        sums = (logits.float() / sampling.temperature).logsumexp(dim=-1)
+        expected = foresight.log_probabilities(logits.gather(1, best), sums)
+        found = log_probabilities(logits, best, foresight)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_one_tokens_noise_is_that_of_the_row() -> None:

@@ -24,7 +24,7 @@ template <class T, class X> void put(floats x, X* p) {
 
 #include "attention.h"
 #include "best.h"
-#include "winners.h"
+#include "samples.h"
 
 extern "C" {
 
@@ -382,13 +382,15 @@ void winners_float32(const float* scores, const uint64_t* states, int64_t rows, 
                      int64_t* out, int64_t threads) {
     winners(scores, states, rows, vocab, out, int(threads));
 }
-void log_sums_float32(const float* logits, int64_t rows, int64_t vocab, double temperature,
-                      float* out, int64_t threads) {
-    log_sums(logits, rows, vocab, float(temperature), out, int(threads));
+void log_probabilities_float32(const float* logits, int64_t rows, int64_t vocab,
+                               const int64_t* best, int64_t count, const Filters* filters,
+                               float* out, int64_t threads) {
+    log_probabilities(logits, rows, vocab, best, count, *filters, out, int(threads));
 }
-void log_sums_bfloat16(const bfloat16* logits, int64_t rows, int64_t vocab, double temperature,
-                       float* out, int64_t threads) {
-    log_sums(logits, rows, vocab, float(temperature), out, int(threads));
+void log_probabilities_bfloat16(const bfloat16* logits, int64_t rows, int64_t vocab,
+                                const int64_t* best, int64_t count, const Filters* filters,
+                                float* out, int64_t threads) {
+    log_probabilities(logits, rows, vocab, best, count, *filters, out, int(threads));
 }
 void lay_out_wholes(const int8_t* q, int64_t outputs, int64_t inputs, int64_t bits, char* values,
                     int64_t threads) {

@@ -18,6 +18,7 @@ import torch
 from ..compiler import Double, Int, Pointer, Unavailable, library, structure
 from ..config import heads
 from ..kv_cache import KVCache
+from ..sampling import Foresight
 from ..stored import Quantized, StoredMatrixModule
 
 SOURCE = Path(__file__).with_name("layers.cpp")
@@ -49,6 +50,7 @@ Layer = structure(
     **dict.fromkeys(NORMS, Pointer),
 )
 Model = structure("Model", **dict.fromkeys(SIZES, Int), eps=ctypes.c_double, layer=Pointer)
+Filters = structure("Filters", temperature=Double, top_p=Double, min_p=Double, top_k=Int)
 Step = structure(
     "Step",
     **dict.fromkeys(("rows", "length", "capacity", "threads"), Int),
@@ -219,14 +221,23 @@ def winners(scores: torch.Tensor, states: Sequence[int]) -> torch.Tensor:
     return found
 
 
-def log_sums(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The logarithm of the sum of exp(logit / temperature) of each row [n, vocab]: [n] float32."""
-    logits = logits.contiguous()
-    n, vocab = logits.shape
-    found = torch.empty(n)
-    getattr(layers_library(), f"log_sums_{NAMES[logits.dtype]}")(
-        Pointer(logits.data_ptr()), Int(n), Int(vocab), Double(temperature),
-        Pointer(found.data_ptr()), Int(torch.get_num_threads()),
+def log_probabilities(
+    logits: torch.Tensor, best: torch.Tensor, foresight: Foresight
+) -> torch.Tensor:
+    """What Foresight.log_probabilities finds: [n, k] float32.
+
+    Args:
+        logits: [n, vocab].
+        best: [n, k] their best tokens, best first.
+        foresight: with the filters.
+    """
+    logits, best = logits.contiguous(), best.contiguous()
+    n, count = best.shape
+    found = torch.empty(n, count)
+    filters = Filters(foresight.temperature, foresight.top_p, foresight.min_p, foresight.top_k)
+    getattr(layers_library(), f"log_probabilities_{NAMES[logits.dtype]}")(
+        Pointer(logits.data_ptr()), Int(n), Int(logits.shape[1]), Pointer(best.data_ptr()),
+        Int(count), ctypes.byref(filters), Pointer(found.data_ptr()), Int(torch.get_num_threads()),
     )  # fmt: skip
     return found
 

@@ -28,6 +28,7 @@ from .foresight import ForesightTable, SampledCore
 from .growth import Drafted, ReadableCore
 
 PRIOR = Path(__file__).with_name("prior.json")  # benchmarks/fit_prior.py writes it
+SAMPLED_PRIOR = PRIOR.with_name("prior_sampled.json")  # of samples whose noise is known
 CORES = ("auto", "native", "python")
 
 
@@ -136,15 +137,17 @@ class CalibratedDrafter(Drafter):
         """Go on with what is known of samples whose noise is known, or with what is of the rest."""
         if sampled not in self._states:
             self._states[sampled] = self._new_state(sampled=sampled)
-        self.evidence, self.table, self._foresight_table, self._core = self._states[sampled]
+        self.evidence, self.table, self.foresight_table, self._core = self._states[sampled]
         self.wants_logprobs = sampled
         self.node_top_k = self._widths[sampled]
 
     def _new_state(self, *, sampled: bool) -> State:
         make_evidence, make_table = self._make
         evidence = make_evidence()
-        table = make_table(read_prior(evidence.sources))
-        learnt = ForesightTable() if sampled else None
+        file = SAMPLED_PRIOR if sampled else PRIOR
+        fitted = json.loads(file.read_text(encoding="utf-8"))
+        table = make_table(prior_of(fitted, evidence.sources))
+        learnt = ForesightTable(fitted["foresight"]) if sampled else None
         return State(evidence, table, learnt, self._find_core(evidence, table, learnt))
 
     def _find_core(
@@ -183,8 +186,12 @@ class CalibratedDrafter(Drafter):
         """Of the last tree's nodes, in the acceptance table."""
         return self.drafted.cells
 
-    def use_prior(self, prior: Sequence[float]) -> None:
-        """Begin anew with another prior, of as many cells.
+    def use_prior(self, prior: Sequence[float], foresight: Mapping[str, Any] | None = None) -> None:
+        """Begin anew with another prior.
+
+        Args:
+            prior: of as many cells as the acceptance table has.
+            foresight: that of a foresight table, if the prior is one of samples.
 
         Raises:
             ValueError: it has another number of cells.
@@ -192,7 +199,14 @@ class CalibratedDrafter(Drafter):
         if len(prior) != len(self.table.prior):
             raise ValueError(f"a prior of {len(prior)} cells for {len(self.table.prior)}")
         self.forget()
-        self.use_table(AcceptanceTable(prior, self.table.strength))
+        table = AcceptanceTable(prior, self.table.strength)
+        if foresight is None:
+            self.use_table(table)
+            return
+        evidence, learnt = self._make[0](), ForesightTable(foresight)
+        core = self._find_core(evidence, table, learnt)
+        self._states[True] = State(evidence, table, learnt, core)
+        self._use(sampled=True)
 
     def use_table(self, table: AcceptanceTable) -> None:
         """Learn from and into another table from now on."""
@@ -227,8 +241,8 @@ class CalibratedDrafter(Drafter):
 
     def _reset_tables(self) -> None:
         self.table.reset()
-        if self._foresight_table is not None:
-            self._foresight_table.reset()
+        if self.foresight_table is not None:
+            self.foresight_table.reset()
 
     def forget(self) -> None:
         for sampled in self._states:
@@ -298,11 +312,6 @@ class CalibratedDrafter(Drafter):
             )
             node = parents[node]
         return "\n".join(reversed(lines))
-
-
-def read_prior(sources: Sequence[Source]) -> list[float]:
-    """The fixed prior of every cell: the file's weights of the grades (evidence.additive_prior)."""
-    return prior_of(json.loads(PRIOR.read_text(encoding="utf-8")), sources)
 
 
 def prior_of(fitted: Mapping[str, Any], sources: Sequence[Source]) -> list[float]:

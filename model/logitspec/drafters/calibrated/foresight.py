@@ -13,7 +13,7 @@ candidate, how often one explained the right token better than the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import exp, inf, log
 from typing import Any, NamedTuple
 
@@ -21,16 +21,20 @@ import numpy as np
 
 from ...sampling import MASK, STRIDE, Foresight, mixed, states_of
 from ...sizing.acceptance_table import AcceptanceTable
-from .evidence import Candidates, Evidence
+from .evidence import Candidates, Evidence, RowEvidence
 from .growth import Drafted, ReadableCore
 
 FORESEEN = 32  # most tokens of a row that are candidates, those that win most likely
-KINDS = 6  # of rows: of the last two tokens, of the last, of an earlier prompt; each below the root
+KIND_NAMES = tuple(  # of rows
+    f"{kind}{', below the root' * below}" for kind in RowEvidence.KINDS for below in (0, 1)
+)
+KINDS = len(KIND_NAMES)
 BINS = 24  # of the log-odds that a token wins
 LEAST, WIDTH = -8.0, 0.5  # where the first of them begins, and how wide each is
 LEVELS = 8  # of the acceptance table's most probable candidate
-SLOPE = 0.8  # of the prior: log-odds are that much nearer to none than they seem
+MIDDLES = LEAST + WIDTH * (np.arange(BINS) + 0.5)
 STRENGTH = 20.0  # how many observations the prior weighs in a bin
+FIRST_COUNT = 4.0  # and how many in a share
 REST = 1e-3  # least probability of all tokens that a row does not hold
 EULER = 0.5772156649015329  # mean of the noise
 
@@ -38,15 +42,19 @@ EULER = 0.5772156649015329  # mean of the noise
 class ForesightTable:
     """How often tokens that were foreseen to win did, and how the two estimates mix.
 
+    Args:
+        fitted: by kind the line of the prior's log-odds, and the first shares by level.
+
     Attributes:
         prior: [KINDS * BINS] what is believed before anything was seen.
         seen, right: [KINDS * BINS] of the bin's tokens.
         share, count: [KINDS * LEVELS] the acceptance table's share in the mixture is their ratio.
     """
 
-    def __init__(self) -> None:
-        middles = LEAST + WIDTH * (np.arange(BINS) + 0.5)
-        self.prior = np.tile(1 / (1 + np.exp(-SLOPE * middles)), KINDS)
+    def __init__(self, fitted: Mapping[str, Any]) -> None:
+        lines = [fitted[name]["bias"] + fitted[name]["slope"] * MIDDLES for name in KIND_NAMES]
+        self.prior = 1 / (1 + np.exp(-np.concatenate(lines)))
+        self.first_share = np.array([fitted[name]["shares"] for name in KIND_NAMES]).ravel()
         self.seen, self.right = np.zeros((2, KINDS * BINS))
         self.share, self.count = np.empty((2, KINDS * LEVELS))
         self.reset()
@@ -54,12 +62,17 @@ class ForesightTable:
     def reset(self) -> None:
         """Forget what was learnt."""
         self.seen[:] = self.right[:] = 0
-        self.share[:], self.count[:] = 1.0, 2.0
+        self.share[:], self.count[:] = FIRST_COUNT * self.first_share, FIRST_COUNT
 
     def probability(self, cell: int) -> float:
         """How likely a token of this bin of a kind is to win."""
         weighed = self.right[cell] + STRENGTH * self.prior[cell]
         return float(weighed / (self.seen[cell] + STRENGTH))
+
+
+FLAT_FORESIGHT = {  # to begin a fit with
+    name: {"bias": 0.0, "slope": 0.8, "shares": [0.5] * LEVELS} for name in KIND_NAMES
+}
 
 
 class Guess(NamedTuple):

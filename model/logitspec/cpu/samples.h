@@ -1,4 +1,5 @@
-// Which token of a row wins once Gumbel noise is added: the same noise as sampling.py's.
+// What sampling.py finds of rows of scores and logits: which token wins once Gumbel noise is added,
+// and the log-probabilities of the best.
 
 #pragma once
 
@@ -74,23 +75,57 @@ inline void winners(const float* scores, const uint64_t* states, int64_t rows, i
     }
 }
 
-// The logarithm of the sum of exp(logit / temperature) of each row of logits [rows][vocab].
+// The logarithm of the sum of exp(logit / temperature) of a row's logits.
 template <class T>
-void log_sums(const T* logits, int64_t rows, int64_t vocab, float temperature, float* out,
-              int threads) {
-    Crew::run(threads, 1, [=](Worker worker) {
+float log_sum(const T* line, int64_t vocab, float temperature) {
+    int64_t whole = vocab - vocab % LANES;
+    float top = widen(line[0]);
+    for (int64_t i = 1; i < vocab; i++) top = std::max(top, widen(line[i]));
+    floats sums = {};
+    for (int64_t i = 0; i < whole; i += LANES)
+        sums += exponential((load(line + i) - top) / temperature);
+    float sum = total(sums);
+    for (int64_t i = whole; i < vocab; i++) sum += std::exp((widen(line[i]) - top) / temperature);
+    return top / temperature + std::log(sum);
+}
+
+struct Filters {
+    double temperature, top_p, min_p;
+    int64_t top_k;
+};
+
+// Filters the log-probabilities of a row's best tokens, best first, as sampling.Foresight does.
+inline void filter(float* logs, int64_t count, const Filters& f) {
+    auto divide = [&](int64_t kept) {  // by what the first so many have together
+        double whole = 0;
+        for (int64_t i = 0; i < kept; i++) whole += std::exp(double(logs[i]));
+        for (int64_t i = 0; i < kept; i++) logs[i] -= float(std::log(whole));
+        std::fill(logs + kept, logs + count, -std::numeric_limits<float>::infinity());
+    };
+    if (f.top_k && f.top_k < count) {
+        divide(f.top_k);
+        count = f.top_k;
+    }
+    double before = 0, least = f.min_p * std::exp(double(logs[0]));
+    for (int64_t i = 0; i < count; i++) {
+        double odds = std::exp(double(logs[i]));
+        if (odds < least || (f.top_p < 1 && before >= f.top_p)) return divide(i);
+        before += odds;
+    }
+}
+
+// The log-probabilities, after the filters, of the best tokens [rows][count] of rows of logits.
+template <class T>
+void log_probabilities(const T* logits, int64_t rows, int64_t vocab, const int64_t* best,
+                       int64_t count, const Filters& f, float* out, int threads) {
+    Crew::run(threads, 1, [=, &f](Worker worker) {
         worker.share(rows, [&](int64_t row) {
             const T* line = logits + row * vocab;
-            int64_t whole = vocab - vocab % LANES;
-            float top = widen(line[0]);
-            for (int64_t i = 1; i < vocab; i++) top = std::max(top, widen(line[i]));
-            floats sums = {};
-            for (int64_t i = 0; i < whole; i += LANES)
-                sums += exponential((load(line + i) - top) / temperature);
-            float sum = total(sums);
-            for (int64_t i = whole; i < vocab; i++)
-                sum += std::exp((widen(line[i]) - top) / temperature);
-            out[row] = top / temperature + std::log(sum);
+            float temperature = float(f.temperature), sum = log_sum(line, vocab, temperature);
+            float* logs = out + row * count;
+            for (int64_t i = 0; i < count; i++)
+                logs[i] = widen(line[best[row * count + i]]) / temperature - sum;
+            filter(logs, count, f);
         });
     });
 }
