@@ -19,6 +19,22 @@ struct Winner {
     }
 };
 
+// The first token of the largest score from `start` up to `end`.
+inline int64_t best_score(const float* scores, int64_t start, int64_t end) {
+    float top = scores[start];
+    int64_t i = start;
+    if (end - start >= LANES) {
+        floats tops = load(scores + start);
+        for (; i + LANES <= end; i += LANES) {
+            floats x = load(scores + i);
+            tops = x > tops ? x : tops;
+        }
+        for (int lane = 0; lane < LANES; lane++) top = std::max(top, tops[lane]);
+    }
+    for (; i < end; i++) top = std::max(top, scores[i]);
+    return std::find(scores + start, scores + end - 1, top) - scores;
+}
+
 // The winner of the tokens from `start` up to `end`; no token where no score is a number.
 //
 // A token beats a sum that is d over its score if its uniform number u is over exp(-exp(-d)), for
@@ -27,9 +43,7 @@ struct Winner {
 inline Winner winner(const float* scores, uint64_t state, int64_t start, int64_t end) {
     constexpr int64_t SOME = 64;
     constexpr float TO_BASE_2 = 1.44269504f, ROUNDING = 1e-3f;
-    int64_t top = start;
-    for (int64_t token = start; token < end; token++)
-        if (!(scores[token] <= scores[top])) top = token;  // any number rather than none
+    int64_t top = best_score(scores, start, end);
     Winner best;
     best.enter(scores[top] + noise(state, top), top);
     for (; start < end; start += SOME) {
@@ -75,15 +89,14 @@ inline void winners(const float* scores, const uint64_t* states, int64_t rows, i
     }
 }
 
-// The logarithm of the sum of exp(logit / temperature) of a row's logits.
+// The logarithm of the sum of exp(logit / temperature) of a row's logits; `top` is the largest.
 template <class T>
-float log_sum(const T* line, int64_t vocab, float temperature) {
+float log_sum(const T* line, int64_t vocab, float temperature, float top) {
     int64_t whole = vocab - vocab % LANES;
-    float top = widen(line[0]);
-    for (int64_t i = 1; i < vocab; i++) top = std::max(top, widen(line[i]));
     floats sums = {};
+    float per_temperature = 1 / temperature;
     for (int64_t i = 0; i < whole; i += LANES)
-        sums += exponential((load(line + i) - top) / temperature);
+        sums += exponential((load(line + i) - top) * per_temperature);
     float sum = total(sums);
     for (int64_t i = whole; i < vocab; i++) sum += std::exp((widen(line[i]) - top) / temperature);
     return top / temperature + std::log(sum);
@@ -121,10 +134,11 @@ void log_probabilities(const T* logits, int64_t rows, int64_t vocab, const int64
     Crew::run(threads, 1, [=, &f](Worker worker) {
         worker.share(rows, [&](int64_t row) {
             const T* line = logits + row * vocab;
-            float temperature = float(f.temperature), sum = log_sum(line, vocab, temperature);
+            const int64_t* its = best + row * count;
+            float temperature = float(f.temperature);
+            float sum = log_sum(line, vocab, temperature, widen(line[its[0]]));
             float* logs = out + row * count;
-            for (int64_t i = 0; i < count; i++)
-                logs[i] = widen(line[best[row * count + i]]) / temperature - sum;
+            for (int64_t i = 0; i < count; i++) logs[i] = widen(line[its[i]]) / temperature - sum;
             filter(logs, count, f);
         });
     });

@@ -30,6 +30,7 @@ from .growth import Drafted, ReadableCore
 PRIOR = Path(__file__).with_name("prior.json")  # benchmarks/fit_prior.py writes it
 SAMPLED_PRIOR = PRIOR.with_name("prior_sampled.json")  # of samples whose noise is known
 CORES = ("auto", "native", "python")
+SAMPLED_WIDTH, CHEAP_SAMPLED_WIDTH = 128, 32  # finding more tokens takes more time
 
 
 class State(NamedTuple):
@@ -68,7 +69,7 @@ class CalibratedDrafter(Drafter):
         reset_table: begin every prompt with the prior.
         reset_rows: begin every prompt without the rows of earlier ones.
         reset_ngrams: begin every prompt without the n-grams of earlier answers.
-        sampled_row_width: tokens of a row, of samples.
+        sampled_row_width: tokens of a row, of samples; 0: 128, and 32 where trees size themselves.
         blind: draft samples without looking at their noise.
         drafting_core: "python" drafts with growth.py; "native" with the same in C++, compiled when
             first needed (drafting.cpp); "auto" with the faster one there is.
@@ -86,7 +87,7 @@ class CalibratedDrafter(Drafter):
         "reset_table": "forget the learnt probabilities after each prompt",
         "reset_rows": "forget the copied logits after each prompt",
         "reset_ngrams": "forget the n-grams of the answer after each prompt",
-        "sampled_row_width": "tokens of a row of copied logits, at a temperature",
+        "sampled_row_width": "tokens of such a row at a temperature; 0: 128, and 32 with auto",
         "blind": "at a temperature, draft without looking at the noise of the samples",
         "drafting_core": "what drafts: native (C++, compiled when first needed), python, or auto",
     }
@@ -104,14 +105,13 @@ class CalibratedDrafter(Drafter):
         reset_table: bool = False,
         reset_rows: bool = False,
         reset_ngrams: bool = False,
-        sampled_row_width: int = 128,
+        sampled_row_width: int = 0,
         blind: bool = False,
         drafting_core: str = "auto",
     ) -> None:
-        require_positive(
-            max_ngram_size=max_ngram_size, row_width=row_width, last_width=last_width,
-            sampled_row_width=sampled_row_width,
-        )  # fmt: skip
+        require_positive(max_ngram_size=max_ngram_size, row_width=row_width, last_width=last_width)
+        if sampled_row_width < 0:
+            raise InputError(f"sampled_row_width is {sampled_row_width}; give 0 or more")
         if not prior_strength > 0:
             raise InputError(f"prior_strength is {prior_strength}; give more than 0")
         self.capacity = resolve_capacity(draft_tree_capacity)
@@ -126,7 +126,8 @@ class CalibratedDrafter(Drafter):
         )  # fmt: skip
         make_table = partial(AcceptanceTable, strength=prior_strength)
         self._make = make_evidence, make_table
-        self._widths = row_width, max(row_width, sampled_row_width)
+        usual = SAMPLED_WIDTH if self.budget is None else CHEAP_SAMPLED_WIDTH
+        self._widths = row_width, max(row_width, sampled_row_width or usual)
         self._states: dict[bool, State] = {}
         self._use(sampled=False)
         self.core = "native" if isinstance(self._core, CompiledCore) else "python"
