@@ -98,6 +98,7 @@ performance() {
     measure step_cost-bfloat16 step_cost --model-path "$MODEL_PATH" --dtype bfloat16 \
         --cpu-kernels native packed plain --context 256 1024 4096 --rounds 9 --prompt 256 1024
     beside_generate "" bfloat16 48
+    measure sampling sampling --model-path "$GGUF" --question-stride $((40 * SPARSER))
     measure scale scale --model-path "$MODEL_PATH" --rounds 7
     if grep -qs avx512f /proc/cpuinfo && [ -z "${LOGITSPEC_ISA-}" ]; then
         export LOGITSPEC_ISA=avx2

@@ -27,6 +27,7 @@ from .sections import (
     markdown_table,
     named,
     neighbour_section,
+    sampling_section,
     slowest_section,
 )
 
@@ -124,6 +125,7 @@ SECTIONS: dict[str, Callable[[Sequence[Content], Path], str]] = {
     "llama_cpp*.json": lambda contents, _: llama_section(contents),
     "methods-*.json": methods_section,
     "slowest*.json": lambda contents, _: slowest_section(contents),
+    "sampling*.json": lambda contents, _: sampling_section(contents),
     "first_token*.json": lambda contents, _: first_token_section(contents),
     "step_cost*.json": step_section,
     "neighbour*.json": lambda contents, _: neighbour_section(contents),

@@ -40,6 +40,16 @@ SLOWEST: Columns = {
     "the loop over itself, slowest 5 %": (0, "{noise:.3f}"),
 }
 
+SAMPLES: Columns = {
+    **INSTRUCTIONS,
+    "sampling": (0, "{sampling}"),
+    "method": (0, "{method}"),
+    "MAT": (0, "{mat:.2f}"),
+    "by seed": (0, "{by_seed}"),
+    "over one-node loop": (0, "{speed:.2f}"),
+    "equal answers": (0, "{equal} of {answers}"),
+}
+
 
 def markdown_table(columns: Columns, rows: Sequence[Figures]) -> str:
     """The first column to the left, the others to the right."""
@@ -122,6 +132,25 @@ def slowest_section(contents: Sequence[Content]) -> str:
         "question in twenty is below the column before the last. The last column is the same of "
         "the loop beside itself: what the machine's noise makes of no difference.\n\n"
         + markdown_table(SLOWEST, rows)
+    )
+
+
+def sampling_section(contents: Sequence[Content]) -> str:
+    """Of sampling's results."""
+    rows = [
+        {**named(content), **row, "by_seed": ", ".join(f"{mat:.2f}" for mat in row["mats"])}
+        for content in contents
+        for row in content["sampling"]
+    ]
+    settings = contents[0]["settings"]
+    return (
+        "## Samples whose noise is known\n\n"
+        f"`python -m benchmarks.sampling`: every {settings['question_stride']}th question of "
+        f"{settings['bench_name']}, at most {settings['max_new_tokens']} tokens a turn, a sample "
+        f"for each of {settings['seeds']} seeds; the methods take turns. `blind` is the method "
+        "that does not look at the noise. Speeds are medians over the seeds of tokens/s over those "
+        "of the one-node loop. An answer is equal if it is the one-node loop's with the same "
+        "seed.\n\n" + markdown_table(SAMPLES, rows)
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import first_token, neighbour, report, scale, sections, slowest, step_cost
+from benchmarks import first_token, neighbour, report, sampling, scale, sections, slowest, step_cost
 from evaluation import tables
 from evaluation.tabulating.columns import compare
 from evaluation.tabulating.phases import phases
@@ -63,6 +63,9 @@ def results(
     asked += ["--bench-name", "quick", "--question-end", "2", "--max-new-tokens", "6"]
     asked += ["--methods", "pld", "--rounds", "2", "--warmup", "0", "--dtype", "float32"]
     assert slowest.main([*asked, "--json", str(folder / "slowest-tiny-0.0.json")]) == 0
+    drawn = ["--model-path", chat_path, "--bench-name", "quick", "--question-stride", "12"]
+    drawn += ["--max-new-tokens", "8", "--seeds", "2", "--only", "temperature 1", "temperature 0"]
+    assert sampling.main([*drawn, "--json", str(folder / "sampling.json")]) == 0
     methods = folder / "methods-float32.json"
     assert tables.main([*map(str, traces), "--json", str(methods)]) == 0
     here = json.loads((folder / "scale.json").read_text())["environment"]
@@ -111,6 +114,11 @@ def test_the_page_holds_what_was_measured(
     pld, again = json.loads((results / "slowest-tiny-0.0.json").read_text())["methods"]
     shown = f"{pld['overall']:.2f} | {pld['median']:.2f} | {pld['slowest']:.3f} |"
     assert f"| 0.0 | {len(pld['ratios'])} | pld | {shown} {again['slowest']:.3f} |" in text
+    zero, *_, drawn = json.loads((results / "sampling.json").read_text())["sampling"]
+    assert len(zero["mats"]) == 1 and zero["equal"] == zero["answers"] == drawn["answers"] // 2
+    assert drawn["equal"] == drawn["answers"] and len(drawn["mats"]) == 2
+    by_seed = ", ".join(f"{mat:.2f}" for mat in drawn["mats"])
+    assert f"| temperature 1 | calibrated@auto | {drawn['mat']:.2f} | {by_seed} |" in text
     kept = json.loads((results / "neighbour.json").read_text())["steps"][0]
     assert f"| {isa} | tiny-llama | float32 | packed | 1 | {kept['quiet']:.1f} |" in text
     later = json.loads((results / "first_token-tiny.json").read_text())["methods"][1]
@@ -165,7 +173,7 @@ def test_every_command_of_the_script_parses(
     lines = commands()
     of_gguf, others = 2 + 2 + 2, 2 + 2  # commands of a model, and beside them
     sets = 1 + ("avx512f" in cpu_info("flags"))
-    performance = sets * (2 * of_gguf + others) + 1 + 2 + 1 + 1
+    performance = sets * (2 * of_gguf + others) + 1 + 2 + 1 + 1 + 1
     assert len(lines) == performance + (1 + 1 + 6 + 4 + 1) + (1 + 2 * 2 + 1)
     for line in lines:
         _, module, *argv = line.split("\0")[:-1]

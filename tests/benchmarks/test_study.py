@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks import calibration, fit_prior, study
 from model.logitspec import LlamaKVForCausalLM, VanillaDrafter, decode
-from model.logitspec.drafters.calibrated.drafter import PRIOR
+from model.logitspec.drafters.calibrated.drafter import PRIOR, SAMPLED_PRIOR
+from model.logitspec.drafters.calibrated.foresight import ForesightTable
 from model.logitspec.sizing.measuring import MeasuredModel
 
 from ..conftest import question
@@ -65,6 +66,12 @@ def test_the_commands(
     assert fit_prior.main([*shared, "--output", str(prior), "--rounds", "1"]) == 0
     assert PRIOR.read_bytes() == before
     assert json.loads(prior.read_text()).keys() == json.loads(before).keys()
+    sampled = [*shared, "--output", str(prior), "--rounds", "2", "--sampled"]
+    assert fit_prior.main([*sampled, "--draft-tree-capacity", "9"]) == 0
+    fitted = json.loads(prior.read_text())
+    assert fitted.keys() == json.loads(SAMPLED_PRIOR.read_text()).keys()
+    shares = ForesightTable(fitted["foresight"]).first_share
+    assert ((shares > 0) & (shares < 1)).all()
     plot, figures = tmp_path / "x.png", tmp_path / "x.json"
     assert calibration.main([*shared, "--question-stride", "1", "--plot", str(plot)]) == 0
     assert plot.read_bytes().startswith(b"\x89PNG")

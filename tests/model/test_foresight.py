@@ -9,7 +9,7 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
-from model.logitspec import CalibratedDrafter, DraftTree, Sampling
+from model.logitspec import CalibratedDrafter, DraftTree, InputError, Sampling
 from model.logitspec.acceptance import accept
 from model.logitspec.cpu.layers import best_tokens, log_probabilities
 from model.logitspec.drafters.calibrated.foresight import FORESEEN, foresee, noise_of
@@ -115,3 +115,28 @@ def test_samples_are_foreseen_where_rows_are_the_truth(core: str) -> None:
     print(known, blind)
     assert sum(known) / 100 > 4
     assert sum(blind) / 100 < 3
+
+
+def test_samples_have_a_state_of_their_own() -> None:
+    drafter = CalibratedDrafter(draft_tree_capacity=6, row_width=4)
+    assert (drafter.wants_logprobs, drafter.node_top_k) == (False, 4)
+    accept_lengths(drafter, 30)
+    assert (drafter.wants_logprobs, drafter.node_top_k) == (True, 128)
+    learnt, table = drafter.foresight_table, drafter.table
+    assert learnt is not None and learnt.seen.sum() > 0 and sum(table.seen) > 0
+    drafter.foresee(None)
+    assert (drafter.wants_logprobs, drafter.node_top_k) == (False, 4)
+    assert drafter.foresight_table is None and sum(drafter.table.seen) == 0
+    drafter.foresee(Foresight(1))
+    assert drafter.foresight_table is learnt and drafter.table is table
+    drafter.forget()
+    assert learnt.seen.sum() == 0 and sum(table.seen) == 0
+
+
+def test_a_drafter_may_be_blind() -> None:
+    drafter = CalibratedDrafter(blind=True)
+    drafter.foresee(Foresight(1))
+    assert (drafter.wants_logprobs, drafter.node_top_k) == (False, 8)
+    assert CalibratedDrafter("auto", sampled_row_width=3)._widths == (8, 8)
+    with pytest.raises(InputError, match="sampled_row_width is -1; give 0 or more"):
+        CalibratedDrafter(sampled_row_width=-1)

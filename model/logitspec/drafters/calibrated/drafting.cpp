@@ -77,6 +77,7 @@ struct Drafting {
         }
         if (set.keep_rows) {
             single.add_to(older);
+            if (scored_older.count() + scored.count() > MOST_ROWS) scored_older.clear();
             scored.add_to(scored_older);
         }
         answer.clear();
@@ -359,6 +360,7 @@ struct Drafting {
             if (!f) return;
             const float* its = logs + node * width;  // those that are filtered out come last
             int64_t count = std::find(its, its + width, -INFINITY) - its;
+            if (scored_pairs.count() >= MOST_ROWS) scored_pairs.clear();
             scored.set(token, rows + node * width, its, count);
             scored_pairs.set(key(parent, token), rows + node * width, its, count);
         };

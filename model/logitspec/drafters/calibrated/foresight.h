@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cmath>
-#include <string>
+#include <tuple>
 
 #include "../../noise.h"
 #include "evidence.h"
@@ -19,7 +19,7 @@ struct Foresight {  // of a generation, and what was learnt; see ForesightTable
 
 namespace {
 
-constexpr int64_t FORESEEN = 32, BINS = 24, LEVELS = 8;
+constexpr int64_t FORESEEN = 32, BINS = 24, LEVELS = 8, MOST_ROWS = 1 << 16;
 constexpr double LEAST = -8.0, WIDTH = 0.5, STRENGTH = 20.0, REST = 1e-3;
 constexpr double EULER = 0.5772156649015329;
 
@@ -60,6 +60,8 @@ class ScoredRows {
         auto [start, count] = at->second;
         return {tokens_.data() + start, logs_.data() + start, int64_t(count)};
     }
+
+    int64_t count() const { return int64_t(places_.size()); }
 
     void clear() {
         places_.clear();

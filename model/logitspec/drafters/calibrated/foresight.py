@@ -35,6 +35,7 @@ LEVELS = 8  # of the acceptance table's most probable candidate
 MIDDLES = LEAST + WIDTH * (np.arange(BINS) + 0.5)
 STRENGTH = 20.0  # how many observations the prior weighs in a bin
 FIRST_COUNT = 4.0  # and how many in a share
+MOST_ROWS = 1 << 16  # of a key; with more they are collected anew
 REST = 1e-3  # least probability of all tokens that a row does not hold
 EULER = 0.5772156649015329  # mean of the noise
 
@@ -107,7 +108,12 @@ def level(probabilities: Iterable[float]) -> int:
 
 
 def foresee(row: Row, state: int) -> list[tuple[int, int]]:
-    """The tokens of a row that win most likely, and the bin of each's odds."""
+    """The tokens of a row that win most likely, first that one, and the bin of each's odds.
+
+    Args:
+        row: tokens and log-probabilities.
+        state: of the noise at their position.
+    """
     sums: list[tuple[float, int, int]] = []
     held = 0.0
     for token, logprob in zip(*row, strict=True):
@@ -153,6 +159,8 @@ class SampledCore(ReadableCore):
     def begin(self, prompt_ids: Sequence[int]) -> None:
         super().begin(prompt_ids)
         if self.evidence.rows.keep:
+            if len(self._older) + len(self._single) > MOST_ROWS:
+                self._older = {}
             self._older.update(self._single)
         self._single = {}
         self._pair: dict[tuple[int, ...], Row] = {}
@@ -228,6 +236,8 @@ class SampledCore(ReadableCore):
         tokens, parents = drafted.tokens, drafted.parents
         for node in (*range(len(tokens) - 1, -1, -1), *path):
             if top_ids[node]:
+                if len(self._pair) >= MOST_ROWS:
+                    self._pair = {}
                 parent = tokens[parents[node]] if node else before
                 logs = np.array(logprobs[node], np.float32).astype(float).tolist()
                 count = next((i for i, value in enumerate(logs) if value == -inf), len(logs))
