@@ -40,7 +40,7 @@ from model.logitspec.drafters.calibrated.foresight import (
     LEVELS,
     MIDDLES,
     ForesightTable,
-)  # fmt: skip
+)
 from model.logitspec.errors import InputError
 from model.logitspec.sampling import Sampling
 

@@ -192,6 +192,8 @@ class Chooser:
 
     Attributes:
         greedy: the best token of the logits as they are is chosen, of equal ones the first.
+        foresight: what a drafter can know of the samples to come; None: nothing is drawn, or others
+            than temperature, top-k, top-p and min-p decide, too.
         rowwise: no processor looks at the context, so that all nodes can be asked for at once;
             otherwise ask for those that are reached, as a processor may refuse other contexts.
     """
@@ -203,13 +205,11 @@ class Chooser:
         self._stream = None if seed is None else mixed(seed)
         self._ids = list(ids)
         self._ends: Callable[[int, Sequence[int]], bool] = lambda before, path: False
+        self.foresight = self._find_foresight()
         self.greedy = not processors and seed is None
         self.rowwise = all(type(processor) in ROWWISE for processor in processors)
 
-    @property
-    def foresight(self) -> Foresight | None:
-        """What a drafter can know of the samples to come; None: nothing is drawn, or others than
-        temperature, top-k, top-p and min-p decide, too."""
+    def _find_foresight(self) -> Foresight | None:
         if self._stream is None:
             return None
         found: dict[str, Any] = {}

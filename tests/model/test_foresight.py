@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessorList
+from transformers import LlamaConfig, LogitsProcessorList
 from transformers.generation import logits_process
 
-from model.logitspec import CalibratedDrafter, DraftTree, InputError, Sampling
+from model.logitspec import CalibratedDrafter, DraftTree, InputError, Sampling, load
 from model.logitspec.acceptance import accept
 from model.logitspec.cpu.layers import best_tokens, log_probabilities
+from model.logitspec.cpu.layers import winners as cpu_winners
 from model.logitspec.drafters.calibrated.foresight import FORESEEN, foresee, noise_of
 from model.logitspec.sampling import Chooser, Foresight, gumbel, mixed, states_of, winners
+from model.logitspec.verification import find_verifier
+
+from ..conftest import save_tiny
+from .test_kernels import IDS, WIDE
+from .test_modeling import prefilled, random_tree
 
 FILTERED = [
     Sampling(1.0),
@@ -140,3 +149,40 @@ def test_a_drafter_may_be_blind() -> None:
     assert CalibratedDrafter("auto", sampled_row_width=3)._widths == (8, 8)
     with pytest.raises(InputError, match="sampled_row_width is -1; give 0 or more"):
         CalibratedDrafter(sampled_row_width=-1)
+
+
+@pytest.mark.parametrize("vocab", [1, 63, 97, 640, 49152])
+def test_the_winners(vocab: int) -> None:
+    states = states_of(mixed(vocab), range(60))
+    spread = torch.randn(60, vocab)
+    some = torch.where(torch.rand(60, vocab) < 0.01, spread, -torch.inf)
+    few = torch.full_like(spread, -torch.inf)
+    few[:, vocab // 2] = 1.0
+    for scores in (spread, 8 * spread - 100, torch.zeros_like(spread), some, few):
+        assert torch.equal(cpu_winners(scores, states), winners(scores, states))
+    rare = 30 * torch.ones(60, vocab)  # only noise of one in e^30 would beat the first
+    rare[:, 1:] = 0.0
+    assert torch.equal(cpu_winners(rare, states), winners(rare, states))
+
+
+def test_the_native_verifier_tells_what_the_others_tell(tmp_path: Path) -> None:
+    wide_path = save_tiny(tmp_path / "wide", LlamaConfig(**(WIDE | {"initializer_range": 0.3})))
+    tree = random_tree(random.Random(4), 97, 9)
+    told = []
+    for kernels in ("native", "plain"):
+        model = load(wide_path, dtype=torch.float32, cpu_kernels=kernels)
+        cache, _ = prefilled(model, IDS)
+        chooser = Sampling(0.8, top_k=6, seed=1).chooser(IDS)
+        verifier = find_verifier(model, cache, 4, 8, chooser)
+        verifier.build(tree)
+        verifier.wants_logprobs = True
+        verifier.forward()
+        told.append(verifier.accept())
+        verifier.wants_logprobs = False
+        verifier.forward()
+        assert verifier.accept().node_top_logprobs == []
+    assert told[0].node_top_ids == told[1].node_top_ids
+    for one, other in zip(told[0].node_top_logprobs, told[1].node_top_logprobs, strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+        assert one[6:] == [-math.inf] * 2
+        assert sum(map(math.exp, one)) == pytest.approx(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,6 @@ from model.logitspec import (
     InputError,
     KVCache,
     LlamaKVForCausalLM,
-    Sampling,
     compiler,
     fastest,
     instruction_set,
@@ -27,13 +25,11 @@ from model.logitspec import (
 )
 from model.logitspec.cpu import layers
 from model.logitspec.cpu.layers import CHUNK, Matrix, best_tokens, layers_library
-from model.logitspec.cpu.layers import winners as cpu_winners
 from model.logitspec.cpu.packed import packed, why_not_packable
 from model.logitspec.fastest import choose_kernels
 from model.logitspec.layout import matrix
 from model.logitspec.linear import Linear
-from model.logitspec.sampling import mixed, states_of, winners
-from model.logitspec.verification import find_verifier, verify
+from model.logitspec.verification import verify
 
 from ..conftest import TINY, save_tiny
 from .test_modeling import prefilled, random_tree, tree_logits
@@ -322,20 +318,6 @@ def test_the_best_tokens(rows: int, vocab: int, count: int, dtype: torch.dtype) 
     assert torch.equal(best_tokens(tied, 1)[:, 0], tied.max(dim=-1).indices)
 
 
-@pytest.mark.parametrize("vocab", [1, 63, 97, 640, 49152])
-def test_the_winners(vocab: int) -> None:
-    states = states_of(mixed(vocab), range(60))
-    spread = torch.randn(60, vocab)
-    some = torch.where(torch.rand(60, vocab) < 0.01, spread, -torch.inf)
-    few = torch.full_like(spread, -torch.inf)
-    few[:, vocab // 2] = 1.0
-    for scores in (spread, 8 * spread - 100, torch.zeros_like(spread), some, few):
-        assert torch.equal(cpu_winners(scores, states), winners(scores, states))
-    rare = 30 * torch.ones(60, vocab)  # only noise of one in e^30 would beat the first
-    rare[:, 1:] = 0.0
-    assert torch.equal(cpu_winners(rare, states), winners(rare, states))
-
-
 @pytest.mark.parametrize("length", [CHUNK - 1, CHUNK, CHUNK + 1, CHUNK + 20])
 def test_long_prompts_go_through_in_pieces(wide_path: str, length: int) -> None:
     ids = [3 + (7919 * i) % 90 for i in range(length)]
@@ -410,25 +392,3 @@ def test_threads_may_change(wide_path: str) -> None:
         assert torch.equal(prefilled(model, IDS)[1], expected)
     finally:
         torch.set_num_threads(threads)
-
-
-def test_the_native_verifier_tells_what_the_others_tell(wide_path: str) -> None:
-    tree = random_tree(random.Random(4), 97, 9)
-    told = []
-    for kernels in ("native", "plain"):
-        model = load(wide_path, dtype=torch.float32, cpu_kernels=kernels)
-        cache, _ = prefilled(model, IDS)
-        chooser = Sampling(0.8, top_k=6, seed=1).chooser(IDS)
-        verifier = find_verifier(model, cache, 4, 8, chooser)
-        verifier.build(tree)
-        verifier.wants_logprobs = True
-        verifier.forward()
-        told.append(verifier.accept())
-        verifier.wants_logprobs = False
-        verifier.forward()
-        assert verifier.accept().node_top_logprobs == []
-    assert told[0].node_top_ids == told[1].node_top_ids
-    for one, other in zip(told[0].node_top_logprobs, told[1].node_top_logprobs, strict=True):
-        assert one == pytest.approx(other, abs=1e-3)
-        assert one[6:] == [-math.inf] * 2
-        assert sum(map(math.exp, one)) == pytest.approx(1)

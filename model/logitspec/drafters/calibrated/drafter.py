@@ -120,12 +120,11 @@ class CalibratedDrafter(Drafter):
         self._reset_table = reset_table
         self._blind = blind
         self._core_wanted = drafting_core
-        make_evidence = partial(
+        self._make_evidence = partial(
             Evidence, max_ngram_size, row_width, last_width,
             keep_rows=not reset_rows, keep_ngrams=not reset_ngrams,
         )  # fmt: skip
-        make_table = partial(AcceptanceTable, strength=prior_strength)
-        self._make = make_evidence, make_table
+        self._prior_strength = prior_strength
         usual = SAMPLED_WIDTH if self.budget is None else CHEAP_SAMPLED_WIDTH
         self._widths = row_width, max(row_width, sampled_row_width or usual)
         self._states: dict[bool, State] = {}
@@ -137,18 +136,20 @@ class CalibratedDrafter(Drafter):
     def _use(self, *, sampled: bool) -> None:
         """Go on with what is known of samples whose noise is known, or with what is of the rest."""
         if sampled not in self._states:
-            self._states[sampled] = self._new_state(sampled=sampled)
+            evidence = self._make_evidence()
+            file = SAMPLED_PRIOR if sampled else PRIOR
+            fitted = json.loads(file.read_text(encoding="utf-8"))
+            prior = prior_of(fitted, evidence.sources)
+            self._states[sampled] = self._state(evidence, prior, fitted.get("foresight"))
         self.evidence, self.table, self.foresight_table, self._core = self._states[sampled]
         self.wants_logprobs = sampled
         self.node_top_k = self._widths[sampled]
 
-    def _new_state(self, *, sampled: bool) -> State:
-        make_evidence, make_table = self._make
-        evidence = make_evidence()
-        file = SAMPLED_PRIOR if sampled else PRIOR
-        fitted = json.loads(file.read_text(encoding="utf-8"))
-        table = make_table(prior_of(fitted, evidence.sources))
-        learnt = ForesightTable(fitted["foresight"]) if sampled else None
+    def _state(
+        self, evidence: Evidence, prior: Sequence[float], foresight: Mapping[str, Any] | None
+    ) -> State:
+        table = AcceptanceTable(prior, self._prior_strength)
+        learnt = None if foresight is None else ForesightTable(foresight)
         return State(evidence, table, learnt, self._find_core(evidence, table, learnt))
 
     def _find_core(
@@ -200,13 +201,10 @@ class CalibratedDrafter(Drafter):
         if len(prior) != len(self.table.prior):
             raise ValueError(f"a prior of {len(prior)} cells for {len(self.table.prior)}")
         self.forget()
-        table = AcceptanceTable(prior, self.table.strength)
         if foresight is None:
-            self.use_table(table)
+            self.use_table(AcceptanceTable(prior, self._prior_strength))
             return
-        evidence, learnt = self._make[0](), ForesightTable(foresight)
-        core = self._find_core(evidence, table, learnt)
-        self._states[True] = State(evidence, table, learnt, core)
+        self._states[True] = self._state(self._make_evidence(), prior, foresight)
         self._use(sampled=True)
 
     def use_table(self, table: AcceptanceTable) -> None:

@@ -1,6 +1,6 @@
 // The drafting of the method calibrated: the same as evidence.py, growth.py and foresight.py do in
-// Python, which say what all of it means. compiled.py compiles this file and calls it. A test holds that both
-// grow the same trees. One handle serves one drafter.
+// Python, which say what all of it means. compiled.py compiles this file and calls it. A test holds
+// that both grow the same trees. One handle serves one drafter.
 
 #include <queue>
 #include <tuple>
