@@ -87,7 +87,7 @@ class CalibratedDrafter(Drafter):
         "reset_table": "forget the learnt probabilities after each prompt",
         "reset_rows": "forget the copied logits after each prompt",
         "reset_ngrams": "forget the n-grams of the answer after each prompt",
-        "sampled_row_width": "tokens of such a row at a temperature; if left out, 128, and 32 with auto",
+        "sampled_row_width": "the same at a temperature; if left out, 128, and 32 with auto",
         "blind": "at a temperature, draft without looking at the noise of the samples",
         "drafting_core": "what drafts: native (C++, compiled when first needed), python, or auto",
     }
