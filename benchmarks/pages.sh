@@ -63,6 +63,15 @@ beside_generate() { # SUFFIX DTYPE STRIDE: all methods beside transformers' gene
         --first-turns --json "$FIGURES/methods-$2$1.json"
 }
 
+samples() { # BENCH STRIDE TEMPERATURE: sixteen answers to each question
+    methods=vanilla,suffix,recycling,calibrated,calibrated@auto
+    model=$GGUF
+    ask "samples-$3" "$1" "$2" $methods --dtype float32 --temperature "$3" --num-choices 16
+    model=$MODEL_PATH
+    # shellcheck disable=SC2046
+    python -m evaluation.tables $(traces "samples-$3" "$1" $methods) --json "$FIGURES/methods-samples-$1-$3.json"
+}
+
 of_gguf() { # NAME FILE SUFFIX: what is measured of every model
     measure "llama_cpp-$1-spec_bench$3" llama_cpp --model-path "$2" --question-stride $((40 * SPARSER))
     measure "llama_cpp-$1-humaneval$3" llama_cpp --model-path "$2" --bench-name humaneval \
@@ -99,6 +108,11 @@ performance() {
         --cpu-kernels native packed plain --context 256 1024 4096 --rounds 9 --prompt 256 1024
     beside_generate "" bfloat16 48
     measure sampling sampling --model-path "$GGUF" --question-stride $((40 * SPARSER))
+    for temperature in 0.7 1.0; do
+        for each in "math500 25" "aime25 3"; do
+            samples "${each% *}" "${each#* }" $temperature
+        done
+    done
     measure scale scale --model-path "$MODEL_PATH" --rounds 7
     if grep -qs avx512f /proc/cpuinfo && [ -z "${LOGITSPEC_ISA-}" ]; then
         export LOGITSPEC_ISA=avx2

@@ -108,13 +108,14 @@ def methods_table(content: Content) -> str:
     kernels = sorted({environment["kernels"] for environment in content["environments"]})
     used = " and ".join(sorted({instructions(found) for found in content["environments"]} - {"-"}))
     turns = "first turns" if content["first_turns"] else "all turns"
+    warm = f", temperature {settings['temperature']}" if settings["temperature"] else ""
     beside_theirs = "baseline" in content.get("methods", "baseline")
     whose = "generate()" if beside_theirs else "the one-node loop"
     return (
         f"## Beside {whose}, {settings['dtype']}{f', {used}' if used else ''}\n\n"
         "`python -m evaluation.run` and `python -m evaluation.tables --json`: "
-        f"{settings['model']}, {content['questions']} questions of {settings['bench_name']}, "
-        f"{turns}, at most {settings['max_new_tokens']} new tokens, "
+        f"{settings['model']}, {content['questions']} questions of {settings['bench_name']}"
+        f"{warm}, {turns}, at most {settings['max_new_tokens']} new tokens, "
         f"{' and '.join(kernels)} kernels; the methods take turns question by question.\n\n"
         + "\n".join(map(to_markdown, tables.values()))
     )

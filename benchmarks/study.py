@@ -58,9 +58,11 @@ class OneTokenRows(ReadableCore):
 class ThreeTokenRows(ReadableCore):
     """Rows are looked up by the last three tokens first; their grades are those of two."""
 
-    def begin(self, prompt_ids: Sequence[int]) -> None:
-        self._triples: dict[tuple[int, ...], Sequence[int]] = {}
-        super().begin(prompt_ids)
+    def begin(self, prompt_ids: Sequence[int]) -> bool:
+        again = super().begin(prompt_ids)
+        if not again:
+            self._triples: dict[tuple[int, ...], Sequence[int]] = {}
+        return again
 
     def observe(self, drafted: Drafted, path: Sequence[int], top_ids: TopIds) -> None:
         contexts = [(*self.evidence.context[-2:], drafted.tokens[0])]

@@ -18,6 +18,7 @@ from .command.files import check_writable, read_notes, write_text, writing
 from .command.parser import Parser
 from .command.traces import add_picture_flags, add_trace_flags, read_traces
 from .pictures.from_traces import PICTURES, draw_all
+from .tabulating.by_sample import by_sample, count_samples
 from .tabulating.columns import BENCHES, TEMPERATURES, compare, compare_groups, read_groups
 from .tabulating.origin import describe, own_options
 from .tabulating.phases import phases
@@ -70,6 +71,8 @@ def page(args: argparse.Namespace, notes: str, folder: Path) -> list[str]:
     if options:
         lines += ["Options:", "", *options, ""]
     lines += section("Time per step", "phases", phases(comparison), folder)
+    if count_samples(comparison) > 1:
+        lines += section("By sample", "samples", by_sample(comparison), folder)
     if others:
         lines += section("Other benchmarks", "benches", compare_groups(benches), folder)
     if warm:

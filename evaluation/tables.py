@@ -13,6 +13,7 @@ from .command.exits import run_command
 from .command.files import write_text
 from .command.parser import Parser
 from .command.traces import add_trace_flags, read_traces
+from .tabulating.by_sample import by_sample, count_samples
 from .tabulating.columns import (
     BENCHES,
     TEMPERATURES,
@@ -35,10 +36,10 @@ def by_group(args: argparse.Namespace, grouping: Grouping) -> Table:
         )
     if args.by_bench and args.by_temperature:
         raise InputError("--by-bench and --by-temperature are two tables; give one of them")
-    if args.phases or args.json is not None:
+    if args.phases or args.by_sample or args.json is not None:
         raise InputError(
-            f"a table by {grouping.name} has no phases; leave out --phases and --json, or "
-            f"--by-{'bench' if args.by_bench else 'temperature'}"
+            f"a table by {grouping.name} has no phases and no samples; leave out --phases, "
+            f"--by-sample and --json, or --by-{'bench' if args.by_bench else 'temperature'}"
         )
     if args.by_temperature and args.published:
         raise InputError("there are no published figures by temperature; leave out --published")
@@ -57,11 +58,14 @@ def report(args: argparse.Namespace) -> None:
     outputs = [path.resolve() for path in (args.json, args.output) if path is not None]
     if len(set(outputs)) < len(outputs):
         raise InputError(f"--json and --output are both {args.json}; choose two files")
-    if args.phases and (args.task_mat or args.published):
+    other = "--phases" if args.phases else "--by-sample" if args.by_sample else ""
+    if other and (args.task_mat or args.published):
         raise InputError(
-            "the table of --phases has no tasks and no published figures; leave out --task-mat and "
+            f"the table of {other} has no tasks and no published figures; leave out --task-mat and "
             "--published"
         )
+    if args.phases and args.by_sample:
+        raise InputError("--phases and --by-sample are two tables; give one of them")
     grouping = BENCHES if args.by_bench else TEMPERATURES if args.by_temperature else None
     if grouping is not None:
         table = by_group(args, grouping)
@@ -71,10 +75,16 @@ def report(args: argparse.Namespace) -> None:
             "speed": compare(comparison, published=args.published, task_mat=args.task_mat),
             "phases": phases(comparison),
         }
+        if count_samples(comparison) > 1:
+            tables["samples"] = by_sample(comparison)
+        elif args.by_sample:
+            raise InputError(
+                "--by-sample needs several answers to each question; run with --num-choices"
+            )
         if args.json is not None:
             content = json.dumps(to_json(comparison, tables), indent=2, ensure_ascii=False)
             write_text(args.json, f"{content}\n")
-        table = tables["phases" if args.phases else "speed"]
+        table = tables["phases" if args.phases else "samples" if args.by_sample else "speed"]
     text = FORMATS[args.format](table)
     if args.output is None:
         print(text, end="")
@@ -92,7 +102,9 @@ def main(argv: list[str] | None = None) -> int:
     switch("--task-mat", help="each task's MAT instead of its speedup")
     switch("--phases", help="instead: nodes per step, time to the first token, milliseconds of "
            "each phase of a step")  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="write both tables there as well, with settings "
+    switch("--by-sample", help="instead, of runs with --num-choices: MAT and speed by the number "
+           "of the sample")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write all tables there as well, with settings "
         "and machine, for benchmarks.report")  # fmt: skip
     several = "the traces are of several {}, each with a baseline: MAT and speedup for each"
     switch("--by-bench", help=several.format("benches"))

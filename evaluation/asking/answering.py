@@ -92,7 +92,9 @@ class Answerer:
             max_new_tokens = allowed_tokens(question, prompt_ids, self.target, self.settings)
             synchronize(self.target.device)
             start = time.perf_counter()
-            result = self.engine.generate(prompt_ids, max_new_tokens, sampling)
+            result = self.engine.generate(
+                prompt_ids, max_new_tokens, sampling, reuse_prefix=index > 0
+            )
             synchronize(self.target.device)
             seconds = time.perf_counter() - start
             text = answer_text(self.target.tokenizer, result.tokens, conversation.stop_strings)
@@ -106,6 +108,7 @@ class Answerer:
                 "wall_time": seconds,
                 "output_ids": result.tokens,
                 "prompt_tokens": result.prompt_tokens,
+                "cached_tokens": result.cached_tokens,
                 "tree_sizes": result.tree_sizes,
                 "step_seconds": [round(seconds, 6) for seconds in result.step_seconds],
                 "misses": result.misses,

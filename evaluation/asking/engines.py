@@ -72,9 +72,14 @@ class Engine(Protocol):
     facts: dict[str, Any]  # of this engine, for the environment in the sidecar
 
     def generate(
-        self, prompt_ids: list[int], max_new_tokens: int, sampling: Sampling = GREEDY
+        self,
+        prompt_ids: list[int],
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        *,
+        reuse_prefix: bool = False,
     ) -> DecodingResult:
-        """Answer one prompt."""
+        """Answer one prompt; `reuse_prefix`: the last ones may have read a part of it."""
 
     def forget(self) -> None:
         """Drop what the method has learnt from earlier prompts."""
@@ -94,7 +99,12 @@ class KVEngine:
         self.eos_token_ids = models.target.eos_token_ids
 
     def generate(
-        self, prompt_ids: list[int], max_new_tokens: int, sampling: Sampling = GREEDY
+        self,
+        prompt_ids: list[int],
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        *,
+        reuse_prefix: bool = False,
     ) -> DecodingResult:
         return decode(
             self.model,
@@ -103,6 +113,7 @@ class KVEngine:
             max_new_tokens=max_new_tokens,
             eos_token_ids=self.eos_token_ids,
             chooser=sampling.chooser(prompt_ids[:-1]),
+            reuse_prefix=reuse_prefix,
         )
 
     def forget(self) -> None:
@@ -112,7 +123,8 @@ class KVEngine:
 class HFEngine:
     """transformers' generate() on transformers' own model: the paper's baseline.
 
-    Its samples have the same distribution as ours but differ: its random numbers are torch's. Of
+    Its samples have the same distribution as ours but differ: its random numbers are torch's. Each
+    reads its prompt anew. Of
     `prompt_lookup_num_tokens`, transformers' own prompt lookup drafts so many; None: no drafts. A
     step is a forward of generate(), including the one over the prompt.
     """
@@ -129,7 +141,12 @@ class HFEngine:
 
     @torch.inference_mode()
     def generate(
-        self, prompt_ids: list[int], max_new_tokens: int, sampling: Sampling = GREEDY
+        self,
+        prompt_ids: list[int],
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        *,
+        reuse_prefix: bool = False,
     ) -> DecodingResult:
         torch.manual_seed(sampling.seed)
         config = GenerationConfig(

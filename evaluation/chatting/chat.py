@@ -223,6 +223,7 @@ class Chat:
             on_commit=commit,
             on_step=None if job.on_step is None else step,
             chooser=job.sampling.chooser(job.prompt_ids[:-1]),
+            reuse_prefix=True,
         )
         if (new := text.take(last=True)) and not job.cancelled.is_set():
             job.on_text(new)

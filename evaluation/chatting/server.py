@@ -213,6 +213,7 @@ def count(result: DecodingResult) -> dict[str, Any]:
         "prompt_tokens": result.prompt_tokens,
         "completion_tokens": new,
         "total_tokens": result.prompt_tokens + new,
+        "prompt_tokens_details": {"cached_tokens": result.cached_tokens},
         "completion_tokens_details": {
             "accepted_prediction_tokens": new - result.steps,
             "rejected_prediction_tokens": sum(result.tree_sizes) - new,

@@ -11,6 +11,7 @@ from .instruction_set import lower_libraries
 if TYPE_CHECKING:
     from .api import custom_generate as custom_generate
     from .api import generate as generate
+    from .api import generate_samples as generate_samples
     from .decoding import decode as decode
     from .draft_tree import DraftTree as DraftTree
     from .drafters import DRAFTERS as DRAFTERS
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 lower_libraries()
 
 _MODULES = {
-    "api": ("custom_generate", "generate"),
+    "api": ("custom_generate", "generate", "generate_samples"),
     "decoding": ("decode",),
     "draft_tree": ("DraftTree",),
     "drafters": (

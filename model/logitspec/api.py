@@ -1,4 +1,5 @@
-"""For use outside of the benchmark: generate(), and the same for models of transformers."""
+"""For use outside of the benchmark: generate(), and the same for several samples and for models of
+transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from transformers.generation import (
 
 from .decoding import Step, check_lengths, decode
 from .drafters import DRAFTERS, Drafter
-from .errors import InputError, is_whole
+from .errors import InputError, is_whole, require_positive
 from .ledger import DecodingResult
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .sampling import Chooser, Sampling
@@ -43,6 +44,7 @@ def generate(
     streamer: Any = None,
     on_commit: Callable[[list[int]], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
+    reuse_prefix: bool = False,
 ) -> DecodingResult:
     """Generate after a prompt; the tokens are the target's own, only the forwards are fewer.
 
@@ -63,6 +65,8 @@ def generate(
         on_commit: called after each step with the tokens it committed.
         on_step: the same with the tree that was verified, its committed nodes and where each of its
             nodes comes from.
+        reuse_prefix: do not read again what the prompt begins with and an earlier call's prompt and
+            answer began with, as in a conversation; only while the weights stay the same.
 
     Returns:
         The tokens and the books: accept lengths, tree sizes, seconds per phase.
@@ -97,7 +101,41 @@ def generate(
         streamer=streamer,
         on_commit=on_commit,
         on_step=on_step,
+        reuse_prefix=reuse_prefix,
     )
+
+
+def generate_samples(
+    model: Any,
+    input_ids: Sequence[int] | torch.Tensor,
+    method: str | Drafter = "calibrated",
+    *,
+    n: int,
+    seed: int | None = None,
+    **options: Any,
+) -> list[DecodingResult]:
+    """Several samples of one prompt, which is read once; each drafts with what those before showed.
+
+    Args:
+        model: see generate(), also for `input_ids` and `method`.
+        n: how many samples.
+        seed: of the first; the next have the numbers after it. None: a new one, each time.
+        options: others of generate().
+
+    Returns:
+        The samples, each what generate() gives with its seed.
+
+    Raises:
+        InputError: see generate().
+    """
+    require_positive(n=n)
+    model = wrap(model)
+    drafter = find_drafter(method)
+    first = secrets.randbelow(2**63 - n) if seed is None else seed
+    return [
+        generate(model, input_ids, drafter, seed=first + index, reuse_prefix=index > 0, **options)
+        for index in range(n)
+    ]
 
 
 def run(
@@ -113,6 +151,7 @@ def run(
     streamer: Any,
     on_commit: Callable[[list[int]], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
+    reuse_prefix: bool = False,
 ) -> DecodingResult:
     """decode() with transformers' helpers; `seed` None: no noise. A streamer has the prompt."""
     check_processors(processors)
@@ -137,6 +176,7 @@ def run(
         on_step=on_step,
         stop=stop if stopping_criteria else None,
         chooser=Chooser(processors, seed, prompt[:-1]),
+        reuse_prefix=reuse_prefix,
     )
     if streamer is not None:
         streamer.end()

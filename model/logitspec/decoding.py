@@ -45,6 +45,7 @@ def decode(
     on_step: Callable[[Step], None] | None = None,
     stop: Callable[[list[int]], bool] | None = None,
     chooser: Chooser | None = None,
+    reuse_prefix: bool = False,
 ) -> DecodingResult:
     """Decode with a drafter; the tokens are the target's own, whatever the drafter.
 
@@ -60,6 +61,8 @@ def decode(
             is kept, ends the generation.
         chooser: of the target's tokens; its context is the prompt without its last token. None: the
             best ones.
+        reuse_prefix: do not read again what the prompt begins with, if an earlier generation with
+            this model, whose weights are the same, ended with these tokens in its cache.
 
     Several threads may decode with one model at a time, and a callback may decode again: each call
     has a KV cache of its own.
@@ -73,12 +76,12 @@ def decode(
     chooser.until(len(prompt_ids) + max_new_tokens, len(prompt_ids), eos_token_ids)
     with (
         prepared(drafter, model, chooser.foresight) as cost,
-        cache_for(model, drafter, prompt_ids, max_new_tokens) as cache,
+        cache_for(model, drafter, prompt_ids, max_new_tokens, reuse=reuse_prefix) as cache,
     ):
         widths = drafter.top_k, drafter.node_top_k
         verifier = find_verifier(model, cache, *widths, chooser, drafter.capacity)
         verifier.wants_logprobs = drafter.wants_logprobs
-        ledger = Ledger(len(prompt_ids), eos_token_ids)
+        ledger = Ledger(len(prompt_ids), cache.length, eos_token_ids)
         tokens = ledger.result.tokens
         verdict = prefill(model, prompt_ids, cache, drafter.top_k, drafter.prompt_top_k, chooser)
         ledger.lap("prefill")
@@ -121,14 +124,21 @@ def decode(
                 on_commit(committed)
             if on_step is not None:
                 on_step(Step(tree, path, [origins[node] for node in nodes]))
+        cache.ids = [*prompt_ids, *tokens]
     return ledger.result
 
 
 def cache_for(
-    model: LlamaKVForCausalLM, drafter: Drafter, prompt_ids: Sequence[int], max_new_tokens: int
+    model: LlamaKVForCausalLM,
+    drafter: Drafter,
+    prompt_ids: Sequence[int],
+    max_new_tokens: int,
+    *,
+    reuse: bool,
 ) -> AbstractContextManager[KVCache]:
-    """A cache with slots for prompt, answer and a draft tree."""
-    return model.cache(len(prompt_ids) + max_new_tokens + node_bucket(drafter.capacity))
+    """A cache with slots for prompt, answer and a draft tree; `reuse`: one that may hold some."""
+    slots = len(prompt_ids) + max_new_tokens + node_bucket(drafter.capacity)
+    return model.cache(slots, prompt_ids if reuse else (), drafter.prompt_top_k)
 
 
 def rows_of_all(rows: list[list[N]], nodes: Sequence[int], count: int) -> Sequence[Sequence[N]]:

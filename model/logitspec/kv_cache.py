@@ -70,6 +70,10 @@ class KVCache:
     Slots [0, length) hold committed positions. A forward over n tokens writes slots
     [length, length + n); they count only once `keep` has said which of them stay.
 
+    Attributes:
+        ids: token ids that slots [0, len(ids)) hold, of the last generation that ended here.
+        best: the best token ids after each of the first of these, as far as they were asked for.
+
     Args:
         devices: the device of each layer; layers on one device share one tensor there.
         heads: key/value heads per layer.
@@ -89,6 +93,8 @@ class KVCache:
         self.devices = list(devices)
         self.capacity = capacity
         self.length = 0
+        self.ids: list[int] = []
+        self.best: list[list[int]] = []
         self.graphs: dict[Any, Any] = {}  # what cuda_graphs.py captured over this memory
         self.workspace = torch.empty(0, dtype=torch.uint8)  # of the native layers, as they need it
         with torch.inference_mode(False):  # writable inside and outside of inference mode
@@ -111,9 +117,30 @@ class KVCache:
         """Memory of the slots, used or not."""
         return sum(store.nbytes for store in self._store.values())
 
-    def reset(self) -> None:
-        """Forget every position; the memory stays."""
-        self.length = 0
+    def reset(self, length: int = 0) -> None:
+        """Go on behind the first `length` slots that are known to hold something."""
+        self.length = length
+        del self.ids[length:]
+        del self.best[length:]
+
+    def shared(self, prompt_ids: Sequence[int], best: int = 0) -> int:
+        """How many tokens of a prompt, but for its last, the first slots hold.
+
+        Args:
+            prompt_ids: of the prompt.
+            best: that many best tokens after each are to be known, too.
+        """
+        known = len(self.best) if best and self.best and len(self.best[0]) == best else 0
+        most = min(len(self.ids), len(prompt_ids) - 1, *([known] if best else []))
+        pairs = zip(self.ids[: max(most, 0)], prompt_ids, strict=False)
+        return next((at for at, (own, other) in enumerate(pairs) if own != other), max(most, 0))
+
+    def copy_from(self, other: KVCache) -> None:
+        """Take over what a smaller cache of the same model has committed."""
+        self.length = other.length
+        self.ids, self.best = [*other.ids], [*other.best]
+        for device, store in self._store.items():
+            store[..., : self.length, :] = other._store[device][..., : self.length, :]
 
     def require(self, tokens: int) -> None:
         """Raise InputError unless a forward over `tokens` more tokens fits."""
@@ -181,27 +208,40 @@ class CachePool:
 
     @contextmanager
     def lend(
-        self, capacity: int, most: int, allocate: Callable[[int], KVCache]
+        self,
+        capacity: int,
+        most: int,
+        allocate: Callable[[int], KVCache],
+        prompt_ids: Sequence[int] = (),
+        best: int = 0,
     ) -> Iterator[KVCache]:
-        """An empty cache of at least `capacity` slots, to the end of the block.
+        """A cache of at least `capacity` slots, to the end of the block.
 
-        Where none is large enough the largest idle one goes, and the new one is at least twice its
-        size, up to `most` slots.
+        It is empty, unless an idle one begins with tokens of the prompt: then these are committed.
+        Where none is large enough that one or the largest idle one goes, and the new one is at
+        least twice its size, up to `most` slots.
 
         Args:
             capacity: slots that are needed.
             most: slots beyond which none grows by itself.
             allocate: makes a cache of so many slots.
+            prompt_ids: tokens that are to be read; none: nothing that a cache holds is used again.
+            best: how many best tokens after each of these have to be known.
         """
-        cache = self._take(capacity)
+        cache = self._take(capacity, prompt_ids, best)
+        smaller = None
+        if cache is not None and cache.capacity < capacity:
+            cache.graphs.clear()  # they refer to it
+            capacity = max(capacity, min(2 * cache.capacity, most))
+            smaller, cache = cache if cache.length else None, None
         if cache is None:
-            if (smaller := self._drop_largest()) is not None:
-                capacity = max(capacity, min(2 * smaller, most))
             cache = allocate(-(-capacity // CACHE_STEP) * CACHE_STEP)
+            if smaller is not None:
+                cache.copy_from(smaller)
+                smaller = None
         try:
             yield cache
         finally:
-            cache.reset()
             with self._lock:
                 # By size; of equal ones the last used first, whose graphs are captured.
                 self._idle = sorted([cache, *self._idle], key=lambda c: c.capacity)
@@ -210,19 +250,22 @@ class CachePool:
                     self._idle.remove(least)
                     least.graphs.clear()  # they refer to it
 
-    def _take(self, capacity: int) -> KVCache | None:
-        """The smallest idle cache that is large enough; of equal ones the last used."""
-        with self._lock:
-            for index, cache in enumerate(self._idle):
-                if cache.capacity >= capacity:
-                    return self._idle.pop(index)
-        return None
+    def _take(self, capacity: int, prompt_ids: Sequence[int], best: int) -> KVCache | None:
+        """The idle cache that holds most of a prompt, reset to that.
 
-    def _drop_largest(self) -> int | None:
-        """Free the largest idle cache before a larger one is allocated; how many slots it had."""
+        Of equal ones the smallest that is large enough, or the largest; of these the last used.
+        """
+
+        def order(at: int) -> tuple[int, bool, int, int]:
+            size = self._idle[at].capacity
+            fits = size >= capacity
+            return -shared[at], not fits, size if fits else -size, at
+
         with self._lock:
             if not self._idle:
                 return None
-            largest = self._idle.pop()
-        largest.graphs.clear()  # they refer to it
-        return largest.capacity
+            shared = [cache.shared(prompt_ids, best) for cache in self._idle]
+            first = min(range(len(shared)), key=order)
+            cache = self._idle.pop(first)
+        cache.reset(shared[first])
+        return cache

@@ -33,6 +33,7 @@ class DecodingResult:
     # Per step that a token came after: the rank, in the logits that chose the root, of the token
     # after the root; -1 when it is not among the drafter's top_k. None of a step without these.
     next_next_ranks: list[int] = field(default_factory=list)
+    cached_tokens: int = 0  # of the prompt: an earlier generation had read them
     prefill_seconds: float = 0.0
     draft_seconds: float = 0.0  # with what the drafter does with the prompt
     build_seconds: float = 0.0  # the tree to the device; where it is of a new size, its CUDA graph
@@ -60,8 +61,10 @@ class Ledger:
         target_seconds: of this step so far, what was not drafting.
     """
 
-    def __init__(self, prompt_tokens: int, eos_token_ids: Collection[int] = ()) -> None:
-        self.result = DecodingResult(prompt_tokens)
+    def __init__(
+        self, prompt_tokens: int, cached_tokens: int = 0, eos_token_ids: Collection[int] = ()
+    ) -> None:
+        self.result = DecodingResult(prompt_tokens, cached_tokens=cached_tokens)
         self._eos_token_ids = eos_token_ids
         self.target_seconds = 0.0
         self._clock = time.perf_counter()

@@ -7,7 +7,7 @@ weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, cast
 
@@ -248,9 +248,15 @@ class LlamaKVForCausalLM(PreTrainedModel):
         _, kv_heads, head_dim = heads(self.config)
         return KVCache(self.layer_devices, kv_heads, head_dim, capacity, self.dtype)
 
-    def cache(self, capacity: int) -> AbstractContextManager[KVCache]:
-        """`with model.cache(n) as cache`: an empty one of n slots or more, nobody else's then."""
-        return self.caches.lend(capacity, self.max_positions, self.new_cache)
+    def cache(
+        self, capacity: int, prompt_ids: Sequence[int] = (), best: int = 0
+    ) -> AbstractContextManager[KVCache]:
+        """`with model.cache(n) as cache`: one of n slots or more, nobody else's then.
+
+        It is empty, or begins with tokens of the prompt that an earlier generation read: see
+        CachePool.lend.
+        """
+        return self.caches.lend(capacity, self.max_positions, self.new_cache, prompt_ids, best)
 
     def require_position(self, position: int) -> None:
         """Raise InputError unless the model has this position."""

@@ -1,4 +1,4 @@
-"""Prefill: the prompt through the model into an empty KV cache, before the first step."""
+"""Prefill: the prompt through the model into a KV cache, before the first step."""
 
 from __future__ import annotations
 
@@ -28,16 +28,19 @@ def prefill(
 ) -> Verdict:
     """Run the prompt through the model into the cache; its last logits choose the first root.
 
+    Tokens of the prompt that the cache has committed are not read again.
+
     Args:
         model: the target.
         prompt_ids: n token ids, at least one.
-        cache: empty; all n are committed to it.
+        cache: empty, or holds fewer than n of these tokens (CachePool.lend); all are committed.
         top_k: best token ids to report of the last logits.
         prompt_top_k: the same after each prompt token, as the verdict's node_top_ids.
         chooser: of the target's tokens, after all of the prompt but its last token; None: greedy.
     """
-    x = read_in(model, prompt_ids, cache)
-    cache.keep(range(len(prompt_ids)))
+    held = cache.length
+    x = read_in(model, prompt_ids[held:], cache)
+    cache.keep(range(len(x)))
     logits = model.logits(x[-1:])
     last = DraftTree(prompt_ids[-1], 1)
     chooser = chooser or greedy()
@@ -46,7 +49,8 @@ def prefill(
     if prompt_top_k:
         width = min(prompt_top_k, logits.shape[1])
         best = [model.logits(some).topk(width).indices for some in torch.split(x, LOGITS_ROWS)]
-        verdict = replace(verdict, node_top_ids=torch.cat(best).tolist())
+        cache.best[held:] = torch.cat(best).tolist()
+        verdict = replace(verdict, node_top_ids=[*cache.best])
     return verdict
 
 
@@ -59,8 +63,9 @@ def last_logits(model: LlamaKVForCausalLM, ids: Sequence[int]) -> torch.Tensor:
 
 
 def read_in(model: LlamaKVForCausalLM, ids: Sequence[int], cache: KVCache) -> torch.Tensor:
-    """Hidden states [n, hidden] of a sequence in an empty cache; commits nothing."""
+    """Hidden states [n, hidden] of n tokens after those in the cache; commits nothing."""
     tokens = sent(ids, model.device)
-    positions = torch.arange(len(ids), device=model.device)
-    x: torch.Tensor = model.hidden_states(tokens, positions, cache, last_position=len(ids) - 1)
+    end = cache.length + len(ids)
+    positions = torch.arange(cache.length, end, device=model.device)
+    x: torch.Tensor = model.hidden_states(tokens, positions, cache, last_position=end - 1)
     return x

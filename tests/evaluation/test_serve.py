@@ -17,6 +17,7 @@ from evaluation.chatting.server import make_app
 from evaluation.chatting.web import LARGEST_BODY
 from evaluation.serve import main
 from model.logitspec import VanillaDrafter, decode
+from model.logitspec.kv_cache import CachePool
 
 from .serving import HELLO, make_chat, serving
 
@@ -334,3 +335,21 @@ def test_flags_are_checked(chat_path: str, capsys: pytest.CaptureFixture[str]) -
         argv = ["--model-path", chat_path, "--method", "pld", "--port", port, "--device", "cpu"]
         assert main(argv) == 2
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_a_conversation_is_not_read_again(client: openai.OpenAI, chat: Chat) -> None:
+    chat.model.caches = CachePool()  # other tests' conversations begin alike
+    messages: list[Any] = [{"role": "user", "content": "Tell me of whales."}]
+    cached = []
+    for turn in ("And of gulls?", "And of crabs?", ""):
+        answer = client.chat.completions.create(
+            model="tiny", messages=messages, max_tokens=20, temperature=0
+        )
+        assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+        cached.append(answer.usage.prompt_tokens_details.cached_tokens)
+        text, _ = expected(chat, chat.prompt(messages), 20)
+        assert answer.choices[0].message.content == text
+        before = len(chat.prompt(messages))
+        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": turn}]
+    assert cached[0] == 0
+    assert 0 < cached[1] < cached[2] < before

@@ -105,8 +105,10 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
         if core.budget is not None:
             core.budget = Budget(cost)
     chance = random.Random(seed)
-    for prompt in range(3):
-        ids = [chance.randrange(12) for _ in range(chance.randrange(1, 40))]
+    ids: list[int] = []
+    for prompt in range(4):
+        if not ids or chance.random() < 0.6:  # else another answer to the same one
+            ids = [chance.randrange(12) for _ in range(chance.randrange(1, 40))]
         told = Foresight(chance.getrandbits(64)) if sampled and chance.random() < 0.8 else None
         for core in cores:
             core.foresee(told)
@@ -166,6 +168,31 @@ def test_a_rest_drafts_nothing_and_misses_no_token(core: str) -> None:
     assert drafter.wants_best
     drafter.observe(drafter.draft(32, [32, 9]), [0], [[5, 6]] * len(drafter.path_probabilities))
     assert 31 in drafter.draft(30, [30, 9]).tokens  # 30 31 was answered in the rest
+
+
+@pytest.mark.parametrize("core", ["native", "python"])
+def test_answers_to_one_prompt_share_what_is_known_of_it(core: str) -> None:
+    drafter = fresh(draft_tree_capacity=9, drafting_core=core, row_width=2)
+
+    def grades(token: int) -> list[str]:
+        """What n-grams, rows and earlier answers say of a token below an 8."""
+        node = drafter.draft(8, [8, 9]).tokens.index(token)
+        sources, cell = drafter.sources, drafter.cells[node]
+        ngrams, rows, _, earlier = (source.grade(cell) for source in sources)
+        return [ngrams, rows, earlier]
+
+    drafter.reset([1, 2, 7])
+    for root in (8, 50):
+        tree = drafter.draft(root, [root, 9])
+        drafter.observe(tree, [0], [[60, 61], *([[]] * (len(tree) - 1))])
+    drafter.reset([1, 2, 7])
+    row = "in the row of"
+    here = "all, seen once of what followed 4"
+    assert grades(50) == [here, f"not {row} two tokens", "no n-gram"]
+    assert grades(60)[1] == f"rank 0 {row} two tokens"
+    drafter.reset([4, 7])
+    there = "all, seen once of what followed 1"
+    assert grades(50) == ["no n-gram", f"not {row} an earlier prompt", there]
 
 
 @pytest.mark.parametrize("core", ["native", "python"])

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+import numpy.typing as npt
 
 from .. import origins
 from ..draft_tree import DraftTree
+from ..errors import InputError
 from ..sampling import Foresight
 from ..sizing.step_cost import Measurable
 
@@ -100,6 +103,35 @@ class Drafter(ABC):
 
     def forget(self) -> None:  # noqa: B027 - most methods keep nothing
         """Drop what reset() keeps across generations: after this the drafter is as good as new."""
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """What forget() drops, in arrays by name: what restore() goes on from. Empty: nothing is
+        kept, or it cannot be saved."""
+        return {}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Know what another drafter of this method knew.
+
+        Args:
+            state: from state(), perhaps of another process.
+
+        Raises:
+            InputError: it is none, or one of a drafter with other options.
+        """
+        raise InputError(f"the method {self.name} has no state that can be saved")
+
+    def warm(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Begin with what another drafter learnt, perhaps from other prompts, after forget(), too.
+
+        What this one learns counts for more.
+
+        Args:
+            state: see restore(); arrays that it lacks are not begun with.
+
+        Raises:
+            InputError: see restore().
+        """
+        raise InputError(f"the method {self.name} cannot begin with what others learnt")
 
 
 DRAFTERS: dict[str, type[Drafter]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ...sampling import Foresight
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget
 from . import growth
-from .evidence import MOST_EARLIER, MOST_FOLLOWERS, Evidence
+from .evidence import MOST_EARLIER, MOST_FOLLOWERS, Evidence, Numbers, rows_of
 from .foresight import ForesightTable
 
 SOURCE = Path(__file__).with_name("drafting.cpp")
@@ -72,8 +72,10 @@ class CompiledCore:
         self._by_noise = None if self._noise is None else ctypes.byref(self._noise)
         self._library = library(SOURCE, FLAGS)
         self._library.drafting_new.restype = Pointer
-        for name in ("draft", "begin", "observe", "skip"):
+        for name in ("draft", "begin", "observe", "skip", "list"):
             getattr(self._library, f"drafting_{name}").restype = Int
+        for name in ("listed", "listed_logs"):
+            getattr(self._library, f"drafting_{name}").restype = Pointer
         ngrams, rows, last, earlier = evidence.sources
         steps = integers(last.steps)
         settings = Settings(
@@ -115,6 +117,39 @@ class CompiledCore:
 
     def forget(self) -> None:
         self._library.drafting_forget(self._handle)
+
+    def kept(self) -> dict[str, Numbers]:
+        """The same as the readable core's."""
+        found: dict[str, Numbers] = {}
+        for what, name in enumerate(self._kinds):
+            n = self._library.drafting_list(self._handle, Int(what))
+            found[name] = self._copied(self._library.drafting_listed, Int, n)
+        if "scored" in found:
+            n -= 2 * len(rows_of(found["scored"]))
+            found["logs"] = self._copied(self._library.drafting_listed_logs, ctypes.c_float, n)
+        return found
+
+    def _copied(self, find: Any, kind: Any, count: int) -> Numbers:
+        """A copy of the numbers that a function of the library points to."""
+        if not count:
+            return np.empty(0, np.dtype(kind))
+        return np.ctypeslib.as_array(
+            ctypes.cast(find(self._handle), ctypes.POINTER(kind)), (count,)
+        ).copy()
+
+    def take(self, kept: Mapping[str, Numbers]) -> None:
+        """Take in evidence as kept() gives it."""
+        logs = np.ascontiguousarray(kept.get("logs", ()), np.float32)
+        for what, name in enumerate(self._kinds):
+            listed = integers(kept[name])
+            self._library.drafting_take(
+                self._handle, Int(what), Pointer(listed.ctypes.data), Int(len(listed)),
+                Pointer(logs.ctypes.data),
+            )  # fmt: skip
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        return ("answers", "rows", "scored") if self._noise is not None else ("answers", "rows")
 
     def draft(self, root: int, top_ids: Sequence[int], budget: Budget | None) -> growth.Drafted:
         top = (Int * len(top_ids))(*top_ids)

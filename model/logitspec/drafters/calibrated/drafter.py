@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
+import numpy as np
+
 from ... import origins
 from ...compiler import Unavailable
 from ...draft_tree import DraftTree
@@ -23,9 +25,10 @@ from ...sizing.budget import Budget, Capacity, resolve_capacity
 from ...sizing.step_cost import Measurable
 from ..base import Drafter, register
 from .compiled import CompiledCore
-from .evidence import Evidence, Source, additive_prior
-from .foresight import ForesightTable, SampledCore
+from .evidence import Evidence, Numbers, Source, additive_prior
+from .foresight import BINS, KINDS, LEVELS, ForesightTable, SampledCore
 from .growth import Drafted, ReadableCore
+from .state import KEPT, LAYOUT, NOTHING, STATES, makes_sense, parts
 
 PRIOR = Path(__file__).with_name("prior.json")  # benchmarks/fit_prior.py writes it
 SAMPLED_PRIOR = PRIOR.with_name("prior_sampled.json")  # of samples whose noise is known
@@ -132,6 +135,7 @@ class CalibratedDrafter(Drafter):
         self.core = "native" if isinstance(self._core, CompiledCore) else "python"
         self._committed = 0  # tokens of prompt and answer
         self.drafted = Drafted([], [], [], [])  # the last tree
+        self._begun_with: dict[str, Numbers] = {}  # what warm() was given
 
     def _use(self, *, sampled: bool) -> None:
         """Go on with what is known of samples whose noise is known, or with what is of the rest."""
@@ -244,6 +248,10 @@ class CalibratedDrafter(Drafter):
             self.foresight_table.reset()
 
     def forget(self) -> None:
+        self._forget()
+        self._take(self._begun_with)
+
+    def _forget(self) -> None:
         for sampled in self._states:
             self._use(sampled=sampled)
             self._core.forget()
@@ -252,6 +260,61 @@ class CalibratedDrafter(Drafter):
         if self.budget is not None:
             self.budget.forget()
         self.drafted = Drafted([], [], [], [])
+
+    def state(self) -> dict[str, Numbers]:
+        found: dict[str, Numbers] = {"layout": self._layout}
+        for sampled, known in self._states.items():
+            kept = {**known.table.counted(), **known.core.kept()}
+            if known.foresight_table is not None:
+                kept |= known.foresight_table.counted()
+            found |= {f"{STATES[sampled]}{name}": numbers for name, numbers in kept.items()}
+        return found
+
+    def restore(self, state: Mapping[str, Numbers]) -> None:
+        self._check(state)
+        self._forget()
+        self._take(state)
+
+    def warm(self, state: Mapping[str, Numbers]) -> None:
+        self._check(state)
+        self._forget()
+        self._take(state)
+        for known in self._states.values():
+            known.table.believe()
+            if known.foresight_table is not None:
+                known.foresight_table.believe()
+        self._begun_with = {n: a for n, a in state.items() if n.rpartition(".")[2] in KEPT}
+
+    @property
+    def _layout(self) -> Numbers:
+        evidence = self.evidence
+        sizes = len(self.table.prior), evidence.rows.width, evidence.ngrams.max_ngram_size
+        return np.array([LAYOUT, *sizes, self.top_k, KINDS, BINS, LEVELS], np.int64)
+
+    def _check(self, state: Mapping[str, Numbers]) -> None:
+        """Raise InputError unless these arrays are a state, or a part of one, of such a drafter."""
+        layout = state.get("layout", self._layout)
+        if not np.array_equal(layout, self._layout):
+            raise InputError(
+                "the state is of a drafter with other options, or of another version: its layout "
+                f"is {layout.tolist()}, and here it is {self._layout.tolist()}"
+            )
+        cells = len(self.table.prior)
+        if not all(makes_sense(parts(state, sampled=sampled), cells) for sampled in STATES):
+            raise InputError("the state makes no sense, it may be damaged")
+
+    def _take(self, state: Mapping[str, Numbers]) -> None:
+        for sampled in STATES:
+            own = parts(state, sampled=sampled)
+            if not own:
+                continue
+            self._use(sampled=sampled)
+            self._core.take({name: own.get(name, NOTHING) for name in KEPT})
+            if "cells" in own:
+                self.table.take(own)
+            if self.foresight_table is not None and "bins" in own:
+                self.foresight_table.take(own)
+        self._use(sampled=False)
 
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
         if self.budget is not None:

@@ -38,11 +38,18 @@ struct Tree {  // room for `capacity` nodes
 
 namespace {
 
+constexpr int64_t ANSWERS = 0, ROWS = 1, SCORED = 2;  // what is kept
+
 struct Drafting {
     Settings set;
     std::vector<int64_t> last_steps;
     Ngrams own, earlier;
-    std::vector<Token> answer;
+    std::vector<Token> prompt;
+    std::vector<std::vector<Token>> answers{{}};  // to the prompt
+    std::vector<std::vector<Token>> taken;        // answers that `earlier` is made of
+    int64_t taken_tokens = 0;
+    std::vector<int64_t> kept;  // the last that was listed
+    std::vector<float> kept_logs;
     std::vector<Token> context;  // the last committed tokens
     TokenRows single, older;
     std::unordered_map<Key, uint32_t> pair_at;  // (token, next token) -> place in pairs
@@ -69,34 +76,98 @@ struct Drafting {
         before.push_back(token);
     }
 
-    void begin(const int64_t* prompt, int64_t count) {
-        if (earlier.count() > set.most_earlier) earlier.clear();
-        if (set.keep_ngrams) {
-            std::vector<Token> before;
-            for (Token token : answer) commit(earlier, before, token);
-        }
-        if (set.keep_rows) {
-            single.add_to(older);
-            if (scored_older.count() + scored.count() > MOST_ROWS) scored_older.clear();
-            scored.add_to(scored_older);
-        }
-        answer.clear();
-        own.clear();
-        context.clear();
-        single.clear();
-        pair_at.clear();
-        pairs.clear();
-        scored.clear();
-        scored_pairs.clear();
+    // The prompt may be the last one again: what is known of that answer holds for the next one.
+    void begin(const int64_t* ids, int64_t count) {
+        std::vector<Token> next(ids, ids + count);
+        bool again = count && next == prompt;
+        prompt = std::move(next);
         committed = count;
         awaited = -1;
         least = 0;
-        for (int64_t i = 0; i < count; i++) commit(own, context, Token(prompt[i]));
+        if (!again || !set.keep_rows || int64_t(pair_at.size()) > MOST_ROWS) {
+            if (set.keep_rows) {
+                single.add_to(older);
+                if (scored_older.count() + scored.count() > MOST_ROWS) scored_older.clear();
+                scored.add_to(scored_older);
+            }
+            single.clear();
+            pair_at.clear();
+            pairs.clear();
+            scored.clear();
+            scored_pairs.clear();
+        }
+        if (again && set.keep_ngrams && own.count() <= set.most_earlier) {
+            answers.emplace_back();
+            int64_t longest = std::max<int64_t>(set.max_ngram_size, 2);
+            context.assign(prompt.end() - std::min(count, longest), prompt.end());
+            return;
+        }
+        if (std::max(earlier.count(), taken_tokens) > set.most_earlier) forget_answers();
+        if (set.keep_ngrams)
+            for (auto& answer : answers) take_in(std::move(answer));
+        answers.assign(1, {});
+        own.clear();
+        context.clear();
+        for (Token token : prompt) commit(own, context, token);
+    }
+
+    void forget_answers() {
+        earlier.clear();
+        taken.clear();
+        taken_tokens = 0;
+    }
+
+    void take_in(std::vector<Token> answer) {
+        std::vector<Token> before;
+        for (Token token : answer) commit(earlier, before, token);
+        taken_tokens += answer.size();
+        if (!answer.empty()) taken.push_back(std::move(answer));
+    }
+
+    // What begin() keeps, as evidence.py lists it.
+    void list(int64_t what) {
+        kept.clear();
+        kept_logs.clear();
+        if (what == ANSWERS && set.keep_ngrams) {
+            for (const auto* some : {&taken, &answers})
+                for (const auto& answer : *some) {
+                    if (answer.empty()) continue;
+                    kept.insert(kept.end(), answer.begin(), answer.end());
+                    kept.push_back(-1);
+                }
+        } else if (what == ROWS && set.keep_rows) {
+            TokenRows all = older;
+            single.add_to(all);
+            kept = all.listed();
+        } else if (what == SCORED && set.keep_rows) {
+            ScoredRows all;
+            if (scored_older.count() + scored.count() <= MOST_ROWS) all = scored_older;
+            scored.add_to(all);
+            std::tie(kept, kept_logs) = all.listed();
+        }
+    }
+
+    void take(int64_t what, const int64_t* list, int64_t count, const float* logs) {
+        const int64_t* end = list + count;
+        while (list < end) {
+            if (what == ANSWERS) {
+                const int64_t* stop = std::find(list, end, -1);
+                take_in({list, stop});
+                list = stop + 1;
+                continue;
+            }
+            Token token = Token(list[0]);
+            int64_t width = list[1];
+            if (what == ROWS) older.set(token, list + 2, width);
+            else scored_older.set(token, list + 2, logs, width);
+            list += 2 + width;
+            logs += what == ROWS ? 0 : width;
+        }
     }
 
     void forget() {
-        answer.clear();
-        earlier.clear();
+        answers.assign(1, {});
+        forget_answers();
         single.clear();
         older.clear();
         scored.clear();
@@ -316,7 +387,7 @@ struct Drafting {
 
     void enter(Token token) {
         commit(own, context, token);
-        answer.push_back(token);
+        answers.back().push_back(token);
         committed++;
     }
 
@@ -387,6 +458,21 @@ int64_t drafting_begin(void* handle, const int64_t* prompt, int64_t count) {
 }
 
 void drafting_forget(void* handle) { ((Drafting*)handle)->forget(); }
+
+// Lists what is kept, of one of the three kinds. Returns how many numbers it takes.
+int64_t drafting_list(void* handle, int64_t what) {
+    ((Drafting*)handle)->list(what);
+    return int64_t(((Drafting*)handle)->kept.size());
+}
+
+const int64_t* drafting_listed(void* handle) { return ((Drafting*)handle)->kept.data(); }
+const float* drafting_listed_logs(void* handle) { return ((Drafting*)handle)->kept_logs.data(); }
+
+// Takes such a list in, which has been checked; `logs` is read for scored rows only.
+void drafting_take(void* handle, int64_t what, const int64_t* list, int64_t count,
+                   const float* logs) {
+    ((Drafting*)handle)->take(what, list, count, logs);
+}
 
 int64_t drafting_draft(void* handle, int64_t root, const int64_t* top, int64_t tops,
                        const Table* table, const Costs* costs, const Foresight* f, Tree* tree) {

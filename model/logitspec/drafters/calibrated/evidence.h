@@ -111,11 +111,23 @@ class TokenRows {
 
     void add_to(TokenRows& other) const {
         std::vector<int64_t> row(width_);
-        for (size_t token = 0; token < stamps_.size(); token++)
-            if (stamps_[token] == now_) {
-                std::copy_n(rows_.begin() + token * width_, counts_[token], row.begin());
-                other.set(Token(token), row.data(), counts_[token]);
-            }
+        for (size_t token = 0; token < stamps_.size(); token++) {
+            auto [own, count] = get(Token(token));
+            std::copy_n(own, count, row.begin());
+            if (own) other.set(Token(token), row.data(), count);
+        }
+    }
+
+    // All rows: token, number of best tokens, these.
+    std::vector<int64_t> listed() const {
+        std::vector<int64_t> list;
+        for (size_t token = 0; token < stamps_.size(); token++) {
+            auto [own, count] = get(Token(token));
+            if (!own) continue;
+            list.insert(list.end(), {int64_t(token), count});
+            list.insert(list.end(), own, own + count);
+        }
+        return list;
     }
 
   private:

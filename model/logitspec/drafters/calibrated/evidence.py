@@ -6,9 +6,14 @@ together are a token's cell in the acceptance table, which knows how often such 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import exp
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[Any]
 # (cell offset of tokens that are not named, {token that is named: its further offset})
 Look = tuple[int, dict[int, int]]
 Candidates = Look  # the same of all sources together: cells
@@ -19,7 +24,8 @@ Followers = dict[tuple[int, ...], dict[int, int] | int]
 GRADED_LENGTHS = 8  # of n-grams; longer ones have the grades of these
 GRADED_RANKS = 16  # of a row; lower ones have the grade of the last
 MOST_FOLLOWERS = 10  # of an n-gram, the latest; more would be guesses without weight
-MOST_EARLIER = 1_000_000  # n-grams of earlier answers; with more they are collected anew
+MOST_EARLIER = 1_000_000  # n-grams, or tokens, of earlier answers; with more they begin anew
+MOST_ROWS = 1 << 16  # of a key; with more they are collected anew
 
 
 class Source:
@@ -45,8 +51,13 @@ class Source:
         """Whether the source names the tokens of a cell: the grades of others begin with "no"."""
         return not self.grade(cell).startswith("no")
 
-    def begin(self, prompt_ids: Sequence[int]) -> None:
-        """Forget the last prompt but for what is kept, and take in another."""
+    def begin(self, prompt_ids: Sequence[int], *, again: bool = False) -> None:
+        """Take in a prompt, and forget the last one but for what is kept.
+
+        Args:
+            prompt_ids: of the prompt.
+            again: it is the last one, and what is known of that answer holds for the next one.
+        """
 
     def forget(self) -> None:
         """Drop what is kept from prompt to prompt, too."""
@@ -67,6 +78,8 @@ class Source:
 class NgramEvidence(Source):
     """What followed the longest n-gram that ends at the node, earlier in prompt and answer.
 
+    Of several answers to one prompt, the earlier ones count, too.
+
     Its grades tell the length of that n-gram, and a token's share among all that followed it.
 
     Args:
@@ -84,6 +97,7 @@ class NgramEvidence(Source):
         self.stride = stride
         self.grades = self._name_grades(self.lengths)
         self.fitted = self._name_grades(self.FITTED_SIZE)
+        self.context: tuple[int, ...] = ()  # the last committed tokens, as many as a look takes
         self.forget()
 
     def _name_grades(self, fitted: int) -> tuple[str, ...]:
@@ -91,13 +105,20 @@ class NgramEvidence(Source):
         shares = [f"{share} of what followed {n}" for n in sizes for share in self.SHARES]
         return ("no n-gram", *shares)
 
-    def begin(self, prompt_ids: Sequence[int]) -> None:
+    def begin(self, prompt_ids: Sequence[int], *, again: bool = False) -> None:
+        if again:
+            self.context = tuple(prompt_ids[-max(self.max_ngram_size, 2) :])
+            return
         self.forget()
         self.extend(prompt_ids)
 
     def forget(self) -> None:
-        self.context: tuple[int, ...] = ()  # the last committed tokens, as many as a look takes
+        self.context = ()
         self._followers: Followers = {}
+
+    def __len__(self) -> int:
+        """How many n-grams are known."""
+        return len(self._followers)
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Append tokens to the context."""
@@ -149,25 +170,43 @@ class AnswerEvidence(NgramEvidence):
     name = "earlier answers"
 
     def __init__(self, max_ngram_size: int, stride: int, *, keep: bool) -> None:
-        self._answer: list[int] = []
+        self._answers: list[list[int]] = [[]]  # to the last prompt
+        self._taken: list[list[int]] = []  # answers that the n-grams are of
         super().__init__(max_ngram_size, stride)
         self.keep = keep
 
-    def begin(self, prompt_ids: Sequence[int]) -> None:
-        if len(self._followers) > MOST_EARLIER:
-            self._followers = {}
-        self.context = ()
+    def begin(self, prompt_ids: Sequence[int], *, again: bool = False) -> None:
+        if again:
+            self._answers.append([])
+            return
+        if max(len(self), sum(map(len, self._taken))) > MOST_EARLIER:
+            self._followers, self._taken = {}, []
         if self.keep:
-            super().extend(self._answer)
-        self._answer = []
+            self.take(self.kept_of(self._answers))
+        self._answers = [[]]
 
     def forget(self) -> None:
         super().forget()
-        self._answer = []
+        self._answers, self._taken = [[]], []
+
+    def kept(self) -> Numbers:
+        """All answers that are kept, each with a -1 behind it."""
+        return self.kept_of([*self._taken, *self._answers] if self.keep else [])
+
+    @staticmethod
+    def kept_of(answers: Iterable[list[int]]) -> Numbers:
+        return np.array([t for answer in answers if answer for t in (*answer, -1)], np.int64)
+
+    def take(self, kept: Numbers) -> None:
+        """Take in answers as kept() lists them."""
+        for answer in np.split(kept, np.flatnonzero(kept < 0) + 1)[:-1]:
+            self.context = ()
+            self._taken.append(answer[:-1].tolist())
+            super().extend(self._taken[-1])
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Append tokens to the answer, which will be looked into from the next prompt on."""
-        self._answer += tokens
+        self._answers[-1] += tokens
 
 
 class RowEvidence(Source):
@@ -199,7 +238,9 @@ class RowEvidence(Source):
         self._single: dict[int, Row] = {}
         self.begin(())
 
-    def begin(self, prompt_ids: Sequence[int]) -> None:
+    def begin(self, prompt_ids: Sequence[int], *, again: bool = False) -> None:
+        if again:
+            return
         if self.keep:
             self._earlier.update(self._single)
         self._single = {}
@@ -214,6 +255,19 @@ class RowEvidence(Source):
         self._single = {}
         self._earlier = {}
         self.begin(())
+
+    def __len__(self) -> int:
+        """How many rows are found by two tokens."""
+        return len(self._pair)
+
+    def kept(self) -> Numbers:
+        """All rows that are kept, by ascending token: token, number of best tokens, these."""
+        rows = {**self._earlier, **self._single} if self.keep else {}
+        return list_rows({token: row[: self.width] for token, row in rows.items()})
+
+    def take(self, kept: Numbers) -> None:
+        """Take in rows as kept() lists them."""
+        self._earlier.update(rows_of(kept))
 
     def learn(self, before: int, token: int, row: Row) -> None:
         """Note the target's best tokens after `token`, which came after `before`."""
@@ -270,6 +324,26 @@ class LastEvidence(Source):
         return self.stride, named
 
 
+def list_rows(rows: Mapping[int, Row]) -> Numbers:
+    """Rows in one array, by ascending token: token, number of best tokens, these."""
+    listed: list[int] = []
+    for token, row in sorted(rows.items()):
+        listed += (token, len(row), *row)
+    return np.array(listed, np.int64)
+
+
+def rows_of(listed: Numbers) -> dict[int, list[int]]:
+    """What list_rows() listed."""
+    numbers = listed.tolist()
+    rows: dict[int, list[int]] = {}
+    at = 0
+    while at < len(numbers):
+        token, count = numbers[at : at + 2]
+        rows[token] = numbers[at + 2 : at + 2 + count]
+        at += 2 + count
+    return rows
+
+
 def additive_prior(bias: float, weights: Iterable[Sequence[float]]) -> list[float]:
     """Probabilities of all cells whose log-odds are a sum: a weight for the grade in each source.
 
@@ -311,19 +385,30 @@ class Evidence:
         )
         self.sources = (self.ngrams, self.rows, self.last, self.earlier)
         self.longest = max(max_ngram_size, 2)  # tokens of a context that a look takes
+        self._prompt: list[int] = []
 
     @property
     def context(self) -> tuple[int, ...]:
         """The last committed tokens, as many as a look takes."""
         return self.ngrams.context
 
-    def begin(self, prompt_ids: Sequence[int]) -> None:
-        """Forget the last prompt but for what is kept, and take in another."""
+    def begin(self, prompt_ids: Sequence[int]) -> bool:
+        """Forget the last prompt but for what is kept, and take in another.
+
+        Returns:
+            Whether it is the last one again, so that the rows are all kept.
+        """
+        again = len(prompt_ids) > 0 and [*prompt_ids] == self._prompt
+        self._prompt = [*prompt_ids]
+        ngrams_too = again and self.earlier.keep and len(self.ngrams) <= MOST_EARLIER
+        rows_too = again and self.rows.keep and len(self.rows) <= MOST_ROWS
         for source in self.sources:
-            source.begin(prompt_ids)
+            source.begin(prompt_ids, again=rows_too if source is self.rows else ngrams_too)
+        return rows_too
 
     def forget(self) -> None:
         """Drop what is kept from prompt to prompt, too."""
+        self._prompt = []
         for source in self.sources:
             source.forget()
 

@@ -78,6 +78,22 @@ class ScoredRows {
         }
     }
 
+    // All rows by ascending key: key, number of tokens, these; and their log-probabilities.
+    std::pair<std::vector<int64_t>, std::vector<float>> listed() const {
+        std::vector<Key> keys;
+        for (auto& [key, place] : places_) keys.push_back(key);
+        std::sort(keys.begin(), keys.end());
+        std::vector<int64_t> list;
+        std::vector<float> logs;
+        for (Key key : keys) {
+            Row row = get(key);
+            list.insert(list.end(), {int64_t(key), row.count});
+            list.insert(list.end(), row.tokens, row.tokens + row.count);
+            logs.insert(logs.end(), row.logs, row.logs + row.count);
+        }
+        return {list, logs};
+    }
+
   private:
     // Where a row of so many tokens is to be written.
     Token* room(Key key, int64_t count) {

@@ -21,7 +21,7 @@ import numpy as np
 
 from ...sampling import MASK, STRIDE, Foresight, mixed, states_of
 from ...sizing.acceptance_table import AcceptanceTable
-from .evidence import Candidates, Evidence, RowEvidence
+from .evidence import MOST_ROWS, Candidates, Evidence, Numbers, RowEvidence, list_rows, rows_of
 from .growth import Drafted, ReadableCore
 
 FORESEEN = 32  # most tokens of a row that are candidates, those that win most likely
@@ -35,7 +35,6 @@ LEVELS = 8  # of the acceptance table's most probable candidate
 MIDDLES = LEAST + WIDTH * (np.arange(BINS) + 0.5)
 STRENGTH = 20.0  # how many observations the prior weighs in a bin
 FIRST_COUNT = 4.0  # and how many in a share
-MOST_ROWS = 1 << 16  # of a key; with more they are collected anew
 REST = 1e-3  # least probability of all tokens that a row does not hold
 EULER = 0.5772156649015329  # mean of the noise
 
@@ -64,6 +63,24 @@ class ForesightTable:
         """Forget what was learnt."""
         self.seen[:] = self.right[:] = 0
         self.share[:], self.count[:] = FIRST_COUNT * self.first_share, FIRST_COUNT
+
+    def counted(self) -> dict[str, Numbers]:
+        """What was learnt."""
+        return {
+            "bins": np.stack((self.right, self.seen)),
+            "shares": np.stack((self.share, self.count)),
+        }
+
+    def take(self, counted: Mapping[str, Numbers]) -> None:
+        """Go on from what counted() gave."""
+        self.right[:], self.seen[:] = counted["bins"]
+        self.share[:], self.count[:] = counted["shares"]
+
+    def believe(self) -> None:
+        """Make the prior of what was learnt, so that what is learnt from now on counts for more."""
+        self.prior[:] = (self.right + STRENGTH * self.prior) / (self.seen + STRENGTH)
+        self.first_share[:] = self.share / self.count
+        self.reset()
 
     def probability(self, cell: int) -> float:
         """How likely a token of this bin of a kind is to win."""
@@ -156,19 +173,39 @@ class SampledCore(ReadableCore):
         """The samples to come."""
         self._stream = foresight.stream
 
-    def begin(self, prompt_ids: Sequence[int]) -> None:
-        super().begin(prompt_ids)
-        if self.evidence.rows.keep:
-            if len(self._older) + len(self._single) > MOST_ROWS:
-                self._older = {}
-            self._older.update(self._single)
+    def begin(self, prompt_ids: Sequence[int]) -> bool:
+        self._committed = len(prompt_ids)
+        if super().begin(prompt_ids):
+            return True
+        self._older = self._all_rows()
         self._single = {}
         self._pair: dict[tuple[int, ...], Row] = {}
-        self._committed = len(prompt_ids)
+        return False
+
+    def _all_rows(self) -> dict[int, Row]:
+        """What is kept for the next prompt."""
+        if not self.evidence.rows.keep:
+            return {}
+        few = len(self._older) + len(self._single) <= MOST_ROWS
+        return {**(self._older if few else {}), **self._single}
 
     def forget(self) -> None:
         super().forget()
         self._older, self._single, self._pair = {}, {}, {}
+
+    def kept(self) -> dict[str, Numbers]:
+        rows = self._all_rows()
+        logs = [value for _, (_, row) in sorted(rows.items()) for value in row]
+        tokens = {token: row for token, (row, _) in rows.items()}
+        listed = {"scored": list_rows(tokens), "logs": np.array(logs, np.float32)}
+        return super().kept() | listed
+
+    def take(self, kept: Mapping[str, Numbers]) -> None:
+        super().take(kept)
+        logs, at = kept["logs"].astype(float).tolist(), 0
+        for token, row in rows_of(kept["scored"]).items():
+            self._older[token] = row, logs[at : at + len(row)]
+            at += len(row)
 
     def weigh(
         self, candidates: Candidates, context: tuple[int, ...], depth: int

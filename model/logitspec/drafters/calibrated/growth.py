@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget
-from .evidence import Candidates, Evidence
+from .evidence import Candidates, Evidence, Numbers
 
 PRUNING = 0.3  # of the least path probability of the last tree: less is not even considered
 
@@ -49,15 +49,24 @@ class ReadableCore:
         """Learn from and into this table from now on."""
         self.table = table
 
-    def begin(self, prompt_ids: Sequence[int]) -> None:
-        """Begin a generation: forget the last prompt but for what is kept."""
-        self.evidence.begin(prompt_ids)
+    def begin(self, prompt_ids: Sequence[int]) -> bool:
+        """Begin a generation: see Evidence.begin()."""
         self._begin()
+        return self.evidence.begin(prompt_ids)
 
     def forget(self) -> None:
         """Drop all evidence."""
         self.evidence.forget()
         self._begin()
+
+    def kept(self) -> dict[str, Numbers]:
+        """What begin() keeps of the evidence, see the sources' kept()."""
+        return {"answers": self.evidence.earlier.kept(), "rows": self.evidence.rows.kept()}
+
+    def take(self, kept: Mapping[str, Numbers]) -> None:
+        """Take in evidence as kept() gives it."""
+        self.evidence.earlier.take(kept["answers"])
+        self.evidence.rows.take(kept["rows"])
 
     def draft(self, root: int, top_ids: Sequence[int], budget: Budget | None) -> Drafted:
         """Grow the next tree.

@@ -1,0 +1,88 @@
+"""What a calibrated drafter learnt, as arrays: their names, and whether they make sense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .evidence import Numbers
+from .foresight import BINS, KINDS, LEVELS
+
+LAYOUT = 1  # of the arrays below; another one cannot be read
+MOST_TOKENS = 1 << 24  # as in evidence.h
+STATES = {False: "greedy.", True: "sampled."}  # what the names of each state's arrays begin with
+KEPT = ("answers", "rows", "scored", "logs")  # evidence; the others are the tables'
+INTEGERS = ("cells", "seen", "right", "answers", "rows", "scored")
+SHAPES = {"bins": (2, KINDS * BINS), "shares": (2, KINDS * LEVELS)}
+
+
+def parts(state: Mapping[str, Numbers], *, sampled: bool) -> dict[str, Numbers]:
+    """The arrays of one of the two states, by their names in it."""
+    begin = STATES[sampled]
+    return {n.removeprefix(begin): state[n] for n in state if n.startswith(begin)}
+
+
+def makes_sense(state: Mapping[str, Numbers], cells: int) -> bool:
+    """Whether arrays may be taken in; for those of one of the states.
+
+    Args:
+        state: by name, see parts().
+        cells: of the acceptance table.
+    """
+    if set(state) - {*INTEGERS, "logs", *SHAPES}:
+        return False
+    for name, numbers in state.items():
+        integers = name in INTEGERS
+        if not np.issubdtype(numbers.dtype, np.integer if integers else np.floating):
+            return False
+        if name in SHAPES and numbers.shape != SHAPES[name]:
+            return False
+        if name not in SHAPES and numbers.ndim != 1:
+            return False
+    return (
+        table_makes_sense(state, cells)
+        and answers_make_sense(state.get("answers", NOTHING))
+        and count_tokens(state.get("rows", NOTHING)) is not None
+        and count_tokens(state.get("scored", NOTHING)) == len(state.get("logs", NOTHING))
+        and bool((state.get("logs", NOTHING) <= 0).all())
+        and all(shares_make_sense(state[name]) for name in SHAPES if name in state)
+    )
+
+
+NOTHING: Numbers = np.empty(0, np.int64)
+
+
+def table_makes_sense(state: Mapping[str, Numbers], cells: int) -> bool:
+    """Of the cells that were seen, how often, and how often they were right."""
+    at, seen, right = (state.get(name, NOTHING) for name in ("cells", "seen", "right"))
+    if not len(at) == len(seen) == len(right):
+        return False
+    inside = (at >= 0) & (at < cells) & (right >= 0) & (right <= seen)
+    return bool(inside.all()) and len(set(at.tolist())) == len(at)
+
+
+def answers_make_sense(answers: Numbers) -> bool:
+    """Of tokens, with -1 behind each answer."""
+    inside = (answers >= -1) & (answers < MOST_TOKENS)
+    return bool(inside.all()) and (not len(answers) or bool(answers[-1] == -1))
+
+
+def count_tokens(rows: Numbers) -> int | None:
+    """How many tokens all rows hold, see list_rows(); None: they are none."""
+    numbers = rows.tolist()
+    at = found = 0
+    while at < len(numbers):
+        count = numbers[at + 1] if at + 1 < len(numbers) else -1
+        end = at + 2 + count
+        tokens = [numbers[at], *numbers[at + 2 : end]]
+        if count < 0 or end > len(numbers) or not all(0 <= t < MOST_TOKENS for t in tokens):
+            return None
+        at, found = end, found + count
+    return found
+
+
+def shares_make_sense(numbers: Numbers) -> bool:
+    """Of two rows, the first a part of the second: right and seen, or share and count."""
+    some, whole = numbers
+    return bool((np.isfinite(numbers) & (numbers >= 0)).all() and (some <= whole + 1e-9).all())
