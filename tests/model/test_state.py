@@ -173,5 +173,4 @@ def test_memory_is_bounded(core: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 tree = drafter.draft(chance.randrange(5000), [])
                 drafter.observe(tree, [0], [[]] * len(tree))
             sizes.append(len(drafter.state()["greedy.answers"]))
-        assert max(sizes) <= most + 300
-        assert sizes[3] < sizes[4] and min(sizes[20:]) < max(sizes) / 2
+        assert sizes[0] < sizes[4] and max(sizes) <= most  # of 6,000 tokens
