@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from .asking.settings import ChatSettings, ListeningSettings, TargetSettings
 from .asking.target import model_name
@@ -25,7 +26,7 @@ def serve(args: argparse.Namespace) -> None:
     name = args.model_name or model_name(target.model_path)
     serve_app(
         read(ListeningSettings, args),
-        lambda: Chat(target, settings.method, waiting=args.queue),
+        lambda: Chat(target, settings.method, waiting=args.queue, state=args.state),
         lambda chat: make_app(chat, name, settings.max_new_tokens),
         f"{name} with {settings.method} at {{}}/v1",
     )
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_chat_flags(parser)
     add_listening_flags(parser)
     add("--queue", type=at_least(1, 100_000), default=64, metavar="N", help="most requests waiting")
+    kept = "go on with what the method had learnt when this was written, and keep it there"
+    add("--state", type=Path, metavar="FILE.npz", help=kept)
     add("--model-name", metavar="NAME", help="what clients call it (default: the checkpoint's)")
     add_machine_flags(parser)
     args = parser.parse_args(argv)

@@ -13,6 +13,7 @@ import torch
 
 from model.logitspec.decoding import check_lengths
 from model.logitspec.errors import InputError, brief
+from model.logitspec.listed import Numbers
 
 from ..traces.reading import PHASES, Record
 from .engines import Engine
@@ -32,6 +33,7 @@ class TraceLine(NamedTuple):
     model_id: str
     record: Record  # with choices or an error
     environment: Record | None = None  # of the process that answered; None: of this one
+    state: dict[str, Numbers] | None = None  # what the method has learnt; None: not known here
 
 
 class Broken(InputError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from model.logitspec import DecodingResult, Drafter, LlamaKVForCausalLM, decode, load
+from model.logitspec.errors import InputError
+from model.logitspec.listed import Numbers
 from model.logitspec.loading import as_stored, load_weights
 from model.logitspec.sampling import Sampling
 from model.logitspec.sizing.measuring import MeasuredModel
@@ -84,6 +87,12 @@ class Engine(Protocol):
     def forget(self) -> None:
         """Drop what the method has learnt from earlier prompts."""
 
+    def state(self) -> dict[str, Numbers]:
+        """What it has learnt; empty if nothing is kept, or it cannot be saved."""
+
+    def restore(self, state: Mapping[str, Numbers]) -> None:
+        """Go on from what state() gave; see Drafter.restore()."""
+
 
 class KVEngine:
     """Our decoding loop with a drafter."""
@@ -119,14 +128,19 @@ class KVEngine:
     def forget(self) -> None:
         self.drafter.forget()
 
+    def state(self) -> dict[str, Numbers]:
+        return self.drafter.state()
+
+    def restore(self, state: Mapping[str, Numbers]) -> None:
+        self.drafter.restore(state)
+
 
 class HFEngine:
     """transformers' generate() on transformers' own model: the paper's baseline.
 
     Its samples have the same distribution as ours but differ: its random numbers are torch's. Each
-    reads its prompt anew. Of
-    `prompt_lookup_num_tokens`, transformers' own prompt lookup drafts so many; None: no drafts. A
-    step is a forward of generate(), including the one over the prompt.
+    reads its prompt anew. Of `prompt_lookup_num_tokens`, transformers' own prompt lookup drafts so
+    many; None: no drafts. A step is a forward of generate(), including the one over the prompt.
     """
 
     splits_time = False  # generate() does not measure its phases
@@ -171,6 +185,12 @@ class HFEngine:
 
     def forget(self) -> None:
         """Nothing is learnt."""
+
+    def state(self) -> dict[str, Numbers]:
+        return {}
+
+    def restore(self, state: Mapping[str, Numbers]) -> None:
+        raise InputError("transformers' methods have no state")
 
 
 class StepStreamer(BaseStreamer):  # type: ignore[misc]

@@ -100,6 +100,11 @@ class Method(ABC):
         """The checksum of a file that the method drafts from; None: there is none."""
         return None
 
+    @property
+    def takes_evidence(self) -> bool:
+        """Whether the method can begin with what others learnt, or with answers."""
+        return False
+
     @abstractmethod
     def engine(self, models: Models, options: Options) -> Engine:
         """Load the weights and return an engine that is ready to decode."""
@@ -128,6 +133,10 @@ class DrafterMethod(Method):
 
     def drafts_from(self, options: Options) -> str | None:
         return self.drafter(**options).drafts_from
+
+    @property
+    def takes_evidence(self) -> bool:
+        return self.drafter.warm is not Drafter.warm
 
     def engine(self, models: Models, options: Options) -> Engine:
         return KVEngine(models, self.drafter(**options))

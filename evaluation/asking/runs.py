@@ -7,12 +7,13 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm import tqdm
 
 from model.logitspec.errors import InputError
+from model.logitspec.listed import Numbers
 from model.logitspec.sampling import Sampling
 
 from ..command.exits import Incomplete
@@ -23,7 +24,8 @@ from ..traces.sidecars import FILTERS
 from ..traces.writing import TraceWriter
 from .answering import Answerer, Assignment, TraceLine, check_prompts
 from .engines import KVEngine, Models
-from .methods import Method, Options
+from .evidence import read_evidence
+from .methods import DrafterMethod, Method, Options
 from .questions import Question, chosen_questions, sha256
 from .settings import RunSettings
 from .target import Target, model_name
@@ -71,11 +73,16 @@ def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
     if settings.step_cost is not None:
         check_writable(settings.step_cost)
         measured_rounds(settings.step_cost, identity)
-    build = partial(build_answerers, target, runs, settings, first)
+    evidence = {
+        run.model_id: read_evidence(settings.evidence, run.method.drafter(**run.options), target)
+        for run in runs
+        if settings.evidence and isinstance(run.method, DrafterMethod) and run.method.takes_evidence
+    }
+    build = partial(build_answerers, target, runs, settings, first, evidence)
     with ExitStack() as files:
         writers = {}
         for run in runs:
-            writer = open_trace(run, path, shared, environment, overwrite=settings.overwrite)
+            writer = open_trace(run, path, shared, environment, settings)
             writers[run.model_id] = files.enter_context(closing(writer))
         done = {name: set(writer.done) for name, writer in writers.items()}
         assignments = list_assignments(questions, done)
@@ -95,16 +102,25 @@ def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
                 build, describe, assignments, workers, strict=settings.answers.strict
             )
         else:
-            found = answer_here(build(), assignments, environment, settings.step_cost, identity)
+            answerers = build()
+            restore(answerers, writers)
+            found = answer_here(answerers, assignments, environment, settings.step_cost, identity)
         with closing(found) as lines:
             write_with_progress(lines, writers, todo)
         say_what_failed(writers, [question for question, _ in assignments])
 
 
 def build_answerers(
-    target: Target, runs: Sequence[Run], settings: RunSettings, first: Question
+    target: Target,
+    runs: Sequence[Run],
+    settings: RunSettings,
+    first: Question,
+    evidence: Mapping[str, Mapping[str, Numbers]],
 ) -> dict[str, Answerer]:
-    """Load the model and make every run's answerer, warmed up with a question; by model_id."""
+    """Load the model and make every run's answerer, warmed up with a question; by model_id.
+
+    `evidence` is what some of them begin with.
+    """
     models = Models(target, shared=len({run.method.own_loop for run in runs}) > 1)
     answerers = {
         run.model_id: Answerer(
@@ -112,13 +128,15 @@ def build_answerers(
         )
         for run in runs
     }
-    for answerer in answerers.values():
+    for name, answerer in answerers.items():
+        if name in evidence:
+            cast(KVEngine, answerer.engine).drafter.warm(evidence[name])
         answerer.warm_up(first, settings.warmup)
     return answerers
 
 
 def open_trace(
-    run: Run, questions: Path, shared: Record, environment: Record, *, overwrite: bool
+    run: Run, questions: Path, shared: Record, environment: Record, settings: RunSettings
 ) -> TraceWriter:
     """The writer of a run's trace; InputError if it cannot be written."""
     if run.answer_file.resolve() == questions.resolve():
@@ -126,7 +144,9 @@ def open_trace(
     own = {"method": run.method.name, **run.options, "model_id": run.model_id}
     if (checksum := run.method.drafts_from(run.options)) is not None:
         own["drafts_from"] = checksum
-    return TraceWriter(run.answer_file, own | shared, environment, overwrite=overwrite)
+    if settings.evidence and run.method.takes_evidence:
+        own["evidence"] = [sha256(file) for file in settings.evidence]
+    return TraceWriter(run.answer_file, own | shared, environment, overwrite=settings.overwrite)
 
 
 def list_assignments(
@@ -169,6 +189,19 @@ def shared_settings(settings: RunSettings, target: Target, questions: Path) -> R
     }
 
 
+def restore(answerers: Mapping[str, Answerer], writers: Mapping[str, TraceWriter]) -> None:
+    """Have every method know what it had learnt when its run was stopped.
+
+    InputError if what was kept cannot be read.
+    """
+    for name, answerer in answerers.items():
+        engine = answerer.engine
+        if isinstance(engine, KVEngine) and engine.state():
+            state = writers[name].read_state(engine.drafter)
+            if state is not None:
+                engine.restore(state)
+
+
 def answer_here(
     answerers: dict[str, Answerer],
     assignments: list[Assignment],
@@ -192,7 +225,8 @@ def answer_here(
         for name in names:
             answerer = answerers[name]
             record = answerer.answer(question)
-            yield TraceLine(name, record, environment | answerer.engine.facts)
+            facts, state = answerer.engine.facts, answerer.engine.state()
+            yield TraceLine(name, record, environment | facts, state)
 
 
 def write_with_progress(
@@ -208,8 +242,8 @@ def write_with_progress(
         return f"MAT {np.mean(accept_lengths[name]):.2f}, {np.mean(speeds[name]):.1f} tokens/s"
 
     with tqdm(lines, total=count, unit="answer") as bar:
-        for name, record, environment in bar:
-            writers[name].write(record, environment)
+        for name, record, environment, state in bar:
+            writers[name].write(record, environment, state)
             if "error" in record:
                 asked = f"{short[name]}: question {record['question_id']}"
                 bar.write(f"{asked} failed: {record['error']}")

@@ -19,10 +19,14 @@ GREEDY = Sampling()
 
 
 def flag(
-    text: str, default: Any = None, kind: Callable[[str], Any] = str, metavar: str | None = None
+    text: str,
+    default: Any = None,
+    kind: Callable[[str], Any] = str,
+    metavar: str | None = None,
+    **words: Any,
 ) -> Any:
-    """A field with the help, default, argparse type and metavar of its flag."""
-    words = {"help": text, "type": kind} | ({"metavar": metavar} if metavar else {})
+    """A field with the help, default, argparse type, metavar and other words of its flag."""
+    words |= {"help": text, "type": kind} | ({"metavar": metavar} if metavar else {})
     return field(default=default, metadata=words)
 
 
@@ -114,6 +118,10 @@ class RunSettings:
         "start the answer file anew instead of going on with it; the old one is kept as .bak", False
     )
     warmup: int = flag("unmeasured runs of the first question", 3, at_least(0))
+    evidence: tuple[Path, ...] = flag(
+        "what calibrated begins with: a state that a run left (NAME.state.npz), traces, texts",
+        (), Path, "FILE", nargs="+",
+    )  # fmt: skip
     step_cost: Path | None = None
 
 

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from model.logitspec import DecodingResult, Drafter, Sampling, decode
@@ -20,6 +21,7 @@ from ..asking.engines import Models
 from ..asking.methods import check_tokenizer, find_drafter
 from ..asking.settings import TargetSettings
 from ..asking.target import Target
+from .keeping import StateFile
 
 MOST_CHARACTERS = 64  # of a prompt, for each position of the model; tokens have 3 or 4
 BEFORE = 8  # last tokens of a prompt, on which the answer's first character may depend
@@ -113,15 +115,20 @@ class Stopping(InputError):
 class Chat:
     """A target with a drafter, and a thread that answers queued jobs, of which `waiting` may wait.
 
-    `method` is a name as find_method() takes it. InputError: something asked for is missing.
+    `method` is a name as find_method() takes it; `state` is where what it learns is kept.
+    InputError: something asked for is missing.
     """
 
-    def __init__(self, settings: TargetSettings, method: str, waiting: int = 1) -> None:
+    def __init__(
+        self, settings: TargetSettings, method: str, waiting: int = 1, state: Path | None = None
+    ) -> None:
         self.target = Target.resolve(settings)
         if self.target.prompts.note:
             print(self.target.prompts.note, file=sys.stderr)
         self.drafter = find_drafter(method)
         check_tokenizer(self.drafter, self.target.tokenizer_fingerprint)
+        fingerprint = self.target.tokenizer_fingerprint
+        self._state = None if state is None else StateFile(state, self.drafter, fingerprint)
         self.model = Models(self.target, shared=False).kv
         self.drafter.prepare(MeasuredModel(self.model))
         self.waiting = waiting
@@ -165,6 +172,8 @@ class Chat:
         """Cancel all jobs and end the thread."""
         self.stop()
         self._thread.join()
+        if self._state is not None:
+            self._state.keep(last=True)
 
     def _work(self) -> None:
         while True:
@@ -182,6 +191,8 @@ class Chat:
                 outcome = self.answer(job)
             except Exception as error:  # the thread goes on with the next job
                 outcome = error
+            if self._state is not None:
+                self._state.keep()
             if job.cancelled.is_set():
                 continue
             if isinstance(outcome, Exception):

@@ -102,7 +102,7 @@ def add_run_flags(parser: Parser) -> None:
     add_settings(parser, TargetSettings, "conv_template")
     add_settings(parser, WorkerSettings)
     add_settings(parser, AnswerSettings, "strict")
-    add_settings(parser, RunSettings, "overwrite")
+    add_settings(parser, RunSettings, "overwrite", "evidence")
 
 
 SAMPLING: tuple[tuple[str, Callable[[str], Any], str | None, str], ...] = (

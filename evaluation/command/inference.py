@@ -48,3 +48,9 @@ def say_what_is_ignored(methods: Sequence[Method], given: Mapping[str, Any]) -> 
             )
         if ignoring:
             print(f"{flag} is ignored by {ignoring}")
+    if given.get("evidence"):
+        ignoring = ", ".join(method.name for method in methods if not method.takes_evidence)
+        if not any(method.takes_evidence for method in methods):
+            raise InputError(f"--evidence means nothing to {ignoring}; leave it out")
+        if ignoring:
+            print(f"--evidence is ignored by {ignoring}")

@@ -177,7 +177,8 @@ class Comparison:
                     "their speeds are of different times."
                 )
         for trace in self.traces:
-            resumed = [start for start in trace.sidecar.starts if start > 0]
+            known = {0, *trace.sidecar.restored}
+            resumed = [start for start in trace.sidecar.starts if start not in known]
             if resumed:
                 said.append(
                     f"{trace.label} was stopped and gone on with after "

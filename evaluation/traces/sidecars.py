@@ -35,6 +35,7 @@ class Sidecar:
     settings: dict[str, Any] = field(default_factory=dict)
     environments: list[dict[str, Any]] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)  # answers that were there when a run began
+    restored: list[int] = field(default_factory=list)  # those after which the method's state was
 
     @classmethod
     def read(cls, path: Path) -> Sidecar:
@@ -50,7 +51,10 @@ class Sidecar:
             if not isinstance(settings["bench_name"], str):
                 raise TypeError("bench_name is no text")
             environments = [known_environment({**given}) for given in meta["environments"]]
-            return cls(settings, environments, [int(start) for start in meta.get("starts", ())])
+            starts, restored = (
+                [int(start) for start in meta.get(key, ())] for key in ("starts", "restored")
+            )
+            return cls(settings, environments, starts, restored)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{place} does not say how the trace was made; delete it or run again"
@@ -107,6 +111,11 @@ def differences(environments: Sequence[Record]) -> list[str]:
         else:
             apart.append(key.replace("_", " "))
     return apart
+
+
+def state_path(path: Path) -> Path:
+    """Of what the method of a trace learnt."""
+    return path.with_name(path.name.removesuffix(".jsonl") + ".state.npz")
 
 
 def meta_path(path: Path) -> Path:

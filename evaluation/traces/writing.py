@@ -7,14 +7,18 @@ import fcntl
 import json
 import os
 import sys
+from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
 
+from model.logitspec import Drafter
 from model.logitspec.errors import InputError
+from model.logitspec.listed import Numbers
+from model.logitspec.states import read_state, write_state
 
-from ..command.files import HALF_PAIRS, why_not, write_atomically
+from ..command.files import HALF_PAIRS, whole_file, why_not, write_atomically, writing
 from .reading import Lines, Record, read_lines
-from .sidecars import differing, meta_path
+from .sidecars import differing, meta_path, state_path
 
 
 class TraceWriter:
@@ -23,8 +27,9 @@ class TraceWriter:
     A file that exists is continued if it was made with the same settings; an incomplete last line,
     left by a killed run, is cut off. The file is locked against other writers while it is open.
 
-    The sidecar also holds the environments in which answers were written, and how many answers
-    there were each time a run began to write.
+    The sidecar also holds the environments in which answers were written, how many answers there
+    were each time a run began to write, and at which of these times it knew what the method had
+    learnt before. That is in NAME.state.npz.
 
     Args:
         path: of the trace.
@@ -47,7 +52,7 @@ class TraceWriter:
         self.path = path
         self._settings = settings
         self._environment = environment
-        self._begun = False
+        self._begun = self._restored = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and not path.is_file():
@@ -56,11 +61,11 @@ class TraceWriter:
             try:
                 if overwrite and path.stat().st_size > 0:
                     with self._file:  # locked until the old files are renamed
-                        for old in (path, meta_path(path)):
+                        for old in (path, meta_path(path), state_path(path)):
                             if old.is_file():
                                 old.replace(old.with_name(old.name + ".bak"))
                         self._file = open_locked(path)
-                self._environments, self._starts = self._history()
+                self._environments, self._starts, self._restores = self._history()
                 answered, failed = self._repair()
                 self.done = [record["question_id"] for record in answered]
                 self.failed = {record["question_id"]: record["error"] for record in failed}
@@ -85,21 +90,22 @@ class TraceWriter:
                 "settings": self._settings,
                 "environments": self._environments,
                 "starts": self._starts,
+                "restored": self._restores,
             },
         )
 
-    def _history(self) -> tuple[list[Record], list[int]]:
-        """Environments and starts so far.
+    def _history(self) -> tuple[list[Record], list[int], list[int]]:
+        """Environments, starts, and those of the starts at which a state was restored, so far.
 
         Raises:
             InputError: the file was made with other settings.
         """
         if self.path.stat().st_size == 0:
-            return [], []
+            return [], [], []
         try:
             meta = json.loads(meta_path(self.path).read_text(encoding="utf-8"))
             before, environments = {**meta["settings"]}, list(meta["environments"])
-            starts = list(meta.get("starts", ()))
+            starts, restored = list(meta.get("starts", ())), list(meta.get("restored", ()))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{self.path} exists without a readable {meta_path(self.path).name} "
@@ -115,7 +121,7 @@ class TraceWriter:
                 f"now it is {now.get(first)!r}; "
                 "choose another --model-id or --answer-file, or give --overwrite"
             )
-        return environments, starts
+        return environments, starts, restored
 
     def _repair(self) -> Lines:
         """Cut off an incomplete last line and return the records before it."""
@@ -126,12 +132,31 @@ class TraceWriter:
             os.fsync(self._file.fileno())
         return read_lines(self.path) if whole else Lines([], [])
 
-    def write(self, record: Record, environment: Record | None = None) -> None:
+    def read_state(self, drafter: Drafter) -> Mapping[str, Numbers] | None:
+        """What a drafter had learnt when the last answer was written; None: it is not known.
+
+        Raises:
+            InputError: the file cannot be read, or is of another method.
+        """
+        path = state_path(self.path)
+        if not self.done or not path.is_file():
+            return None
+        saved = read_state(path, drafter, self._settings.get("tokenizer_fingerprint"))
+        self._restored = saved.head.get("answers") == len(self.done)
+        return saved.arrays if self._restored else None
+
+    def write(
+        self,
+        record: Record,
+        environment: Record | None = None,
+        state: Mapping[str, Numbers] | None = None,
+    ) -> None:
         """Append one line and return when it is on disk.
 
         Args:
             record: an answer, or why there is none.
             environment: of the process that answered, if not the writer's.
+            state: what the drafter has learnt so far; kept beside the trace.
 
         Raises:
             InputError: it cannot be written, as on a full disk; the lines before it stay complete.
@@ -169,6 +194,17 @@ class TraceWriter:
             self.failed[question_id] = record["error"]
         else:
             self.done.append(question_id)
+            if state:
+                self._keep(state)
+
+    def _keep(self, state: Mapping[str, Numbers]) -> None:
+        """Write a state beside the trace, for a run that goes on."""
+        path = state_path(self.path)
+        method = str(self._settings["method"]).partition("@")[0]
+        tokenizer = self._settings.get("tokenizer_fingerprint")
+        way_out = "make room and run again, without --overwrite, to go on"
+        with writing(path, way_out), whole_file(path) as file:
+            write_state(file, method, {**state}, tokenizer, answers=len(self.done))
 
     def _note(self, environment: Record) -> None:
         """Note in the sidecar that this run writes, and in which environment."""
@@ -178,12 +214,14 @@ class TraceWriter:
         environments = self._environments
         if environment not in environments:
             environments = [*environments, environment]
-        before = self._starts, self._environments
+        restored = [len(self.done)] if self._restored and not self._begun else []
+        before = self._starts, self._environments, self._restores
         self._starts, self._environments = starts, environments
+        self._restores = [*self._restores, *restored]
         try:
             self._write_meta()
         except BaseException:
-            self._starts, self._environments = before
+            self._starts, self._environments, self._restores = before
             raise
         self._begun = True
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import datastore
+from evaluation.asking import documents
 from evaluation.run import main as run
 from model.logitspec import InputError
 from model.logitspec.datastore import Datastore, open_datastore
@@ -151,7 +152,7 @@ JSON = st.recursive(
 def test_any_line_gives_documents_or_one_sentence(line: str) -> None:
     for with_ids in (False, True):
         try:
-            for document in datastore.in_line(line.encode(), "a:1", with_ids=with_ids):
+            for document in documents.in_line(line.encode(), "a:1", with_ids=with_ids):
                 assert isinstance(document, str) or all(token >= 0 for token in document)
         except InputError as error:
             assert str(error).startswith("a:1 ")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -22,9 +23,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def make_chat(path: str, method: str = "logitspec@8", **changed: Any) -> Chat:
+def make_chat(
+    path: str, method: str = "logitspec@8", state: Path | None = None, **changed: Any
+) -> Chat:
     settings = TargetSettings(path, device="cpu", dtype="float32")
-    return Chat(replace(settings, **changed), method, waiting=2)
+    return Chat(replace(settings, **changed), method, waiting=2, state=state)
 
 
 @contextmanager

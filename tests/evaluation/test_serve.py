@@ -16,7 +16,7 @@ from evaluation.chatting.chat import Chat
 from evaluation.chatting.server import make_app
 from evaluation.chatting.web import LARGEST_BODY
 from evaluation.serve import main
-from model.logitspec import VanillaDrafter, decode
+from model.logitspec import InputError, VanillaDrafter, decode
 from model.logitspec.kv_cache import CachePool
 
 from .serving import HELLO, make_chat, serving
@@ -353,3 +353,36 @@ def test_a_conversation_is_not_read_again(client: openai.OpenAI, chat: Chat) -> 
         messages += [{"role": "assistant", "content": text}, {"role": "user", "content": turn}]
     assert cached[0] == 0
     assert 0 < cached[1] < cached[2] < before
+
+
+def test_what_is_learnt_outlives_the_server(chat_path: str, tmp_path: Path) -> None:
+    file = tmp_path / "learnt.npz"
+    steps = []
+    for _ in range(2):
+        chat = make_chat(chat_path, "recycling", state=file)
+        with serving(make_app(chat, "tiny", 400)) as address:
+            client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+            answer = client.chat.completions.create(
+                model="tiny", messages=HELLO, max_tokens=60, temperature=0
+            )
+        chat.close()
+        assert answer.usage is not None
+        steps.append(answer.usage.model_extra["speculation"]["steps"])  # type: ignore[index]
+    assert steps[1] < steps[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "content", "said"),
+    [
+        ("pld", None, "the method pld keeps nothing from answer to answer"),
+        ("calibrated", b"torn", "is no state, or a torn one"),
+    ],
+)
+def test_a_state_that_cannot_be_kept_is_refused(
+    chat_path: str, tmp_path: Path, method: str, content: bytes | None, said: str
+) -> None:
+    file = tmp_path / "learnt.npz"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        make_chat(chat_path, method, state=file)

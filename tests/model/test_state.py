@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.logitspec import CalibratedDrafter, DraftTree, InputError
+from model.logitspec import (
+    DRAFTERS,
+    CalibratedDrafter,
+    Drafter,
+    DraftTree,
+    InputError,
+    LlamaKVForCausalLM,
+    generate,
+)
 from model.logitspec.drafters.calibrated import evidence
 from model.logitspec.sampling import Foresight
 
+from ..conftest import PACKAGES
 from .test_calibrated import fresh, random_log_probabilities
 
 CORES = ("native", "python")
@@ -134,7 +144,7 @@ def test_a_state_that_makes_no_sense_is_refused(name: str, numbers: list[Any]) -
     before = drafter.state()
     changed = before | {name: np.array(numbers)}
     for take in (drafter.restore, drafter.warm):
-        with pytest.raises(InputError, match="makes no sense|other options"):
+        with pytest.raises(InputError, match=r"makes no sense|other options"):
             take(changed)
     for key, kept in drafter.state().items():
         assert np.array_equal(kept, before[key])
@@ -174,3 +184,37 @@ def test_memory_is_bounded(core: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 drafter.observe(tree, [0], [[]] * len(tree))
             sizes.append(len(drafter.state()["greedy.answers"]))
         assert sizes[0] < sizes[4] and max(sizes) <= most  # of 6,000 tokens
+
+
+def with_state() -> list[str]:
+    """Names of the methods whose state can be saved, of those that are installed."""
+    return [
+        name
+        for name, drafter in DRAFTERS.items()
+        if drafter.restore is not Drafter.restore
+        and (name not in PACKAGES or find_spec(PACKAGES[name]))
+    ]
+
+
+@pytest.mark.parametrize("name", with_state())
+def test_every_state_is_gone_on_from(name: str, tiny: LlamaKVForCausalLM) -> None:
+    """Answers after a restart take the steps that they would have taken."""
+    chance = random.Random(3)
+    prompts = [[chance.randrange(90) for _ in range(12)] for _ in range(4)]
+    prompts += prompts[:2]  # what was learnt of them helps
+    settings: dict[str, Any] = {"max_new_tokens": 24, "eos_token_ids": ()}
+    for temperature in (0.0, 1.0):
+        settings |= {"temperature": temperature, "seed": 5}
+        one = DRAFTERS[name]()
+        lengths = [generate(tiny, ids, one, **settings).accept_lengths for ids in prompts]
+        first, second = DRAFTERS[name](), DRAFTERS[name]()
+        for ids in prompts[:3]:
+            generate(tiny, ids, first, **settings)
+        generate(tiny, prompts[3], second, **settings)  # which is dropped
+        second.restore(first.state())
+        found = [generate(tiny, ids, second, **settings).accept_lengths for ids in prompts[3:]]
+        assert found == lengths[3:]
+        first.forget()
+        assert generate(tiny, prompts[0], first, **settings).accept_lengths == lengths[0]
+        with pytest.raises(InputError, match="makes no sense"):
+            second.restore({"rows": np.array([1]), "answers": np.array([1])})

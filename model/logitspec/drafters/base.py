@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
-
-import numpy.typing as npt
+from typing import ClassVar, TypeVar
 
 from .. import origins
 from ..draft_tree import DraftTree
 from ..errors import InputError
+from ..listed import Numbers
 from ..sampling import Foresight
 from ..sizing.step_cost import Measurable
 
@@ -104,12 +103,12 @@ class Drafter(ABC):
     def forget(self) -> None:  # noqa: B027 - most methods keep nothing
         """Drop what reset() keeps across generations: after this the drafter is as good as new."""
 
-    def state(self) -> dict[str, npt.NDArray[Any]]:
+    def state(self) -> dict[str, Numbers]:
         """What forget() drops, in arrays by name: what restore() goes on from. Empty: nothing is
         kept, or it cannot be saved."""
         return {}
 
-    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+    def restore(self, state: Mapping[str, Numbers]) -> None:
         """Know what another drafter of this method knew.
 
         Args:
@@ -120,13 +119,14 @@ class Drafter(ABC):
         """
         raise InputError(f"the method {self.name} has no state that can be saved")
 
-    def warm(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+    def warm(self, state: Mapping[str, Numbers]) -> None:
         """Begin with what another drafter learnt, perhaps from other prompts, after forget(), too.
 
         What this one learns counts for more.
 
         Args:
-            state: see restore(); arrays that it lacks are not begun with.
+            state: see restore(); arrays that it lacks are not begun with. `answers`, see
+                listed.list_answers(), are those to other prompts.
 
         Raises:
             InputError: see restore().

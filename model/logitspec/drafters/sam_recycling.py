@@ -9,6 +9,7 @@ from typing import ClassVar
 from .. import origins
 from ..draft_tree import DraftTree
 from ..errors import require_positive
+from ..listed import Numbers
 from ..suffix_automaton import SuffixAutomaton
 from .base import Drafter, register
 from .token_recycling import SUCCESSORS, TokenRecyclingDrafter
@@ -94,3 +95,9 @@ class SamRecyclingDrafter(Drafter):
 
     def forget(self) -> None:
         self._recycling.forget()
+
+    def state(self) -> dict[str, Numbers]:
+        return self._recycling.state()
+
+    def restore(self, state: Mapping[str, Numbers]) -> None:
+        self._recycling.restore(state)

@@ -3,11 +3,13 @@ arctic-inference (extra `suffix`)."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ..draft_tree import DraftTree
 from ..errors import InputError, require_positive
+from ..listed import Numbers, answers_of, are_answers, list_answers
 from .base import Drafter, register
 
 MOST_ANSWERS = 10_000  # kept to draft from, the oldest dropped first; so that memory is bounded
@@ -66,6 +68,7 @@ class SuffixDrafter(Drafter):
             "use_tree_spec": not chain,
         }
         self._context: list[int] = []  # the last max_tree_depth committed tokens
+        self._answers: deque[list[int]] = deque(maxlen=MOST_ANSWERS)  # that the cache holds
         self._request = 0
         self._cache = self._new_cache()
 
@@ -73,6 +76,7 @@ class SuffixDrafter(Drafter):
         if self._request in self._cache.active_requests:
             self._cache.stop_request(self._request)
         self._request += 1
+        self._answers.append([])
         self._cache.start_request(self._request, list(prompt_ids))
         self._context = list(prompt_ids)[-self._max_tree_depth :]
 
@@ -89,10 +93,24 @@ class SuffixDrafter(Drafter):
     ) -> None:
         committed = [tree.tokens[node] for node in path]
         self._cache.add_active_response(self._request, committed)
+        self._answers[-1] += committed
         self._context = [*self._context, *committed][-self._max_tree_depth :]
 
     def forget(self) -> None:
         self._cache = self._new_cache()
+        self._answers.clear()
+
+    def state(self) -> dict[str, Numbers]:
+        return {"answers": list_answers(self._answers)}
+
+    def restore(self, state: Mapping[str, Numbers]) -> None:
+        if set(state) != {"answers"} or not are_answers(state["answers"]):
+            raise InputError("the state makes no sense, it may be damaged")
+        self.forget()
+        for answer in answers_of(state["answers"]):
+            self.reset(())
+            self._cache.add_active_response(self._request, answer)
+            self._answers[-1] += answer
 
     def _new_cache(self) -> Any:
         try:

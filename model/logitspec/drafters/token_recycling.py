@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from .. import origins
 from ..draft_tree import DraftTree
-from ..errors import require_positive
+from ..errors import InputError, require_positive
+from ..listed import Numbers, count_tokens, list_rows, rows_of
 from .base import Drafter, register
 
 SUCCESSORS = 8  # columns of the adjacency matrix
@@ -100,3 +101,11 @@ class TokenRecyclingDrafter(Drafter):
 
     def forget(self) -> None:
         self._successors.clear()
+
+    def state(self) -> dict[str, Numbers]:
+        return {"rows": list_rows(self._successors)}
+
+    def restore(self, state: Mapping[str, Numbers]) -> None:
+        if set(state) != {"rows"} or count_tokens(state["rows"]) is None:
+            raise InputError("the state makes no sense, it may be damaged")
+        self._successors = {**rows_of(state["rows"])}

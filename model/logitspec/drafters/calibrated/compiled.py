@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...compiler import Int, Pointer, library, structure
+from ...listed import Numbers, rows_of
 from ...sampling import Foresight
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget
 from . import growth
-from .evidence import MOST_EARLIER, MOST_FOLLOWERS, Evidence, Numbers, rows_of
+from .evidence import MOST_EARLIER, MOST_FOLLOWERS, Evidence
 from .foresight import ForesightTable
 
 SOURCE = Path(__file__).with_name("drafting.cpp")

@@ -19,16 +19,17 @@ from ... import origins
 from ...compiler import Unavailable
 from ...draft_tree import DraftTree
 from ...errors import InputError, require_positive
+from ...listed import Numbers
 from ...sampling import Foresight
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget, Capacity, resolve_capacity
 from ...sizing.step_cost import Measurable
 from ..base import Drafter, register
 from .compiled import CompiledCore
-from .evidence import Evidence, Numbers, Source, additive_prior
+from .evidence import Evidence, Source, additive_prior
 from .foresight import BINS, KINDS, LEVELS, ForesightTable, SampledCore
 from .growth import Drafted, ReadableCore
-from .state import KEPT, LAYOUT, NOTHING, STATES, makes_sense, parts
+from .state import KEPT, LAYOUT, NOTHING, STATES, makes_sense, parts, with_answers
 
 PRIOR = Path(__file__).with_name("prior.json")  # benchmarks/fit_prior.py writes it
 SAMPLED_PRIOR = PRIOR.with_name("prior_sampled.json")  # of samples whose noise is known
@@ -276,6 +277,7 @@ class CalibratedDrafter(Drafter):
         self._take(state)
 
     def warm(self, state: Mapping[str, Numbers]) -> None:
+        state = with_answers(state)
         self._check(state)
         self._forget()
         self._take(state)
@@ -300,7 +302,9 @@ class CalibratedDrafter(Drafter):
                 f"is {layout.tolist()}, and here it is {self._layout.tolist()}"
             )
         cells = len(self.table.prior)
-        if not all(makes_sense(parts(state, sampled=sampled), cells) for sampled in STATES):
+        found = [parts(state, sampled=sampled) for sampled in STATES]
+        known = sum(map(len, found)) + ("layout" in state)
+        if known < len(state) or not all(makes_sense(own, cells) for own in found):
             raise InputError("the state makes no sense, it may be damaged")
 
     def _take(self, state: Mapping[str, Numbers]) -> None:

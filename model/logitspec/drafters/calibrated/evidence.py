@@ -6,14 +6,11 @@ together are a token's cell in the acceptance table, which knows how often such 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import exp
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from ...listed import Numbers, answers_of, list_answers, list_rows, rows_of
 
-Numbers = npt.NDArray[Any]
 # (cell offset of tokens that are not named, {token that is named: its further offset})
 Look = tuple[int, dict[int, int]]
 Candidates = Look  # the same of all sources together: cells
@@ -182,7 +179,7 @@ class AnswerEvidence(NgramEvidence):
         if max(len(self), sum(map(len, self._taken))) > MOST_EARLIER:
             self._followers, self._taken = {}, []
         if self.keep:
-            self.take(self.kept_of(self._answers))
+            self._take_in(self._answers)
         self._answers = [[]]
 
     def forget(self) -> None:
@@ -190,19 +187,18 @@ class AnswerEvidence(NgramEvidence):
         self._answers, self._taken = [[]], []
 
     def kept(self) -> Numbers:
-        """All answers that are kept, each with a -1 behind it."""
-        return self.kept_of([*self._taken, *self._answers] if self.keep else [])
-
-    @staticmethod
-    def kept_of(answers: Iterable[list[int]]) -> Numbers:
-        return np.array([t for answer in answers if answer for t in (*answer, -1)], np.int64)
+        """All answers that are kept, see list_answers()."""
+        return list_answers([*self._taken, *self._answers] if self.keep else [])
 
     def take(self, kept: Numbers) -> None:
         """Take in answers as kept() lists them."""
-        for answer in np.split(kept, np.flatnonzero(kept < 0) + 1)[:-1]:
+        self._take_in(answers_of(kept))
+
+    def _take_in(self, answers: Iterable[list[int]]) -> None:
+        for answer in answers:
             self.context = ()
-            self._taken.append(answer[:-1].tolist())
-            super().extend(self._taken[-1])
+            super().extend(answer)
+            self._taken.append(answer)
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Append tokens to the answer, which will be looked into from the next prompt on."""
@@ -322,26 +318,6 @@ class LastEvidence(Source):
         named = dict(zip(top_ids, self.steps, strict=False))
         named.pop(root, None)
         return self.stride, named
-
-
-def list_rows(rows: Mapping[int, Row]) -> Numbers:
-    """Rows in one array, by ascending token: token, number of best tokens, these."""
-    listed: list[int] = []
-    for token, row in sorted(rows.items()):
-        listed += (token, len(row), *row)
-    return np.array(listed, np.int64)
-
-
-def rows_of(listed: Numbers) -> dict[int, list[int]]:
-    """What list_rows() listed."""
-    numbers = listed.tolist()
-    rows: dict[int, list[int]] = {}
-    at = 0
-    while at < len(numbers):
-        token, count = numbers[at : at + 2]
-        rows[token] = numbers[at + 2 : at + 2 + count]
-        at += 2 + count
-    return rows
 
 
 def additive_prior(bias: float, weights: Iterable[Sequence[float]]) -> list[float]:

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...listed import Numbers, list_rows, rows_of
 from ...sampling import MASK, STRIDE, Foresight, mixed, states_of
 from ...sizing.acceptance_table import AcceptanceTable
-from .evidence import MOST_ROWS, Candidates, Evidence, Numbers, RowEvidence, list_rows, rows_of
+from .evidence import MOST_ROWS, Candidates, Evidence, RowEvidence
 from .growth import Drafted, ReadableCore
 
 FORESEEN = 32  # most tokens of a row that are candidates, those that win most likely

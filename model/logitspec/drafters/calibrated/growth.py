@@ -7,9 +7,10 @@ from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from ...listed import Numbers
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget
-from .evidence import Candidates, Evidence, Numbers
+from .evidence import Candidates, Evidence
 
 PRUNING = 0.3  # of the least path probability of the last tree: less is not even considered
 

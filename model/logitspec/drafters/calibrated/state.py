@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .evidence import Numbers
+from ...listed import Numbers, are_answers, count_tokens
 from .foresight import BINS, KINDS, LEVELS
 
 LAYOUT = 1  # of the arrays below; another one cannot be read
-MOST_TOKENS = 1 << 24  # as in evidence.h
+NOTHING: Numbers = np.empty(0, np.int64)
 STATES = {False: "greedy.", True: "sampled."}  # what the names of each state's arrays begin with
 KEPT = ("answers", "rows", "scored", "logs")  # evidence; the others are the tables'
 INTEGERS = ("cells", "seen", "right", "answers", "rows", "scored")
@@ -21,6 +21,17 @@ def parts(state: Mapping[str, Numbers], *, sampled: bool) -> dict[str, Numbers]:
     """The arrays of one of the two states, by their names in it."""
     begin = STATES[sampled]
     return {n.removeprefix(begin): state[n] for n in state if n.startswith(begin)}
+
+
+def with_answers(state: Mapping[str, Numbers]) -> dict[str, Numbers]:
+    """The arrays with `answers`, if they are there, added to those of both states."""
+    found = {**state}
+    more = found.pop("answers", None)
+    if more is not None:
+        for begin in STATES.values():
+            own = found.get(f"{begin}answers", NOTHING)
+            found[f"{begin}answers"] = np.concatenate((own, more))
+    return found
 
 
 def makes_sense(state: Mapping[str, Numbers], cells: int) -> bool:
@@ -42,15 +53,12 @@ def makes_sense(state: Mapping[str, Numbers], cells: int) -> bool:
             return False
     return (
         table_makes_sense(state, cells)
-        and answers_make_sense(state.get("answers", NOTHING))
+        and are_answers(state.get("answers", NOTHING))
         and count_tokens(state.get("rows", NOTHING)) is not None
         and count_tokens(state.get("scored", NOTHING)) == len(state.get("logs", NOTHING))
         and bool((state.get("logs", NOTHING) <= 0).all())
         and all(shares_make_sense(state[name]) for name in SHAPES if name in state)
     )
-
-
-NOTHING: Numbers = np.empty(0, np.int64)
 
 
 def table_makes_sense(state: Mapping[str, Numbers], cells: int) -> bool:
@@ -60,26 +68,6 @@ def table_makes_sense(state: Mapping[str, Numbers], cells: int) -> bool:
         return False
     inside = (at >= 0) & (at < cells) & (right >= 0) & (right <= seen)
     return bool(inside.all()) and len(set(at.tolist())) == len(at)
-
-
-def answers_make_sense(answers: Numbers) -> bool:
-    """Of tokens, with -1 behind each answer."""
-    inside = (answers >= -1) & (answers < MOST_TOKENS)
-    return bool(inside.all()) and (not len(answers) or bool(answers[-1] == -1))
-
-
-def count_tokens(rows: Numbers) -> int | None:
-    """How many tokens all rows hold, see list_rows(); None: they are none."""
-    numbers = rows.tolist()
-    at = found = 0
-    while at < len(numbers):
-        count = numbers[at + 1] if at + 1 < len(numbers) else -1
-        end = at + 2 + count
-        tokens = [numbers[at], *numbers[at + 2 : end]]
-        if count < 0 or end > len(numbers) or not all(0 <= t < MOST_TOKENS for t in tokens):
-            return None
-        at, found = end, found + count
-    return found
 
 
 def shares_make_sense(numbers: Numbers) -> bool:

@@ -1,0 +1,53 @@
+"""What a server's drafter learnt, kept in a file over restarts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from model.logitspec import Drafter
+from model.logitspec.errors import InputError
+from model.logitspec.states import read_state, write_state
+
+from ..command.files import check_writable, whole_file, writing
+
+KEPT_EVERY = 60.0  # seconds at least between two writes, but for the last
+
+log = logging.getLogger(__name__)
+
+
+class StateFile:
+    """A drafter's state in a file: read if it is there, then written now and then.
+
+    Args:
+        path: of the file.
+        drafter: that learns.
+        tokenizer: fingerprint of the one whose ids it learns.
+
+    Raises:
+        InputError: the method learns nothing, or the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path, drafter: Drafter, tokenizer: str) -> None:
+        self._path, self._drafter, self._tokenizer = path, drafter, tokenizer
+        if not drafter.state():
+            raise InputError(
+                f"--state {path}: the method {drafter.name} keeps nothing from answer to answer, "
+                "or nothing that can be saved; leave it out"
+            )
+        check_writable(path)
+        if path.exists():
+            drafter.restore(read_state(path, drafter, tokenizer).arrays)
+        self._written = time.monotonic()
+
+    def keep(self, *, last: bool = False) -> None:
+        """Write the state, if it is time or this is the last; a failure is logged."""
+        if not last and time.monotonic() - self._written < KEPT_EVERY:
+            return
+        self._written = time.monotonic()
+        try:
+            with writing(self._path, "make room"), whole_file(self._path) as file:
+                write_state(file, self._drafter.name, self._drafter.state(), self._tokenizer)
+        except InputError as error:
+            log.error("%s; what was learnt since is not saved", error)

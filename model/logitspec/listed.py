@@ -1,0 +1,66 @@
+"""Lists of numbers that drafters keep, as one array each, to be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[Any]
+MOST_TOKENS = 1 << 24  # of a vocabulary, as in drafters/calibrated/evidence.h
+
+
+def list_answers(answers: Iterable[Sequence[int]]) -> Numbers:
+    """Answers that are not empty, in one array: each one's tokens and a -1."""
+    return np.array([t for answer in answers if answer for t in (*answer, -1)], np.int64)
+
+
+def answers_of(listed: Numbers) -> list[list[int]]:
+    """What list_answers() listed."""
+    return [part[:-1].tolist() for part in np.split(listed, np.flatnonzero(listed < 0) + 1)[:-1]]
+
+
+def are_answers(listed: Numbers) -> bool:
+    """Whether list_answers() may have listed these."""
+    if listed.ndim != 1 or not np.issubdtype(listed.dtype, np.integer):
+        return False
+    inside = (listed >= -1) & (listed < MOST_TOKENS)
+    return bool(inside.all()) and (not len(listed) or bool(listed[-1] == -1))
+
+
+def list_rows(rows: Mapping[int, Sequence[int]]) -> Numbers:
+    """The best tokens after tokens, in one array, by ascending token: it, how many, these."""
+    listed: list[int] = []
+    for token, row in sorted(rows.items()):
+        listed += (token, len(row), *row)
+    return np.array(listed, np.int64)
+
+
+def rows_of(listed: Numbers) -> dict[int, list[int]]:
+    """What list_rows() listed."""
+    numbers = listed.tolist()
+    rows: dict[int, list[int]] = {}
+    at = 0
+    while at < len(numbers):
+        token, count = numbers[at : at + 2]
+        rows[token] = numbers[at + 2 : at + 2 + count]
+        at += 2 + count
+    return rows
+
+
+def count_tokens(listed: Numbers) -> int | None:
+    """How many tokens all rows hold; None: list_rows() cannot have listed these."""
+    if listed.ndim != 1 or not np.issubdtype(listed.dtype, np.integer):
+        return None
+    numbers = listed.tolist()
+    at = found = 0
+    while at < len(numbers):
+        count = numbers[at + 1] if at + 1 < len(numbers) else -1
+        end = at + 2 + count
+        tokens = [numbers[at], *numbers[at + 2 : end]]
+        if count < 0 or end > len(numbers) or not all(0 <= t < MOST_TOKENS for t in tokens):
+            return None
+        at, found = end, found + count
+    return found

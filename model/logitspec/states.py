@@ -1,0 +1,83 @@
+"""What a drafter learnt, in a file: its arrays as NumPy's .npz, and a head in JSON. No pickle."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from .drafters.base import Drafter
+from .errors import InputError
+from .listed import Numbers
+
+FORMAT = "logitspec state 1"
+HEAD = "head"  # the name of the array of its bytes
+
+
+class Saved(NamedTuple):
+    """What is in a file."""
+
+    head: dict[str, Any]  # format, method, tokenizer, and what else the writer noted
+    arrays: dict[str, Numbers]  # see Drafter.state()
+
+
+def write_state(
+    file: BinaryIO, method: str, arrays: dict[str, Numbers], tokenizer: str | None, **noted: Any
+) -> None:
+    """Write a state.
+
+    Args:
+        file: open for writing, in binary.
+        method: the drafter's name.
+        arrays: from its state().
+        tokenizer: fingerprint of the one whose ids it learnt.
+        noted: what the writer wants to find in the head again.
+    """
+    head = {"format": FORMAT, "method": method, "tokenizer": tokenizer, **noted}
+    text = np.frombuffer(json.dumps(head).encode(), np.uint8)
+    found: dict[str, Any] = {HEAD: text}
+    found |= {name: narrow(array) for name, array in arrays.items()}
+    np.savez(file, **found)
+
+
+def narrow(numbers: Numbers) -> Numbers:
+    """Whole numbers in 32 bits, where all fit."""
+    whole = np.issubdtype(numbers.dtype, np.integer)
+    fits = whole and (not len(numbers) or -(2**31) <= numbers.min() <= numbers.max() < 2**31)
+    return numbers.astype(np.int32) if fits else numbers
+
+
+def read_state(path: Path, drafter: Drafter, tokenizer: str | None) -> Saved:
+    """Read a state for a drafter.
+
+    Args:
+        path: of the file.
+        drafter: that is to know it.
+        tokenizer: fingerprint of the target's; None: not known.
+
+    Raises:
+        InputError: it cannot be read, or is of another method or tokenizer.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+        head = {**json.loads(arrays.pop(HEAD).tobytes())}
+    except OSError as error:
+        raise InputError(f"cannot read the state {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is no state, or a torn one; leave it out") from error
+    if head.get("format") != FORMAT:
+        raise InputError(
+            f"{path} is a {str(head.get('format'))[:40]!r}, not a {FORMAT!r}; save it anew with "
+            "this version"
+        )
+    if head.get("method") != drafter.name:
+        raise InputError(
+            f"{path} is what the method {head.get('method')} learnt, and this is {drafter.name}"
+        )
+    if None not in (tokenizer, head.get("tokenizer")) and head["tokenizer"] != tokenizer:
+        raise InputError(f"{path} was learnt with another tokenizer than the model's; leave it out")
+    return Saved(head, arrays)
