@@ -108,6 +108,7 @@ performance() {
         --cpu-kernels native packed plain --context 256 1024 4096 --rounds 9 --prompt 256 1024
     beside_generate "" bfloat16 48
     measure sampling sampling --model-path "$GGUF" --question-stride $((40 * SPARSER))
+    measure warm warm --model-path "$GGUF" --questions $((20 / SPARSER))
     for temperature in 0.7 1.0; do
         for each in "math500 25" "aime25 3"; do
             samples "${each% *}" "${each#* }" $temperature

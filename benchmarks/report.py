@@ -29,6 +29,7 @@ from .sections import (
     neighbour_section,
     sampling_section,
     slowest_section,
+    warm_section,
 )
 
 
@@ -108,7 +109,7 @@ def methods_table(content: Content) -> str:
     kernels = sorted({environment["kernels"] for environment in content["environments"]})
     used = " and ".join(sorted({instructions(found) for found in content["environments"]} - {"-"}))
     turns = "first turns" if content["first_turns"] else "all turns"
-    warm = f", temperature {settings['temperature']}" if settings["temperature"] else ""
+    warm = f", temperature {settings['temperature']}" if settings.get("temperature") else ""
     beside_theirs = "baseline" in content.get("methods", "baseline")
     whose = "generate()" if beside_theirs else "the one-node loop"
     return (
@@ -127,6 +128,7 @@ SECTIONS: dict[str, Callable[[Sequence[Content], Path], str]] = {
     "methods-*.json": methods_section,
     "slowest*.json": lambda contents, _: slowest_section(contents),
     "sampling*.json": lambda contents, _: sampling_section(contents),
+    "warm*.json": lambda contents, _: warm_section(contents),
     "first_token*.json": lambda contents, _: first_token_section(contents),
     "step_cost*.json": step_section,
     "neighbour*.json": lambda contents, _: neighbour_section(contents),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
-from . import agreement, first_token, neighbour
+from . import agreement, first_token, neighbour, warm
 from .llama_summary import PLAIN, THEIRS, summary
 from .measure import Columns, Figures, cells
 
@@ -151,6 +151,20 @@ def sampling_section(contents: Sequence[Content]) -> str:
         "that does not look at the noise. Speeds are medians over the seeds of tokens/s over those "
         "of the one-node loop. An answer is equal if it is the one-node loop's with the same "
         "seed.\n\n" + markdown_table(SAMPLES, rows)
+    )
+
+
+def warm_section(contents: Sequence[Content]) -> str:
+    """Of warm's results."""
+    rows = [{**named(content), **row} for content in contents for row in content["warm"]]
+    settings = contents[0]["settings"]
+    return (
+        "## Beginning with what was learnt before\n\n"
+        f"`python -m benchmarks.warm`: of each benchmark {settings['questions']} questions are "
+        f"asked, at most {settings['max_new_tokens']} tokens a turn, after as many others of it, "
+        "or of another benchmark, have taught `calibrated`; its MAT, greedy, "
+        f"{settings['draft_tree_capacity']} nodes. `cold` begins with its fitted prior alone.\n\n"
+        + markdown_table({**INSTRUCTIONS, **warm.COLUMNS}, rows)
     )
 
 
