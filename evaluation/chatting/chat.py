@@ -15,6 +15,7 @@ from typing import Any
 from model.logitspec import DecodingResult, Drafter, Sampling, decode
 from model.logitspec.decoding import Step, check_lengths
 from model.logitspec.errors import InputError, brief
+from model.logitspec.scoring import Scored, ScoringChooser
 from model.logitspec.sizing.measuring import MeasuredModel
 
 from ..asking.engines import Models
@@ -99,6 +100,8 @@ class Job:
     on_step: Callable[[Step, list[str]], None] | None = None
     on_end: Callable[[DecodingResult | Exception], None] = lambda result: None
     drafter: Drafter | None = None  # replaces the chat's own
+    logprobs: int | None = None  # how many best tokens are scored beside each; None: none is
+    on_scored: Callable[[list[Scored]], None] = lambda scored: None  # with the new tokens
     raw: bool = False  # the answer continues a text, instead of a conversation
     cancelled: threading.Event = field(default_factory=threading.Event)  # no longer wanted
     finish_reason: str = "length"  # or stop
@@ -212,7 +215,13 @@ class Chat:
             pieces.append(text.take())
             return stopped or job.cancelled.is_set()
 
+        chooser = job.sampling.chooser(job.prompt_ids[:-1])
+        if job.logprobs is not None:
+            chooser = ScoringChooser(job.sampling, job.prompt_ids[:-1], job.logprobs)
+
         def commit(tokens: list[int]) -> None:
+            if isinstance(chooser, ScoringChooser) and not job.cancelled.is_set():
+                job.on_scored(chooser.scored[-len(tokens) :])
             if (new := "".join(pieces)) and not job.cancelled.is_set():
                 job.on_text(new)
             if job.on_step is None:
@@ -233,7 +242,7 @@ class Chat:
             stop=stop,
             on_commit=commit,
             on_step=None if job.on_step is None else step,
-            chooser=job.sampling.chooser(job.prompt_ids[:-1]),
+            chooser=chooser,
             reuse_prefix=True,
         )
         if (new := text.take(last=True)) and not job.cancelled.is_set():

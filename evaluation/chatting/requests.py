@@ -88,6 +88,11 @@ class Asked(BaseModel):
         return self.max_tokens
 
     @property
+    def scored(self) -> int | None:
+        """How many best tokens are scored beside each of the answer's; None: nothing is."""
+        raise NotImplementedError
+
+    @property
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
@@ -97,16 +102,29 @@ class ChatAsked(Asked):
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
 
     @property
     def most(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def scored(self) -> int | None:
+        if self.top_logprobs and not self.logprobs:
+            raise Refused("top_logprobs wants logprobs to be true", param="top_logprobs")
+        return self.top_logprobs or 0 if self.logprobs else None
 
 
 class TextAsked(Asked):
     """The body of /v1/completions."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+    @property
+    def scored(self) -> int | None:
+        return self.logprobs
 
     @property
     def only(self) -> str | list[int]:
@@ -125,9 +143,9 @@ class TextAsked(Asked):
 # Fields that are not listed are refused.
 HARMLESS: dict[str, tuple[Any, ...] | None] = {
     **dict.fromkeys(("audio", "prediction", "reasoning_effort", "verbosity"), (None,)),
-    **dict.fromkeys(("echo", "logprobs"), (None, False)),
+    "echo": (None, False),
     **dict.fromkeys(("best_of", "n"), (None, 1)),
-    **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_logprobs"), (None, 0)),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty"), (None, 0)),
     **dict.fromkeys(("function_call", "tool_choice"), (None, "none")),
     **dict.fromkeys(("functions", "tools"), (None, [])),
     **dict.fromkeys(("metadata", "parallel_tool_calls", "prompt_cache_key", "service_tier")),

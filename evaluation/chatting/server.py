@@ -15,9 +15,11 @@ from fastapi.responses import StreamingResponse
 
 from model.logitspec import DecodingResult, Sampling
 from model.logitspec.errors import InputError, brief
+from model.logitspec.scoring import Scored
 
 from ..traces.sidecars import FILTERS
 from .chat import Chat, Job, Stopping
+from .logprobs import Logprobs
 from .requests import HARMLESS, LONGEST_STOP, Asked, ChatAsked, TextAsked
 from .web import BUSY, Refused, body, new_app, read_prompt, submit
 
@@ -125,7 +127,9 @@ class Server:
             raise Refused(BUSY, 429, code="queue_full")
         prompt = await read_prompt(tokens, param)
         most = asked.most or self.chat.fitting_tokens(prompt, min(DEFAULT_TOKENS, self.most_tokens))
-        job = Job(prompt, most, sampling, asked.stops, raw=raw)
+        job = Job(prompt, most, sampling, asked.stops, raw=raw, logprobs=asked.scored)
+        target = self.chat.target
+        logprobs = Logprobs(target.tokenizer, target.eos_token_ids, raw=raw)
         events = submit(self.chat, job)
         kind = "text_completion" if raw else "chat.completion"
         common = {
@@ -136,7 +140,7 @@ class Server:
         }
         if asked.stream:
             usage = bool(asked.stream_options and asked.stream_options.include_usage)
-            lines = stream(job, events, common, usage=usage)
+            lines = stream(job, events, common, logprobs, usage=usage)
             return StreamingResponse(lines, media_type="text/event-stream")
         reading = asyncio.ensure_future(read_all(events))
         try:
@@ -144,19 +148,21 @@ class Server:
                 await asyncio.wait([reading], timeout=0.5)
                 if await request.is_disconnected():
                     raise Refused("the client is gone", 499)
-            text, result = reading.result()
+            text, scored, result = reading.result()
         finally:
             job.cancelled.set()
             reading.cancel()
         message = {"role": "assistant", "content": text, "refusal": None}
         content: dict[str, Any] = {"text": text} if raw else {"message": message}
+        if job.logprobs is not None:
+            content["logprobs"] = logprobs.of(scored)
         choices = [choice(job.finish_reason, **content)]
         return {**common, "choices": choices, "usage": count(result)}
 
 
-async def next_event(events: asyncio.Queue[Any]) -> str | DecodingResult:
-    """New text, or the result at the end; Refused: decoding failed."""
-    event: str | DecodingResult | Exception = await events.get()
+async def next_event(events: asyncio.Queue[Any]) -> str | list[Scored] | DecodingResult:
+    """New text, or scored tokens, or the result at the end; Refused: decoding failed."""
+    event: str | list[Scored] | DecodingResult | Exception = await events.get()
     if isinstance(event, Stopping):
         raise Refused(str(event), 503)
     if isinstance(event, Exception):
@@ -164,18 +170,29 @@ async def next_event(events: asyncio.Queue[Any]) -> str | DecodingResult:
     return event
 
 
-async def read_all(events: asyncio.Queue[Any]) -> tuple[str, DecodingResult]:
-    """A whole answer: its text and its result."""
-    text = ""
-    while isinstance(event := await next_event(events), str):
-        text += event
-    return text, event
+async def read_all(events: asyncio.Queue[Any]) -> tuple[str, list[Scored], DecodingResult]:
+    """A whole answer: its text, its tokens if they are scored, and its result."""
+    text, scored = "", list[Scored]()
+    while not isinstance(event := await next_event(events), DecodingResult):
+        if isinstance(event, str):
+            text += event
+        else:
+            scored += event
+    return text, scored, event
 
 
 async def stream(
-    job: Job, events: asyncio.Queue[Any], common: dict[str, Any], *, usage: bool
+    job: Job,
+    events: asyncio.Queue[Any],
+    common: dict[str, Any],
+    logprobs: Logprobs,
+    *,
+    usage: bool,
 ) -> AsyncIterator[str]:
-    """The events of a streamed answer: `common` is in each; with `usage` the last counts tokens."""
+    """The events of a streamed answer: `common` is in each; with `usage` the last counts tokens.
+
+    Scored tokens come in events of their own, before their text.
+    """
 
     def line(content: dict[str, Any]) -> str:
         return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
@@ -187,8 +204,11 @@ async def stream(
     try:
         if not job.raw:
             yield chunk([choice(None, delta={"role": "assistant", "content": ""})])
-        while isinstance(event := await next_event(events), str):
-            new: dict[str, Any] = {"text": event} if job.raw else {"delta": {"content": event}}
+        while not isinstance(event := await next_event(events), DecodingResult):
+            text = event if isinstance(event, str) else ""
+            new: dict[str, Any] = {"text": text} if job.raw else {"delta": {"content": text}}
+            if not isinstance(event, str):
+                new["logprobs"] = logprobs.of(event)
             yield chunk([choice(None, **new)])
         nothing: dict[str, Any] = {"text": ""} if job.raw else {"delta": {}}
         yield chunk([choice(job.finish_reason, **nothing)])
@@ -203,7 +223,7 @@ async def stream(
 
 def choice(reason: str | None, **content: Any) -> dict[str, Any]:
     """The one choice of an answer, or of an event of it."""
-    return {"index": 0, "finish_reason": reason, "logprobs": None, **content}
+    return {"index": 0, "finish_reason": reason, "logprobs": None} | content
 
 
 def count(result: DecodingResult) -> dict[str, Any]:

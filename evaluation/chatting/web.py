@@ -161,15 +161,15 @@ async def read_prompt(tokens: Callable[[], list[int]], param: str | None = None)
 def submit(
     chat: Chat, job: Job, step: Callable[[Step, list[str]], Any] | None = None
 ) -> asyncio.Queue[Any]:
-    """Queue a job, and give the queue of its events: texts, what `step` makes of its steps in the
-    thread that decodes, and last its result or error."""
+    """Queue a job, and give the queue of its events: texts, lists of scored tokens, what `step`
+    makes of its steps in the thread that decodes, and last its result or error."""
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[Any] = asyncio.Queue()
 
     def tell(event: Any) -> None:
         loop.call_soon_threadsafe(events.put_nowait, event)
 
-    job.on_text = job.on_end = tell
+    job.on_text = job.on_scored = job.on_end = tell
     if step is not None:
         job.on_step = lambda done, pieces: tell(step(done, pieces))
     try:

@@ -218,7 +218,8 @@ JSON = {"content-type": "application/json"}
         (CHAT, {"messages": HELLO, "max_tokens": 0}, "max_tokens:", "max_tokens"),
         (CHAT, {"messages": HELLO, "max_tokens": 401}, "this server gives 400", "max_tokens"),
         (CHAT, {"messages": HELLO, "n": 2}, "n is not supported", "n"),
-        (CHAT, {"messages": HELLO, "logprobs": True}, "logprobs is not supported", "logprobs"),
+        (CHAT, {"messages": HELLO, "top_logprobs": 2}, "wants logprobs to be", "top_logprobs"),
+        (CHAT, {"messages": HELLO, "top_logprobs": 21}, "top_logprobs: ", "top_logprobs"),
         (CHAT, {"messages": HELLO, "tools": [{}]}, "tools is not supported", "tools"),
         (CHAT, {"messages": HELLO, "presence_penalty": 1}, "presence_penalty is not", None),
         (CHAT, {"messages": HELLO, "stop": [""]}, "stop is more than 16", "stop"),
@@ -276,7 +277,7 @@ JSON = {"content-type": "application/json"}
         ("/v1/completions", {"prompt": [1] * 10**6}, "is too long for", "prompt"),
         ("/v1/completions", {"prompt": []}, "the prompt is empty", "prompt"),
         ("/v1/completions", {"prompt": [10**9]}, "what is no token id", "prompt"),
-        ("/v1/completions", {"prompt": "x", "logprobs": 0}, "logprobs is not", "logprobs"),
+        ("/v1/completions", {"prompt": "x", "logprobs": 6}, "logprobs: ", "logprobs"),
         ("/v1/completions", {"prompt": "x", "echo": True}, "echo is not supported", "echo"),
     ],
 )
