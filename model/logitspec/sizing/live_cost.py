@@ -30,6 +30,7 @@ USUAL = 3.0  # standard deviations up to which a step counts in full; beyond, ev
 FADING = 20000.0  # steps in which a size that does not run fades into the guess
 
 BATCH = 16  # steps that are learnt from together, but for the first ones
+MOST = 4  # of its steps of one size that count: they share the machine's noise
 STORE_EVERY = 32  # steps after which it is worth storing
 
 Floats = npt.NDArray[np.float64]
@@ -95,22 +96,27 @@ class LiveCost:
                 self._catch_up()
 
     def _catch_up(self) -> None:
-        """Learn from what was noted."""
-        for step in self._noted:
-            self._doubt += self._aging
-            self._mean += (self._mean[self._first] + self._guess - self._mean) / FADING
-            self._learn(*step)
+        """Learn from what was noted: of the steps over as many nodes, from the middle one."""
+        count = len(self._noted)
+        self._doubt += count * self._aging
+        self._mean += count * (self._mean[self._first] + self._guess - self._mean) / FADING
+        alike: dict[int, list[tuple[float, int]]] = {}
+        for nodes, context, seconds in self._noted:
+            alike.setdefault(nodes, []).append((seconds, context))
+        for nodes, steps in alike.items():
+            seconds, context = sorted(steps)[len(steps) // 2]
+            self._learn(nodes, context, seconds, len(steps))
         self._noted.clear()
         self.version += 1
 
-    def _learn(self, nodes: int, context: int, seconds: float) -> None:
-        """Move the belief."""
+    def _learn(self, nodes: int, context: int, seconds: float, count: int) -> None:
+        """Move the belief by what `count` steps took."""
         believed, at, weights = self._look(nodes, context)
         moves = self._doubt[:, at] @ weights
-        spread = float(weights @ moves[at]) + NOISE**2
+        known = float(weights @ moves[at])
         surprise = log(seconds) - believed
-        unusual = surprise**2 / spread / USUAL**2
-        gain = moves / (spread * max(1.0, unusual))
+        unusual = surprise**2 / (known + NOISE**2) / USUAL**2 / count
+        gain = moves / ((known + NOISE**2 / min(count, MOST)) * max(1.0, unusual))
         self._mean += gain * surprise
         self._doubt -= np.outer(gain, moves)
 
