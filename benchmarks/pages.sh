@@ -63,13 +63,14 @@ beside_generate() { # SUFFIX DTYPE STRIDE: all methods beside transformers' gene
         --first-turns --json "$FIGURES/methods-$2$1.json"
 }
 
-samples() { # BENCH STRIDE TEMPERATURE: sixteen answers to each question
+samples() { # BENCH STRIDE TEMPERATURE: eight answers to each question
     methods=vanilla,suffix,recycling,calibrated,calibrated@auto
     model=$GGUF
-    ask "samples-$3" "$1" "$2" $methods --dtype float32 --temperature "$3" --num-choices 16
+    ask "samples-$3" "$1" "$2" $methods --dtype float32 --temperature "$3" \
+        --num-choices 8 --max-new-tokens 256
     model=$MODEL_PATH
     # shellcheck disable=SC2046
-    python -m evaluation.tables $(traces "samples-$3" "$1" $methods) --json "$FIGURES/methods-samples-$1-$3.json"
+    python -m evaluation.tables $(traces "samples-$3" "$1" $methods) --json "$FIGURES/samples-$1-$3.json"
 }
 
 of_gguf() { # NAME FILE SUFFIX: what is measured of every model
@@ -108,9 +109,9 @@ performance() {
         --cpu-kernels native packed plain --context 256 1024 4096 --rounds 9 --prompt 256 1024
     beside_generate "" bfloat16 48
     measure sampling sampling --model-path "$GGUF" --question-stride $((40 * SPARSER))
-    measure warm warm --model-path "$GGUF" --questions $((20 / SPARSER))
+    measure warm warm --model-path "$GGUF" --questions $((SPARSER < 5 ? 20 / SPARSER : 4))
     for temperature in 0.7 1.0; do
-        for each in "math500 25" "aime25 3"; do
+        for each in "math500 100" "aime25 6"; do
             samples "${each% *}" "${each#* }" $temperature
         done
     done

@@ -109,16 +109,33 @@ def methods_table(content: Content) -> str:
     kernels = sorted({environment["kernels"] for environment in content["environments"]})
     used = " and ".join(sorted({instructions(found) for found in content["environments"]} - {"-"}))
     turns = "first turns" if content["first_turns"] else "all turns"
-    warm = f", temperature {settings['temperature']}" if settings.get("temperature") else ""
     beside_theirs = "baseline" in content.get("methods", "baseline")
     whose = "generate()" if beside_theirs else "the one-node loop"
     return (
         f"## Beside {whose}, {settings['dtype']}{f', {used}' if used else ''}\n\n"
         "`python -m evaluation.run` and `python -m evaluation.tables --json`: "
-        f"{settings['model']}, {content['questions']} questions of {settings['bench_name']}"
-        f"{warm}, {turns}, at most {settings['max_new_tokens']} new tokens, "
+        f"{settings['model']}, {content['questions']} questions of {settings['bench_name']}, "
+        f"{turns}, at most {settings['max_new_tokens']} new tokens, "
         f"{' and '.join(kernels)} kernels; the methods take turns question by question.\n\n"
         + "\n".join(map(to_markdown, tables.values()))
+    )
+
+
+def samples_section(contents: Sequence[Content], _: Path) -> str:
+    """Of what evaluation.tables --json wrote of runs with several answers to each question."""
+    parts = []
+    for content in contents:
+        settings = content["settings"]
+        parts.append(
+            f"### {settings['bench_name']}, temperature {settings['temperature']}\n\n"
+            f"{settings['model']}, {settings['dtype']}, {content['questions']} questions, at most "
+            f"{settings['max_new_tokens']} new tokens.\n\n"
+            + to_markdown(read_tables(content)["samples"])
+        )
+    return (
+        "## Several samples of one prompt\n\n"
+        "`python -m evaluation.run --num-choices` and `python -m evaluation.tables --json`; the "
+        "methods take turns question by question.\n\n" + "\n".join(parts)
     )
 
 
@@ -127,6 +144,7 @@ SECTIONS: dict[str, Callable[[Sequence[Content], Path], str]] = {
     "llama_cpp*.json": lambda contents, _: llama_section(contents),
     "methods-*.json": methods_section,
     "slowest*.json": lambda contents, _: slowest_section(contents),
+    "samples*.json": samples_section,
     "sampling*.json": lambda contents, _: sampling_section(contents),
     "warm*.json": lambda contents, _: warm_section(contents),
     "first_token*.json": lambda contents, _: first_token_section(contents),

@@ -31,9 +31,6 @@ def read_evidence(files: Sequence[Path], drafter: Drafter, target: Target) -> di
         raise InputError(
             f"--evidence {states[0]} and {states[1]} are two states; give one, the others as traces"
         )
-    for path in texts:
-        if not path.is_file():
-            raise InputError(f"--evidence {path} is no file; give a state (*.npz), traces or texts")
     fingerprint = target.tokenizer_fingerprint
     found = read_state(states[0], drafter, fingerprint).arrays if states else {}
     if texts:

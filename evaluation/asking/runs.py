@@ -12,15 +12,17 @@ from typing import Any, cast
 import numpy as np
 from tqdm import tqdm
 
+from model.logitspec import Drafter
 from model.logitspec.errors import InputError
 from model.logitspec.listed import Numbers
 from model.logitspec.sampling import Sampling
+from model.logitspec.states import way_out
 
 from ..command.exits import Incomplete
 from ..command.files import check_writable
 from ..recordings.costs import METER_EVERY, StepCostFile, measured_rounds, model_and_machine
 from ..traces.reading import Record
-from ..traces.sidecars import FILTERS
+from ..traces.sidecars import FILTERS, state_path
 from ..traces.writing import TraceWriter
 from .answering import Answerer, Assignment, TraceLine, check_prompts
 from .engines import KVEngine, Models
@@ -64,6 +66,7 @@ def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
     for run in runs:
         run.method.check(run.options, target.tokenizer_fingerprint)
     shared = shared_settings(settings, target, path)
+    checksums = check_evidence(settings.evidence, runs)
 
     def describe() -> Record:
         return target.environment() | {"workers": workers.count if workers else 1}
@@ -82,7 +85,8 @@ def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
     with ExitStack() as files:
         writers = {}
         for run in runs:
-            writer = open_trace(run, path, shared, environment, settings)
+            own = {"evidence": checksums} if checksums and run.method.takes_evidence else {}
+            writer = open_trace(run, path, shared | own, environment, overwrite=settings.overwrite)
             writers[run.model_id] = files.enter_context(closing(writer))
         done = {name: set(writer.done) for name, writer in writers.items()}
         assignments = list_assignments(questions, done)
@@ -130,13 +134,30 @@ def build_answerers(
     }
     for name, answerer in answerers.items():
         if name in evidence:
-            cast(KVEngine, answerer.engine).drafter.warm(evidence[name])
+            with way_out(f"it is of --evidence {' '.join(map(str, settings.evidence))}"):
+                cast(KVEngine, answerer.engine).drafter.warm(evidence[name])
         answerer.warm_up(first, settings.warmup)
     return answerers
 
 
+def check_evidence(files: Sequence[Path], runs: Sequence[Run]) -> list[str]:
+    """The files' checksums; InputError if one is not there, or a run writes it."""
+    written = {
+        place.resolve() for run in runs for place in (run.answer_file, state_path(run.answer_file))
+    }
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"--evidence {file} is no file; give a state (*.npz), traces or texts")
+        if file.resolve() in written:
+            raise InputError(
+                f"--evidence {file} is written by this run; choose another --model-id, or give a "
+                "copy of the file"
+            )
+    return [sha256(file) for file in files]
+
+
 def open_trace(
-    run: Run, questions: Path, shared: Record, environment: Record, settings: RunSettings
+    run: Run, questions: Path, shared: Record, environment: Record, *, overwrite: bool
 ) -> TraceWriter:
     """The writer of a run's trace; InputError if it cannot be written."""
     if run.answer_file.resolve() == questions.resolve():
@@ -144,9 +165,7 @@ def open_trace(
     own = {"method": run.method.name, **run.options, "model_id": run.model_id}
     if (checksum := run.method.drafts_from(run.options)) is not None:
         own["drafts_from"] = checksum
-    if settings.evidence and run.method.takes_evidence:
-        own["evidence"] = [sha256(file) for file in settings.evidence]
-    return TraceWriter(run.answer_file, own | shared, environment, overwrite=settings.overwrite)
+    return TraceWriter(run.answer_file, own | shared, environment, overwrite=overwrite)
 
 
 def list_assignments(
@@ -195,11 +214,13 @@ def restore(answerers: Mapping[str, Answerer], writers: Mapping[str, TraceWriter
     InputError if what was kept cannot be read.
     """
     for name, answerer in answerers.items():
-        engine = answerer.engine
-        if isinstance(engine, KVEngine) and engine.state():
-            state = writers[name].read_state(engine.drafter)
-            if state is not None:
-                engine.restore(state)
+        engine, writer = answerer.engine, writers[name]
+        if isinstance(engine, KVEngine) and type(engine.drafter).restore is not Drafter.restore:
+            path = state_path(writer.path)
+            with way_out(f"delete {path} to go on without what was learnt"):
+                state = writer.read_state(engine.drafter)
+                if state is not None:
+                    engine.restore(state)
 
 
 def answer_here(

@@ -100,6 +100,7 @@ class Job:
     on_step: Callable[[Step, list[str]], None] | None = None
     on_end: Callable[[DecodingResult | Exception], None] = lambda result: None
     drafter: Drafter | None = None  # replaces the chat's own
+    reuse_prefix: bool = False  # do not read again what it has in common with the last one
     logprobs: int | None = None  # how many best tokens are scored beside each; None: none is
     on_scored: Callable[[list[Scored]], None] = lambda scored: None  # with the new tokens
     raw: bool = False  # the answer continues a text, instead of a conversation
@@ -176,7 +177,7 @@ class Chat:
         self.stop()
         self._thread.join()
         if self._state is not None:
-            self._state.keep(last=True)
+            self._state.close()
 
     def _work(self) -> None:
         while True:
@@ -194,13 +195,12 @@ class Chat:
                 outcome = self.answer(job)
             except Exception as error:  # the thread goes on with the next job
                 outcome = error
+            if not job.cancelled.is_set():
+                if isinstance(outcome, Exception):
+                    log.error("decoding failed", exc_info=outcome)
+                job.on_end(outcome)
             if self._state is not None:
                 self._state.keep()
-            if job.cancelled.is_set():
-                continue
-            if isinstance(outcome, Exception):
-                log.error("decoding failed", exc_info=outcome)
-            job.on_end(outcome)
 
     def answer(self, job: Job) -> DecodingResult:
         """Answer a job in the calling thread."""
@@ -243,7 +243,7 @@ class Chat:
             on_commit=commit,
             on_step=None if job.on_step is None else step,
             chooser=chooser,
-            reuse_prefix=True,
+            reuse_prefix=job.reuse_prefix,
         )
         if (new := text.take(last=True)) and not job.cancelled.is_set():
             job.on_text(new)

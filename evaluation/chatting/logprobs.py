@@ -7,6 +7,8 @@ from typing import Any
 
 from model.logitspec.scoring import Scored
 
+from .chat import HALF
+
 
 class Logprobs:
     """What a request wants to know of its answer's tokens.
@@ -22,6 +24,7 @@ class Logprobs:
         self._eos = eos_token_ids
         self._raw = raw
         self._offset = 0  # characters of the tokens so far
+        self._before = tokenizer("a", add_special_tokens=False).input_ids[-1]
 
     def of(self, scored: Sequence[Scored]) -> dict[str, Any]:
         """The field `logprobs` of a choice that holds these tokens."""
@@ -31,7 +34,7 @@ class Logprobs:
         found: dict[str, Any] = {
             "tokens": [self._text(one.token) for one in shown],
             "token_logprobs": [one.logprob for one in shown],
-            "top_logprobs": [{self._text(t): log for t, log in one.best} for one in shown],
+            "top_logprobs": [self._best(one) for one in shown],
             "text_offset": [],
         }
         for text in found["tokens"]:
@@ -39,13 +42,19 @@ class Logprobs:
             self._offset += len(text)
         return found
 
+    def _best(self, one: Scored) -> dict[str, float]:
+        """Of tokens whose text is the same, the first."""
+        found: dict[str, float] = {}
+        for token, logprob in one.best:
+            found.setdefault(self._text(token), logprob)
+        return found
+
     def _entry(self, one: Scored) -> dict[str, Any]:
         best = [self._named(token, logprob) for token, logprob in one.best]
         return {**self._named(one.token, one.logprob), "top_logprobs": best}
 
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._text(token)
-        whole = "\ufffd" not in text  # else a part of a character
+        text, whole = self._decoded(token)
         return {
             "token": text,
             "logprob": logprob,
@@ -53,4 +62,15 @@ class Logprobs:
         }
 
     def _text(self, token: int) -> str:
-        return str(self._tokenizer.decode([token]))
+        return self._decoded(token)[0]
+
+    def _decoded(self, token: int) -> tuple[str, bool]:
+        """A token's text, and whether it is one; of a part of a character its vocabulary entry.
+
+        It is decoded behind another token: some tokenizers drop a text's first blank.
+        """
+        text = str(self._tokenizer.decode([self._before, token]))
+        text = text.removeprefix(str(self._tokenizer.decode([self._before])))
+        if HALF in text:
+            return str(self._tokenizer.convert_ids_to_tokens(token)), False
+        return text, True

@@ -127,7 +127,9 @@ class Server:
             raise Refused(BUSY, 429, code="queue_full")
         prompt = await read_prompt(tokens, param)
         most = asked.most or self.chat.fitting_tokens(prompt, min(DEFAULT_TOKENS, self.most_tokens))
-        job = Job(prompt, most, sampling, asked.stops, raw=raw, logprobs=asked.scored)
+        job = Job(
+            prompt, most, sampling, asked.stops, raw=raw, logprobs=asked.scored, reuse_prefix=True
+        )
         target = self.chat.target
         logprobs = Logprobs(target.tokenizer, target.eos_token_ids, raw=raw)
         events = submit(self.chat, job)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,6 +41,27 @@ def writing(path: Path, way_out: str = "choose another file") -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"cannot write {path}: {why_not(path, error)}; {way_out}") from error
+
+
+def lock(path: Path) -> FileIO:
+    """A file, open for appending and locked; it is created if it does not exist.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+        OSError: it cannot be opened.
+    """
+    file = FileIO(path, "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise
+    except OSError as error:  # a file system without locks
+        print(
+            f"{path} cannot be locked ({error.strerror}): see that nothing else writes it",
+            file=sys.stderr,
+        )
+    return file
 
 
 @contextmanager

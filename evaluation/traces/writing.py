@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
-import sys
 from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
@@ -16,7 +14,7 @@ from model.logitspec.errors import InputError
 from model.logitspec.listed import Numbers
 from model.logitspec.states import read_state, write_state
 
-from ..command.files import HALF_PAIRS, whole_file, why_not, write_atomically, writing
+from ..command.files import HALF_PAIRS, lock, whole_file, why_not, write_atomically, writing
 from .reading import Lines, Record, read_lines
 from .sidecars import differing, meta_path, state_path
 
@@ -35,7 +33,8 @@ class TraceWriter:
         path: of the trace.
         settings: everything an answer depends on; compared with the sidecar's.
         environment: device, versions and the like; every different one is recorded, none compared.
-        overwrite: start anew; the old files are kept as NAME.jsonl.bak and NAME.meta.json.bak.
+        overwrite: start anew; the old files are kept as NAME.jsonl.bak, NAME.meta.json.bak and
+            NAME.state.npz.bak.
 
     Attributes:
         done: ids of the questions answered.
@@ -53,6 +52,7 @@ class TraceWriter:
         self._settings = settings
         self._environment = environment
         self._begun = self._restored = False
+        self._last: str | None = None  # answer_id of the last answer
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and not path.is_file():
@@ -130,7 +130,11 @@ class TraceWriter:
         if len(whole) < len(content):
             self._file.truncate(len(whole))
             os.fsync(self._file.fileno())
-        return read_lines(self.path) if whole else Lines([], [])
+        found = read_lines(self.path) if whole else Lines([], [])
+        for line in whole.splitlines():
+            if line.strip() and "error" not in (record := json.loads(line)):
+                self._last = record.get("answer_id")
+        return found
 
     def read_state(self, drafter: Drafter) -> Mapping[str, Numbers] | None:
         """What a drafter had learnt when the last answer was written; None: it is not known.
@@ -142,7 +146,7 @@ class TraceWriter:
         if not self.done or not path.is_file():
             return None
         saved = read_state(path, drafter, self._settings.get("tokenizer_fingerprint"))
-        self._restored = saved.head.get("answers") == len(self.done)
+        self._restored = self._last is not None and saved.head.get("after") == self._last
         return saved.arrays if self._restored else None
 
     def write(
@@ -194,6 +198,7 @@ class TraceWriter:
             self.failed[question_id] = record["error"]
         else:
             self.done.append(question_id)
+            self._last = record.get("answer_id")
             if state:
                 self._keep(state)
 
@@ -204,7 +209,7 @@ class TraceWriter:
         tokenizer = self._settings.get("tokenizer_fingerprint")
         way_out = "make room and run again, without --overwrite, to go on"
         with writing(path, way_out), whole_file(path) as file:
-            write_state(file, method, {**state}, tokenizer, answers=len(self.done))
+            write_state(file, method, {**state}, tokenizer, after=self._last)
 
     def _note(self, environment: Record) -> None:
         """Note in the sidecar that this run writes, and in which environment."""
@@ -233,18 +238,10 @@ def open_locked(path: Path) -> FileIO:
         InputError: another process has locked it.
         OSError: it cannot be opened.
     """
-    file = FileIO(path, "a")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(path)
     except BlockingIOError as error:
-        file.close()
         raise InputError(
             f"another run is writing {path}; wait for it, or choose another --model-id or "
             "--answer-file"
         ) from error
-    except OSError as error:  # a file system without locks
-        print(
-            f"{path} cannot be locked ({error.strerror}): see that no other run writes it",
-            file=sys.stderr,
-        )
-    return file

@@ -112,6 +112,7 @@ def generate_samples(
     *,
     n: int,
     seed: int | None = None,
+    reuse_prefix: bool = False,
     **options: Any,
 ) -> list[DecodingResult]:
     """Several samples of one prompt, which is read once; each drafts with what those before showed.
@@ -120,6 +121,7 @@ def generate_samples(
         model: see generate(), also for `input_ids` and `method`.
         n: how many samples.
         seed: of the first; the next have the numbers after it. None: a new one, each time.
+        reuse_prefix: for the first, too.
         options: others of generate().
 
     Returns:
@@ -132,10 +134,15 @@ def generate_samples(
     model = wrap(model)
     drafter = find_drafter(method)
     first = secrets.randbelow(2**63 - n) if seed is None else seed
+    Sampling(seed=first)  # or it is refused before anything is computed
+    Sampling(seed=first + n - 1)
     return [
-        generate(model, input_ids, drafter, seed=first + index, reuse_prefix=index > 0, **options)
+        generate(
+            model, input_ids, drafter, seed=first + index, reuse_prefix=reuse_prefix or index > 0,
+            **options,
+        )
         for index in range(n)
-    ]
+    ]  # fmt: skip
 
 
 def run(

@@ -253,13 +253,15 @@ class CachePool:
     def _take(self, capacity: int, prompt_ids: Sequence[int], best: int) -> KVCache | None:
         """The idle cache that holds most of a prompt, reset to that.
 
-        Of equal ones the smallest that is large enough, or the largest; of these the last used.
+        One that is too small is replaced only for the sake of half of the prompt. Of equal ones the
+        smallest that is large enough, or the largest; of these the last used.
         """
 
         def order(at: int) -> tuple[int, bool, int, int]:
             size = self._idle[at].capacity
             fits = size >= capacity
-            return -shared[at], not fits, size if fits else -size, at
+            worth = shared[at] if fits or 2 * shared[at] >= len(prompt_ids) else 0
+            return -worth, not fits, size if fits else -size, at
 
         with self._lock:
             if not self._idle:

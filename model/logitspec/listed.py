@@ -60,7 +60,7 @@ def count_tokens(listed: Numbers) -> int | None:
         count = numbers[at + 1] if at + 1 < len(numbers) else -1
         end = at + 2 + count
         tokens = [numbers[at], *numbers[at + 2 : end]]
-        if count < 0 or end > len(numbers) or not all(0 <= t < MOST_TOKENS for t in tokens):
+        if count < 1 or end > len(numbers) or not all(0 <= t < MOST_TOKENS for t in tokens):
             return None
         at, found = end, found + count
     return found

@@ -14,6 +14,7 @@ from .kv_cache import KVCache
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .sampling import Chooser, greedy
 
+PIECE = 512  # prompt tokens that are read at a time behind others
 LOGITS_ROWS = 256  # prompt tokens whose logits are computed at a time, where all are wanted
 
 
@@ -39,8 +40,13 @@ def prefill(
         chooser: of the target's tokens, after all of the prompt but its last token; None: greedy.
     """
     held = cache.length
-    x = read_in(model, prompt_ids[held:], cache)
-    cache.keep(range(len(x)))
+    # Behind other tokens a sequence has a mask of all pairs: in pieces it stays small.
+    size = PIECE if held else len(prompt_ids)
+    pieces = []
+    for first in range(held, len(prompt_ids), size):
+        pieces.append(read_in(model, prompt_ids[first : first + size], cache))
+        cache.keep(range(len(pieces[-1])))
+    x = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     logits = model.logits(x[-1:])
     last = DraftTree(prompt_ids[-1], 1)
     chooser = chooser or greedy()

@@ -176,7 +176,8 @@ class Foresight:
         if self.top_p < 1:
             kept &= odds.cumsum(dim=-1) - odds < self.top_p  # the first that reaches it is kept
         whole = torch.where(kept, odds, 0).sum(dim=-1, keepdim=True)
-        logs = torch.where(kept.all(dim=-1, keepdim=True), logs, logs - whole.log())
+        scaled = (logs - whole.log()).clamp(max=0)  # rounding may leave one a little above
+        logs = torch.where(kept.all(dim=-1, keepdim=True), logs, scaled)
         logs = logs.masked_fill(~kept, -math.inf)
         missing = best.shape[1] - logs.shape[1]
         return torch.nn.functional.pad(logs, (0, missing), value=-math.inf)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -66,18 +69,30 @@ def read_state(path: Path, drafter: Drafter, tokenizer: str | None) -> Saved:
             arrays = {name: found[name] for name in found.files}
         head = {**json.loads(arrays.pop(HEAD).tobytes())}
     except OSError as error:
-        raise InputError(f"cannot read the state {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is no state, or a torn one; leave it out") from error
+        raise InputError(f"cannot read the state {path}: {error.strerror or error}") from error
+    except BROKEN as error:
+        raise InputError(f"{path} is no state, or a torn one") from error
     if head.get("format") != FORMAT:
-        raise InputError(
-            f"{path} is a {str(head.get('format'))[:40]!r}, not a {FORMAT!r}; save it anew with "
-            "this version"
-        )
+        raise InputError(f"{path} is a {str(head.get('format'))[:40]!r}, not a {FORMAT!r}")
     if head.get("method") != drafter.name:
         raise InputError(
             f"{path} is what the method {head.get('method')} learnt, and this is {drafter.name}"
         )
     if None not in (tokenizer, head.get("tokenizer")) and head["tokenizer"] != tokenizer:
-        raise InputError(f"{path} was learnt with another tokenizer than the model's; leave it out")
+        raise InputError(f"{path} was learnt with another tokenizer than the model's")
     return Saved(head, arrays)
+
+
+BROKEN = (  # what zipfile and numpy raise of a file that is none
+    *(ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
+@contextmanager
+def way_out(said: str) -> Iterator[None]:
+    """Add to an InputError's sentence what can be done about it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}; {said}") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.report import main as performance
 from evaluation.equal import main as equal
 from evaluation.report import main as report
 from evaluation.run import main as run
@@ -71,6 +72,13 @@ def test_samples_are_compared_by_their_number(
     assert tables([*paths, "--by-sample", "--format", "markdown", "--json", str(file)]) == 0
     assert "| method | MAT 1 | MAT 2 | MAT 3 | MAT all | speed 1 |" in capsys.readouterr().out
     assert set(json.loads(file.read_text())["tables"]) == {"speed", "phases", "samples"}
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    file.rename(figures / "samples-mine.json")
+    page = tmp_path / "performance.md"
+    assert performance([str(figures), "--output", str(page)]) == 0
+    text = page.read_text()
+    assert "### mine, temperature 0.9" in text and "| method | MAT 1 | MAT 2 | MAT 3 |" in text
     assert report([*paths, "--output", str(tmp_path / "page.md")]) == 0
     assert "## By sample" in (tmp_path / "page.md").read_text()
 

@@ -361,12 +361,15 @@ def test_what_is_learnt_outlives_the_server(chat_path: str, tmp_path: Path) -> N
     steps = []
     for _ in range(2):
         chat = make_chat(chat_path, "recycling", state=file)
+        with pytest.raises(InputError, match="is kept by another server"):
+            make_chat(chat_path, "recycling", state=file)
         with serving(make_app(chat, "tiny", 400)) as address:
             client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
             answer = client.chat.completions.create(
                 model="tiny", messages=HELLO, max_tokens=60, temperature=0
             )
         chat.close()
+        assert file.is_file() and len(list(tmp_path.iterdir())) == 1
         assert answer.usage is not None
         steps.append(answer.usage.model_extra["speculation"]["steps"])  # type: ignore[index]
     assert steps[1] < steps[0]

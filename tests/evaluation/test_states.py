@@ -86,7 +86,9 @@ def test_a_torn_state_stops_the_run(
     state.write_bytes(state.read_bytes()[:200])
     assert run("parts") == 2
     said = capsys.readouterr().err
-    assert f"{state} is no state, or a torn one; leave it out" in said
+    assert f"{state} is no state, or a torn one; delete {state} to go on without" in said
+    state.unlink()
+    assert run("parts") == 0
 
 
 def test_evidence_is_begun_with(
@@ -116,9 +118,12 @@ def test_evidence_is_begun_with(
 @pytest.mark.parametrize(
     ("files", "methods", "said"),
     [
-        (["a.npz", "b.npz"], "calibrated", "a.npz and"),
-        (["a.npz"], "calibrated", "cannot read the state"),
+        (["rows.npz", "rows2.npz"], "calibrated", "are two states; give one"),
+        (["a.npz"], "calibrated", "is no file; give a state (*.npz), traces or texts"),
+        (["torn.npz"], "calibrated", "torn.npz is no state, or a torn one"),
+        (["cells.npz"], "calibrated", "makes no sense, it may be damaged; it is of --evidence"),
         (["none.txt"], "calibrated", "is no file; give a state (*.npz), traces or texts"),
+        (["x/x-calibrated.jsonl"], "calibrated", "x-calibrated.jsonl is written by this run"),
         (["none.txt"], "vanilla,pld", "--evidence means nothing to vanilla, pld; leave it out"),
         (["rows.npz"], "calibrated", "is what the method recycling learnt, and this is calibrated"),
     ],
@@ -131,8 +136,14 @@ def test_evidence_that_is_none_is_refused(
     said: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with (tmp_path / "rows.npz").open("wb") as file:
-        write_state(file, "recycling", {"rows": np.empty(0, np.int64)}, None)
+    for name in ("rows.npz", "rows2.npz"):
+        with (tmp_path / name).open("wb") as file:
+            write_state(file, "recycling", {"rows": np.empty(0, np.int64)}, None)
+    with (tmp_path / "cells.npz").open("wb") as file:
+        write_state(file, "calibrated", {"greedy.cells": np.array([3])}, None)
+    (tmp_path / "torn.npz").write_bytes((tmp_path / "rows.npz").read_bytes()[:100])
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "x-calibrated.jsonl").write_text("")
     paths = [str(tmp_path / name) for name in files]
     assert run("x", "--evidence", *paths, methods=methods) == 2
     assert said in capsys.readouterr().err
@@ -144,14 +155,14 @@ def test_a_state_file_of_another_make_is_refused(tmp_path: Path) -> None:
 
     def written(head: bytes | None = None) -> Path:
         with path.open("wb") as file:
-            write_state(file, "recycling", {"rows": np.arange(0)}, "mine", answers=3)
+            write_state(file, "recycling", {"rows": np.arange(0)}, "mine", after="a")
         if head is not None:
             np.savez(path, **{HEAD: np.frombuffer(head, np.uint8)})
         return path
 
     for tokenizer in ("mine", None):
         saved = read_state(written(), drafter, tokenizer)
-        assert saved.head["answers"] == 3 and saved.arrays.keys() == {"rows"}
+        assert saved.head["after"] == "a" and saved.arrays.keys() == {"rows"}
         drafter.restore(saved.arrays)
     with pytest.raises(InputError, match="is what the method recycling learnt"):
         read_state(written(), CalibratedDrafter(), "mine")

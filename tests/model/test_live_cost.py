@@ -151,9 +151,14 @@ def test_one_step_ten_times_too_long_moves_hardly_anything() -> None:
     cost = LiveCost(cost_of(flat))
     for _ in range(50):
         cost.note(4, 200, flat(4))
-    before = cost.curve(200)[4]
+    for usual in (0, 14):  # alone, and among others that are learnt from together
+        before = cost.cost.curve(200)[4]
+        for step in range(usual + 1):
+            cost.note(4, 200, flat(4) * (1 if step else 10))
+        assert cost.cost.curve(200)[4] == pytest.approx(before, rel=0.1)
     cost.note(4, 200, 10 * flat(4))
-    assert cost.curve(200)[4] < 1.1 * before
+    cost.note(4, 200, flat(4))  # of two the middle counts
+    assert cost.cost.curve(200)[4] < 1.3 * before
 
 
 def test_steps_of_a_padded_size_speak_for_the_whole_bucket() -> None:

@@ -112,10 +112,41 @@ def test_samples_are_those_of_their_seeds(model: LlamaKVForCausalLM, method: Any
     )
     assert [result.tokens for result in found] == wanted
     assert [result.cached_tokens for result in found] == [0, *[len(PROMPT) - 1] * 2]
+    more = generate_samples(model, PROMPT, n=1, reuse_prefix=True, max_new_tokens=2)
+    assert more[0].cached_tokens == len(PROMPT) - 1
 
 
 def test_samples_that_make_no_sense(model: LlamaKVForCausalLM) -> None:
     with pytest.raises(InputError, match="n is 0; give 1 or more"):
         generate_samples(model, PROMPT, n=0)
-    with pytest.raises(InputError, match="seed is"):
-        generate_samples(model, PROMPT, CalibratedDrafter(), n=2, seed=2**63 - 1, temperature=1.0)
+    steps: list[list[int]] = []
+    for seed in (2**63 - 1, "x"):
+        with pytest.raises(InputError, match="seed is"):
+            generate_samples(
+                model, PROMPT, CalibratedDrafter(), n=2, seed=seed, temperature=1.0,  # type: ignore[arg-type]
+                on_commit=steps.append,
+            )  # fmt: skip
+    assert not steps  # nothing was computed
+
+
+def test_a_long_rest_is_read_in_pieces(
+    model: LlamaKVForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.logitspec.prefill.PIECE", 3)
+    longer = [*PROMPT[:4], *range(20, 45)]
+    for method in ("racer", "logitspec"):
+        model.caches = CachePool()
+        wanted = ask(model, longer, method)
+        ask(model, PROMPT, method)
+        found = ask(model, longer, method, reuse_prefix=True)
+        assert found.cached_tokens == 4
+        assert (found.tokens, found.accept_lengths) == (wanted.tokens, wanted.accept_lengths)
+
+
+def test_a_cache_that_is_too_small_goes_for_half_a_prompt_only(model: LlamaKVForCausalLM) -> None:
+    with model.cache(100) as small, model.cache(1000) as large:
+        small.length, small.ids = 5, [1, 2, 3, 4, 5]
+    with model.cache(900, [1, 2, 3, *range(10, 30)]) as found:
+        assert found is large and found.length == 0
+    with model.cache(900, [1, 2, 3, 4, 6]) as found:
+        assert found not in (small, large) and found.length == 4

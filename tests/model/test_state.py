@@ -133,6 +133,7 @@ def test_answers_alone_are_evidence(core: str) -> None:
         ("greedy.rows", [5, -1]),
         ("greedy.rows", [-5, 1, 3]),
         ("sampled.scored", [5, 1, 3]),
+        ("sampled.scored", [5, 0]),
         ("sampled.logs", [0.5]),
         ("sampled.bins", [[1.0], [2.0]]),
         ("greedy.other", [1]),
@@ -218,3 +219,30 @@ def test_every_state_is_gone_on_from(name: str, tiny: LlamaKVForCausalLM) -> Non
         assert generate(tiny, prompts[0], first, **settings).accept_lengths == lengths[0]
         with pytest.raises(InputError, match="makes no sense"):
             second.restore({"rows": np.array([1]), "answers": np.array([1])})
+
+
+@pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"min_p": 0.1}, {"top_k": 5}])
+def test_a_state_of_filtered_samples_makes_sense(
+    sampling: dict[str, Any], tiny: LlamaKVForCausalLM
+) -> None:
+    """Log-probabilities of the tokens that a filter leaves sum up to 0, but for rounding."""
+    drafter = CalibratedDrafter(16)
+    for seed in range(3):
+        generate(
+            tiny, [5, 6, 7], drafter, temperature=0.7, seed=seed, max_new_tokens=100,
+            eos_token_ids=(), **sampling,
+        )  # fmt: skip
+    state = drafter.state()
+    assert len(state["sampled.logs"]) > 100 and (state["sampled.logs"] <= 0).all()
+    CalibratedDrafter(16).restore(state)
+
+
+def test_more_evidence_than_is_kept_is_refused() -> None:
+    drafter = fresh(draft_tree_capacity=4)
+    most = evidence.MOST_EARLIER // 5
+    answers = np.append(np.arange(most - 1) % 1000, -1)
+    drafter.warm({"answers": answers})
+    drafter.reset([1, 5])
+    assert drafter.draft(6, [6]).tokens[:3] == [6, 7, 8]
+    with pytest.raises(InputError, match=f"of {most + 1} tokens are more than the {most} that"):
+        drafter.warm({"answers": np.append(answers, -1)})

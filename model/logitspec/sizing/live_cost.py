@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import exp, log
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -96,31 +97,31 @@ class LiveCost:
                 self._catch_up()
 
     def _catch_up(self) -> None:
-        """Learn from what was noted: of the steps over as many nodes, from the middle one."""
+        """Learn from what was noted: of steps over as many nodes, from the median."""
         count = len(self._noted)
         self._doubt += count * self._aging
         self._mean += count * (self._mean[self._first] + self._guess - self._mean) / FADING
         alike: dict[int, list[tuple[float, int]]] = {}
         for nodes, context, seconds in self._noted:
-            alike.setdefault(nodes, []).append((seconds, context))
+            alike.setdefault(nodes, []).append((log(seconds), context))
         for nodes, steps in alike.items():
-            seconds, context = sorted(steps)[len(steps) // 2]
-            self._learn(nodes, context, seconds, len(steps))
+            logs, contexts = zip(*steps, strict=True)
+            self._learn(nodes, median(contexts), median(logs), len(steps))
         self._noted.clear()
         self.version += 1
 
-    def _learn(self, nodes: int, context: int, seconds: float, count: int) -> None:
-        """Move the belief by what `count` steps took."""
+    def _learn(self, nodes: int, context: float, took: float, count: int) -> None:
+        """Move the belief by what `count` steps took, a logarithm of seconds."""
         believed, at, weights = self._look(nodes, context)
         moves = self._doubt[:, at] @ weights
         known = float(weights @ moves[at])
-        surprise = log(seconds) - believed
+        surprise = took - believed
         unusual = surprise**2 / (known + NOISE**2) / USUAL**2 / count
         gain = moves / ((known + NOISE**2 / min(count, MOST)) * max(1.0, unusual))
         self._mean += gain * surprise
         self._doubt -= np.outer(gain, moves)
 
-    def _look(self, nodes: int, context: int) -> tuple[float, Sequence[int], Floats]:
+    def _look(self, nodes: int, context: float) -> tuple[float, Sequence[int], Floats]:
         """The logarithm of the seconds that are believed, and what it depends on: of which means,
         and how much on each."""
         right = bisect_left(self.nodes, nodes)

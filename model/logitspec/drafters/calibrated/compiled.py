@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...compiler import Int, Pointer, library, structure
-from ...listed import Numbers, rows_of
+from ...listed import Numbers
 from ...sampling import Foresight
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget
@@ -73,7 +73,7 @@ class CompiledCore:
         self._by_noise = None if self._noise is None else ctypes.byref(self._noise)
         self._library = library(SOURCE, FLAGS)
         self._library.drafting_new.restype = Pointer
-        for name in ("draft", "begin", "observe", "skip", "list"):
+        for name in ("draft", "begin", "observe", "skip", "list", "listed_tokens"):
             getattr(self._library, f"drafting_{name}").restype = Int
         for name in ("listed", "listed_logs"):
             getattr(self._library, f"drafting_{name}").restype = Pointer
@@ -126,7 +126,7 @@ class CompiledCore:
             n = self._library.drafting_list(self._handle, Int(what))
             found[name] = self._copied(self._library.drafting_listed, Int, n)
         if "scored" in found:
-            n -= 2 * len(rows_of(found["scored"]))
+            n = self._library.drafting_listed_tokens(self._handle)
             found["logs"] = self._copied(self._library.drafting_listed_logs, ctypes.c_float, n)
         return found
 

@@ -26,7 +26,7 @@ from ...sizing.budget import Budget, Capacity, resolve_capacity
 from ...sizing.step_cost import Measurable
 from ..base import Drafter, register
 from .compiled import CompiledCore
-from .evidence import Evidence, Source, additive_prior
+from .evidence import MOST_EARLIER, Evidence, Source, additive_prior
 from .foresight import BINS, KINDS, LEVELS, ForesightTable, SampledCore
 from .growth import Drafted, ReadableCore
 from .state import KEPT, LAYOUT, NOTHING, STATES, makes_sense, parts, with_answers
@@ -277,7 +277,15 @@ class CalibratedDrafter(Drafter):
         self._take(state)
 
     def warm(self, state: Mapping[str, Numbers]) -> None:
-        state = with_answers(state)
+        if "answers" in state:
+            state = with_answers(state)
+            count = max(len(state[f"{begin}answers"]) for begin in STATES.values())
+            most = MOST_EARLIER // self.evidence.ngrams.max_ngram_size
+            if count > most:
+                raise InputError(
+                    f"answers and texts of {count} tokens are more than the {most} that are kept; "
+                    "give fewer"
+                )
         self._check(state)
         self._forget()
         self._take(state)

@@ -466,6 +466,9 @@ int64_t drafting_list(void* handle, int64_t what) {
 }
 
 const int64_t* drafting_listed(void* handle) { return ((Drafting*)handle)->kept.data(); }
+int64_t drafting_listed_tokens(void* handle) {
+    return int64_t(((Drafting*)handle)->kept_logs.size());
+}
 const float* drafting_listed_logs(void* handle) { return ((Drafting*)handle)->kept_logs.data(); }
 
 // Takes such a list in, which has been checked; `logs` is read for scored rows only.
