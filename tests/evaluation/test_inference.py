@@ -216,8 +216,8 @@ def test_a_question_that_fails_is_noted_and_the_run_goes_on(
         ZeroDivisionError("division by zero"),
     ]
 
-    def failing(self: KVEngine, *args: Any) -> Any:
-        result = generate(self, *args)
+    def failing(self: KVEngine, *args: Any, **options: Any) -> Any:
+        result = generate(self, *args, **options)
         if errors and len(asked) > 0 and len(asked) < 4:
             asked.append(0)
             raise errors.pop(0)
@@ -266,11 +266,11 @@ def test_what_stops_a_run_leaves_no_line_for_the_rest(
     generate = KVEngine.generate
     asked: list[int] = []
 
-    def failing(self: KVEngine, *args: Any) -> Any:
+    def failing(self: KVEngine, *args: Any, **options: Any) -> Any:
         asked.append(0)
         if len(asked) > 1:
             raise error
-        return generate(self, *args)
+        return generate(self, *args, **options)
 
     monkeypatch.setattr(KVEngine, "generate", failing)
     assert inference("logitspec", *flags) == 2

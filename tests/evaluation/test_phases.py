@@ -202,7 +202,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for flags, message in (
         (["--json", paths[0]], f"--json {paths[0]} is one of the traces"),
         (["--json", "/dev/null/x"], "cannot write /dev/null/x"),
-        (["--by-bench", "--phases"], "leave out --phases and --json, or --by-bench"),
+        (["--by-bench", "--phases"], "leave out --phases, --by-sample and --json, or"),
     ):
         assert tables.main([*paths, *flags]) == 2
         assert message in capsys.readouterr().err
