@@ -161,6 +161,7 @@ def test_counts_that_contradict_each_other_are_refused() -> None:
         ("sampled.cells", lambda a: a + len(drafter.table.prior)),
         ("sampled.bins", lambda a: a[::-1] + 1 - 2 * (a > 0)),
         ("sampled.shares", lambda a: -a),
+        ("sampled.shares", lambda a: 0 * a),
         ("sampled.logs", lambda a: a[1:]),
     ):
         with pytest.raises(InputError, match="makes no sense"):
@@ -244,5 +245,7 @@ def test_more_evidence_than_is_kept_is_refused() -> None:
     drafter.warm({"answers": answers})
     drafter.reset([1, 5])
     assert drafter.draft(6, [6]).tokens[:3] == [6, 7, 8]
+    with pytest.raises(InputError, match="are no lists of token ids"):
+        drafter.warm({"answers": answers[:-1]})
     with pytest.raises(InputError, match=f"of {most + 1} tokens are more than the {most} that"):
         drafter.warm({"answers": np.append(answers, -1)})

@@ -33,6 +33,7 @@ REMEMBERED = 64.0  # steps after which it is mostly forgotten how many drafts we
 GRANTED = 8.0  # drafts that count as having been right as often as expected
 DRAFTING = 1.5e-4  # seconds of a step that drafting takes: the draft, the best tokens, learning
 EARLY = 4.0  # in step n of an answer drafts count n / (n + EARLY): early losses weigh most
+EARLY_SAMPLED = 10.0  # the same of samples, whose drafts are right less often
 LOSS = 0.3  # steps' time that drafting may lose before it rests
 REST = 16  # steps of the first rest; each that follows without a gain is twice as long
 LONGEST_REST = 128
@@ -60,6 +61,7 @@ class Budget:
         self._right = self._hoped = 0.0  # of the drafts of the last steps
         self.trust = 1.0  # how often drafts were right, beside what was expected
         self._steps = 0  # of this answer
+        self._early = EARLY
         self._gain = 0.0  # of the last steps, in steps' time
         self.rest = 0  # steps that are not to be drafted for
         self._next_rest = REST
@@ -108,7 +110,7 @@ class Budget:
         self.expected = self._best_rate = 0.0
         # A tree of the root alone gives 1 / curve[1]; what pays less nowhere pays.
         self._steps += 1
-        self.weight = self.trust * self._steps / (self._steps + EARLY)  # what drafts count
+        self.weight = self.trust * self._steps / (self._steps + self._early)  # what drafts count
         self.least = self._cheapest_of_all / self.weight
 
     def add(self, probability: float) -> None:
@@ -142,9 +144,10 @@ class Budget:
             self.rest, self._next_rest = self._next_rest, min(2 * self._next_rest, LONGEST_REST)
             self._gain = -LOSS / 2  # so a look that gains nothing is short
 
-    def begin_generation(self) -> None:
+    def begin_generation(self, *, sampled: bool = False) -> None:
         """Look whether drafting pays; where it did not in the last generation, more briefly."""
         self._steps = 0
+        self._early = EARLY_SAMPLED if sampled else EARLY
         self.rest, self._next_rest = 0, max(REST, self._next_rest // 4)
         self._gain = max(self._gain, -LOSS / 2)
 

@@ -19,7 +19,7 @@ from ... import origins
 from ...compiler import Unavailable
 from ...draft_tree import DraftTree
 from ...errors import InputError, require_positive
-from ...listed import Numbers
+from ...listed import Numbers, are_answers
 from ...sampling import Foresight
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget, Capacity, resolve_capacity
@@ -240,7 +240,7 @@ class CalibratedDrafter(Drafter):
         if self._reset_table:
             self._reset_tables()
         if self.budget is not None:
-            self.budget.begin_generation()
+            self.budget.begin_generation(sampled=self.wants_logprobs)
         self._committed = len(prompt_ids)
 
     def _reset_tables(self) -> None:
@@ -278,6 +278,8 @@ class CalibratedDrafter(Drafter):
 
     def warm(self, state: Mapping[str, Numbers]) -> None:
         if "answers" in state:
+            if not are_answers(state["answers"]):
+                raise InputError("the answers are no lists of token ids with a -1 behind each")
             state = with_answers(state)
             count = max(len(state[f"{begin}answers"]) for begin in STATES.values())
             most = MOST_EARLIER // self.evidence.ngrams.max_ngram_size

@@ -24,13 +24,12 @@ def parts(state: Mapping[str, Numbers], *, sampled: bool) -> dict[str, Numbers]:
 
 
 def with_answers(state: Mapping[str, Numbers]) -> dict[str, Numbers]:
-    """The arrays with `answers`, if they are there, added to those of both states."""
+    """The arrays with `answers` added to those of both states."""
     found = {**state}
-    more = found.pop("answers", None)
-    if more is not None:
-        for begin in STATES.values():
-            own = found.get(f"{begin}answers", NOTHING)
-            found[f"{begin}answers"] = np.concatenate((own, more))
+    more = found.pop("answers")
+    for begin in STATES.values():
+        own = found.get(f"{begin}answers", NOTHING)
+        found[f"{begin}answers"] = np.concatenate((own, more))
     return found
 
 
@@ -58,6 +57,7 @@ def makes_sense(state: Mapping[str, Numbers], cells: int) -> bool:
         and count_tokens(state.get("scored", NOTHING)) == len(state.get("logs", NOTHING))
         and bool((state.get("logs", NOTHING) <= 0).all())
         and all(shares_make_sense(state[name]) for name in SHAPES if name in state)
+        and bool((state["shares"][1] > 0).all() if "shares" in state else True)
     )
 
 
