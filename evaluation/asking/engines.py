@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -13,7 +12,6 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from model.logitspec import DecodingResult, Drafter, LlamaKVForCausalLM, decode, load
-from model.logitspec.errors import InputError
 from model.logitspec.listed import Numbers
 from model.logitspec.loading import as_stored, load_weights
 from model.logitspec.sampling import Sampling
@@ -90,9 +88,6 @@ class Engine(Protocol):
     def state(self) -> dict[str, Numbers]:
         """What it has learnt; empty if nothing is kept, or it cannot be saved."""
 
-    def restore(self, state: Mapping[str, Numbers]) -> None:
-        """Go on from what state() gave; see Drafter.restore()."""
-
 
 class KVEngine:
     """Our decoding loop with a drafter."""
@@ -130,9 +125,6 @@ class KVEngine:
 
     def state(self) -> dict[str, Numbers]:
         return self.drafter.state()
-
-    def restore(self, state: Mapping[str, Numbers]) -> None:
-        self.drafter.restore(state)
 
 
 class HFEngine:
@@ -188,9 +180,6 @@ class HFEngine:
 
     def state(self) -> dict[str, Numbers]:
         return {}
-
-    def restore(self, state: Mapping[str, Numbers]) -> None:
-        raise InputError("transformers' methods have no state")
 
 
 class StepStreamer(BaseStreamer):  # type: ignore[misc]

@@ -220,7 +220,7 @@ def restore(answerers: Mapping[str, Answerer], writers: Mapping[str, TraceWriter
             with way_out(f"delete {path} to go on without what was learnt"):
                 state = writer.read_state(engine.drafter)
                 if state is not None:
-                    engine.restore(state)
+                    engine.drafter.restore(state)
 
 
 def answer_here(

@@ -131,9 +131,10 @@ class TraceWriter:
             self._file.truncate(len(whole))
             os.fsync(self._file.fileno())
         found = read_lines(self.path) if whole else Lines([], [])
-        for line in whole.splitlines():
+        for line in reversed(whole.splitlines()):
             if line.strip() and "error" not in (record := json.loads(line)):
                 self._last = record.get("answer_id")
+                break
         return found
 
     def read_state(self, drafter: Drafter) -> Mapping[str, Numbers] | None:

@@ -251,11 +251,7 @@ class LlamaKVForCausalLM(PreTrainedModel):
     def cache(
         self, capacity: int, prompt_ids: Sequence[int] = (), best: int = 0
     ) -> AbstractContextManager[KVCache]:
-        """`with model.cache(n) as cache`: one of n slots or more, nobody else's then.
-
-        It is empty, or begins with tokens of the prompt that an earlier generation read: see
-        CachePool.lend.
-        """
+        """`with model.cache(n) as cache`: one of n slots or more, nobody else's; CachePool.lend."""
         return self.caches.lend(capacity, self.max_positions, self.new_cache, prompt_ids, best)
 
     def require_position(self, position: int) -> None:
