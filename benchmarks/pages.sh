@@ -63,11 +63,11 @@ beside_generate() { # SUFFIX DTYPE STRIDE: all methods beside transformers' gene
         --first-turns --json "$FIGURES/methods-$2$1.json"
 }
 
-samples() { # BENCH STRIDE TEMPERATURE: eight answers to each question
+samples() { # BENCH STRIDE TEMPERATURE: sixteen answers to each question
     methods=vanilla,suffix,recycling,calibrated,calibrated@auto
     model=$GGUF
     ask "samples-$3" "$1" "$2" $methods --dtype float32 --temperature "$3" \
-        --num-choices 8 --max-new-tokens 256
+        --num-choices 16 --max-new-tokens 256
     model=$MODEL_PATH
     # shellcheck disable=SC2046
     python -m evaluation.tables $(traces "samples-$3" "$1" $methods) --json "$FIGURES/samples-$1-$3.json"
