@@ -18,7 +18,8 @@ from evaluation.command.parser import Parser, at_least
 from evaluation.recordings.format import load_recording
 from evaluation.recordings.replaying import Configuration, replay_drafter
 from model.logitspec import CalibratedDrafter
-from model.logitspec.drafters.calibrated.evidence import Candidates
+from model.logitspec.drafters.calibrated.corrections import Corrections, Weighed
+from model.logitspec.drafters.calibrated.evidence import Candidates, Evidence
 from model.logitspec.drafters.calibrated.growth import Drafted, ReadableCore
 from model.logitspec.errors import InputError
 from model.logitspec.sizing.acceptance_table import AcceptanceTable
@@ -124,40 +125,53 @@ class LatestFollower(ReadableCore):
         return super().look(tree, context, top_ids)
 
 
-class Scaled(list[float]):
-    """Probabilities that are read times `scale`."""
+class Uncorrected(ReadableCore):
+    """The acceptance table alone."""
 
-    scale = 1.0
+    def weigh(
+        self, candidates: Candidates, context: tuple[int, ...], depth: int, run: int
+    ) -> tuple[list[tuple[int, int, float]], Any]:
+        base, named = candidates
+        cells = [base + more for more in named.values()]
+        known = [self.table.probability[cell] for cell in cells]
+        weighed = Weighed([*named], cells, known, -1, [])
+        return list(zip(*weighed[:3], strict=True)), weighed
 
-    def __getitem__(self, cell: Any) -> Any:
-        return super().__getitem__(cell) * self.scale
+
+class WithoutRuns(ReadableCore):
+    """It does not matter how well the last tokens were drafted."""
+
+    def weigh(
+        self, candidates: Candidates, context: tuple[int, ...], depth: int, run: int
+    ) -> tuple[list[tuple[int, int, float]], Any]:
+        return super().weigh(candidates, context, depth, 0)
 
 
-class Competing(ReadableCore):
-    """Siblings compete: where their probabilities sum up to more than 1 they share it."""
+class Alone(Corrections):
+    """Candidates have the odds that each has alone."""
 
-    def use(self, table: AcceptanceTable) -> None:
-        table.probability = Scaled(table.probability)
-        super().use(table)
+    def share(self, odds: Sequence[float]) -> tuple[list[float], int]:
+        return [own / (1 + own) for own in odds], 0 if odds else -1
 
-    def look(self, tree: Drafted, context: tuple[int, ...], top_ids: Sequence[int]) -> Candidates:
-        base, named = super().look(tree, context, top_ids)
-        probability: Any = self.table.probability
-        probability.scale = 1.0
-        probability.scale = 1 / max(1.0, sum(probability[base + more] for more in named.values()))
-        return base, named
+
+class Unshared(ReadableCore):
+    """Candidates below a node do not compete."""
+
+    def __init__(
+        self, evidence: Evidence, table: AcceptanceTable, corrections: Corrections, capacity: int
+    ) -> None:
+        super().__init__(evidence, table, Alone(evidence.sources), capacity)
 
 
 class Forgetting(ReadableCore):
     """What a cell has seen fades by a hundredth with each of its observations."""
 
-    def learn(self, candidates: Candidates, true: int) -> None:
-        base, named = candidates
+    def learn(self, noted: Any, true: int) -> None:
         table: Any = self.table
-        for more in named.values():
-            table.seen[base + more] *= 0.99
-            table.right[base + more] *= 0.99
-        super().learn(candidates, true)
+        for cell in noted.cells:
+            table.seen[cell] *= 0.99
+            table.right[cell] *= 0.99
+        super().learn(noted, true)
 
 
 class ByDepth(ReadableCore):
@@ -264,7 +278,10 @@ VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
     "prior weighs 100": partial(CalibratedDrafter, prior_strength=100),
     "forgetting": on_core(Forgetting),
     "depth as a feature": on_core(ByDepth),
-    "siblings compete": on_core(Competing),
+    "without corrections": on_core(Uncorrected),
+    "without runs": on_core(WithoutRuns),
+    "siblings do not compete": on_core(Unshared),
+    "no patience": on_core(ReadableCore, patience=1.0),
     "estimates mixed": mixed,
 }
 

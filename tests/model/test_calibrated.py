@@ -17,7 +17,7 @@ from model.logitspec import (
     InputError,
     compiler,
 )
-from model.logitspec.drafters.calibrated.growth import ReadableCore
+from model.logitspec.drafters.calibrated.growth import PATIENCE, ReadableCore
 from model.logitspec.sampling import Foresight
 from model.logitspec.sizing.budget import Budget
 from model.logitspec.sizing.step_cost import StepCost
@@ -48,7 +48,7 @@ def grown(drafter: CalibratedDrafter, seed: int = 0) -> tuple[DraftTree, list[in
     return drafter.draft(5, [5, *range(40, 39 + drafter.top_k)]), top
 
 
-def test_the_tree_holds_the_most_probable_paths() -> None:
+def test_the_tree_holds_the_nodes_that_are_worth_most() -> None:
     """A greedy tree of C nodes is the C best of the tree that has them all."""
     for capacity in (2, 5, 20):
         small = fresh(draft_tree_capacity=capacity)
@@ -56,25 +56,25 @@ def test_the_tree_holds_the_most_probable_paths() -> None:
         tree, _ = grown(small)
         assert len(tree) == capacity
         paths = small.path_probabilities
-        assert paths == sorted(paths, reverse=True)
-        for node in range(1, capacity):
-            edge = small.table.probability[small.cells[node]]
-            assert paths[node] == pytest.approx(paths[tree.parents[node]] * edge)
-        # and nothing more probable is left out: the candidates below its nodes, not in it
+        worths = [path * PATIENCE**depth for path, depth in zip(paths, tree.depths, strict=True)]
+        assert worths == sorted(worths, reverse=True)
+        # and nothing worth more is left out: the candidates below its nodes, not in it
         grown(large)
         taken = {(p, t) for p, t in zip(tree.parents[1:], tree.tokens[1:], strict=True)}
         core = large._core
         assert isinstance(core, ReadableCore)
         assert core.grow(5, [5, *range(40, 39 + large.top_k)], 0.0)[1]
-        for node, candidates in enumerate(core._candidates):
-            assert candidates is not None
-            base, named = candidates
-            left = [
-                paths[node] * large.table.probability[base + more]
-                for token, more in named.items()
-                if (node, token) not in taken
-            ]
-            assert all(p <= paths[-1] + 1e-12 for p in left)
+        for node, below in enumerate(core._below):
+            assert below is not None
+            weighed = below.noted
+            assert 0 <= sum(weighed.probabilities) < 1
+            for token, probability in zip(weighed.tokens, weighed.probabilities, strict=True):
+                if (node, token) in taken:
+                    edges = list(zip(tree.parents, tree.tokens, strict=True))
+                    child = edges.index((node, token), 1)
+                    assert paths[child] == pytest.approx(paths[node] * probability)
+                else:
+                    assert worths[node] * PATIENCE * probability <= worths[-1] + 1e-12
 
 
 def test_pruning_changes_no_tree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +138,9 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
                 core.forget()
     for name in ("seen", "right", "probability"):
         assert list(getattr(cores[0].table, name)) == getattr(cores[1].table, name)
+    for name in ("weights", "squares", "named", "nodes"):
+        native_numbers, numbers = (getattr(core.corrections, name) for core in cores)
+        assert list(native_numbers) == list(numbers)
     if told is not None:
         native_table, table = (core.foresight_table for core in cores)
         for name in ("seen", "right", "share", "count"):

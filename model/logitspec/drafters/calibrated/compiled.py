@@ -18,6 +18,7 @@ from ...sampling import Foresight
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget
 from . import growth
+from .corrections import Corrections
 from .evidence import MOST_EARLIER, MOST_FOLLOWERS, Evidence
 from .foresight import ForesightTable
 
@@ -29,10 +30,13 @@ INTEGERS = (
     *("row_stride", "last_stride"),
     *("earlier_stride", "most_followers", "most_earlier", "keep_rows", "keep_ngrams"),
 )
-Settings = structure("Settings", **dict.fromkeys(INTEGERS, Int), pruning=Double, last_steps=Pointer)
-Table = structure(
-    "Table", **dict.fromkeys(("probability", "seen", "right", "prior"), Pointer), strength=Double
-)
+Settings = structure(
+    "Settings", **dict.fromkeys(INTEGERS, Int),
+    **dict.fromkeys(("pruning", "patience"), Double), last_steps=Pointer,
+)  # fmt: skip
+OF_CORRECTIONS = ("weights", "squares", "named", "nodes")
+OF_TABLE = ("probability", "seen", "right", "prior", *OF_CORRECTIONS)
+Table = structure("Table", **dict.fromkeys(OF_TABLE, Pointer), strength=Double)
 Costs = structure("Costs", curve=Pointer, cheapest=Pointer, least=Double, weight=Double)
 Tree = structure("Tree", **dict.fromkeys(("tokens", "parents", "cells", "paths"), Pointer))
 
@@ -49,6 +53,7 @@ class CompiledCore:
     Args:
         evidence: only its settings are read; C++ collects the evidence itself.
         table: learnt from and into; its numbers become arrays.
+        corrections: of the table; the same.
         capacity: most nodes of a tree.
         foresight_table: learnt from and into, of samples; None: of best tokens.
 
@@ -60,6 +65,7 @@ class CompiledCore:
         self,
         evidence: Evidence,
         table: AcceptanceTable,
+        corrections: Corrections,
         capacity: int,
         foresight_table: ForesightTable | None = None,
     ) -> None:
@@ -80,7 +86,7 @@ class CompiledCore:
         ngrams, rows, last, earlier = evidence.sources
         steps = integers(last.steps)
         settings = Settings(
-            capacity=capacity, pruning=growth.PRUNING,
+            capacity=capacity, pruning=growth.PRUNING, patience=growth.PATIENCE,
             max_ngram_size=ngrams.max_ngram_size, lengths=ngrams.lengths,
             row_width=rows.width, ranks=rows.ranks, keep_rows=rows.keep,
             last_width=len(steps), last_steps=steps.ctypes.data, keep_ngrams=earlier.keep,
@@ -98,6 +104,9 @@ class CompiledCore:
             paths=self._paths.ctypes.data,
         )
         self._curves: tuple[npt.NDArray[np.float64], ...] = ()
+        for name in OF_CORRECTIONS:
+            setattr(corrections, name, np.array(getattr(corrections, name)))
+        self._corrections = [getattr(corrections, name) for name in OF_CORRECTIONS]
         self.use(table)
 
     def use(self, table: AcceptanceTable) -> None:
@@ -105,7 +114,8 @@ class CompiledCore:
         table.probability = np.array(table.probability, dtype=np.float64)
         table.nothing = integers(table.nothing)
         table.seen, table.right = table.nothing + table.seen, table.nothing + table.right
-        self._kept = (table.probability, table.seen, table.right, table.prior)
+        known = (table.probability, table.seen, table.right, table.prior)
+        self._kept = (*known, *self._corrections)
         addresses = (numbers.ctypes.data for numbers in self._kept)
         self._table = Table(*addresses, strength=table.strength)
 

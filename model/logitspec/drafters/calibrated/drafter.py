@@ -26,6 +26,7 @@ from ...sizing.budget import Budget, Capacity, resolve_capacity
 from ...sizing.step_cost import Measurable
 from ..base import Drafter, register
 from .compiled import CompiledCore
+from .corrections import Corrections
 from .evidence import MOST_EARLIER, Evidence, Source, additive_prior
 from .foresight import BINS, KINDS, LEVELS, ForesightTable, SampledCore
 from .growth import Drafted, ReadableCore
@@ -42,6 +43,7 @@ class State(NamedTuple):
 
     evidence: Evidence
     table: AcceptanceTable
+    corrections: Corrections
     foresight_table: ForesightTable | None  # of samples
     core: ReadableCore | CompiledCore
 
@@ -146,7 +148,8 @@ class CalibratedDrafter(Drafter):
             fitted = json.loads(file.read_text(encoding="utf-8"))
             prior = prior_of(fitted, evidence.sources)
             self._states[sampled] = self._state(evidence, prior, fitted.get("foresight"))
-        self.evidence, self.table, self.foresight_table, self._core = self._states[sampled]
+        known = self._states[sampled]
+        self.evidence, self.table, self.corrections, self.foresight_table, self._core = known
         self.wants_logprobs = sampled
         self.node_top_k = self._widths[sampled]
 
@@ -154,19 +157,26 @@ class CalibratedDrafter(Drafter):
         self, evidence: Evidence, prior: Sequence[float], foresight: Mapping[str, Any] | None
     ) -> State:
         table = AcceptanceTable(prior, self._prior_strength)
+        corrections = Corrections(evidence.sources)
         learnt = None if foresight is None else ForesightTable(foresight)
-        return State(evidence, table, learnt, self._find_core(evidence, table, learnt))
+        core = self._find_core(evidence, table, corrections, learnt)
+        return State(evidence, table, corrections, learnt, core)
 
     def _find_core(
-        self, evidence: Evidence, table: AcceptanceTable, learnt: ForesightTable | None
+        self,
+        evidence: Evidence,
+        table: AcceptanceTable,
+        corrections: Corrections,
+        learnt: ForesightTable | None,
     ) -> ReadableCore | CompiledCore:
         """What drafts: in C++ if that is wanted and can be compiled."""
         name = self._core_wanted
         if name not in CORES:
             raise InputError(f"drafting_core is {name!r}; give {', '.join(CORES)}")
+        known = evidence, table, corrections, self.capacity
         if name != "python":
             try:
-                return CompiledCore(evidence, table, self.capacity, learnt)
+                return CompiledCore(*known, learnt)
             except Unavailable as error:
                 if name == "native":
                     raise InputError(
@@ -174,9 +184,7 @@ class CalibratedDrafter(Drafter):
                     ) from error
                 message = f"calibrated drafts in Python, which is slower: {error}"
                 warnings.warn(message, stacklevel=4)
-        if learnt is not None:
-            return SampledCore(evidence, table, self.capacity, learnt)
-        return self.readable(evidence, table, self.capacity)
+        return self.readable(*known) if learnt is None else SampledCore(*known, learnt)
 
     @property
     def sources(self) -> Sequence[Source]:
@@ -245,6 +253,7 @@ class CalibratedDrafter(Drafter):
 
     def _reset_tables(self) -> None:
         self.table.reset()
+        self.corrections.reset()
         if self.foresight_table is not None:
             self.foresight_table.reset()
 
@@ -265,7 +274,7 @@ class CalibratedDrafter(Drafter):
     def state(self) -> dict[str, Numbers]:
         found: dict[str, Numbers] = {"layout": self._layout}
         for sampled, known in self._states.items():
-            kept = {**known.table.counted(), **known.core.kept()}
+            kept = {**known.table.counted(), **known.corrections.counted(), **known.core.kept()}
             if known.foresight_table is not None:
                 kept |= known.foresight_table.counted()
             found |= {f"{STATES[sampled]}{name}": numbers for name, numbers in kept.items()}
@@ -293,6 +302,7 @@ class CalibratedDrafter(Drafter):
         self._take(state)
         for known in self._states.values():
             known.table.believe()
+            known.corrections.believe()
             if known.foresight_table is not None:
                 known.foresight_table.believe()
         self._begun_with = {n: a for n, a in state.items() if n.rpartition(".")[2] in KEPT}
@@ -311,10 +321,10 @@ class CalibratedDrafter(Drafter):
                 "the state is of a drafter with other options, or of another version: its layout "
                 f"is {layout.tolist()}, and here it is {self._layout.tolist()}"
             )
-        cells = len(self.table.prior)
+        sizes = len(self.table.prior), self.corrections.count
         found = [parts(state, sampled=sampled) for sampled in STATES]
         known = sum(map(len, found)) + ("layout" in state)
-        if known < len(state) or not all(makes_sense(own, cells) for own in found):
+        if known < len(state) or not all(makes_sense(own, *sizes) for own in found):
             raise InputError("the state makes no sense, it may be damaged")
 
     def _take(self, state: Mapping[str, Numbers]) -> None:
@@ -326,6 +336,8 @@ class CalibratedDrafter(Drafter):
             self._core.take({name: own.get(name, NOTHING) for name in KEPT})
             if "cells" in own:
                 self.table.take(own)
+            if "weights" in own:
+                self.corrections.take(own)
             if self.foresight_table is not None and "bins" in own:
                 self.foresight_table.take(own)
         self._use(sampled=False)
@@ -384,7 +396,8 @@ class CalibratedDrafter(Drafter):
             probability = paths[node] / paths[parents[node]]
             lines.append(
                 f"token {tokens[node]}: {probability:.3f} ({evidence}; right "
-                f"{table.right[cell]} of {table.seen[cell]} times, prior {table.prior[cell]:.3f})"
+                f"{table.right[cell]} of {table.seen[cell]} times, prior {table.prior[cell]:.3f}, "
+                f"by the table {table.probability[cell]:.3f})"
             )
             node = parents[node]
         return "\n".join(reversed(lines))

@@ -5,6 +5,7 @@
 #include <queue>
 #include <tuple>
 
+#include "corrections.h"
 #include "foresight.h"
 
 extern "C" {
@@ -14,15 +15,8 @@ struct Settings {
     int64_t row_stride, last_stride, earlier_stride;  // of the cells; that of the n-grams is 1
     int64_t most_followers, most_earlier;
     int64_t keep_rows, keep_ngrams;
-    double pruning;
+    double pruning, patience;
     const int64_t* last_steps;  // [last_width]
-};
-
-struct Table {  // of acceptance, a number for every cell
-    double* probability;
-    int64_t *seen, *right;
-    const double* prior;
-    double strength;
 };
 
 struct Costs {  // of a tree that sizes itself, by its nodes; see budget.py
@@ -56,15 +50,21 @@ struct Drafting {
     std::vector<Token> pairs;
     ScoredRows scored_pairs, scored, scored_older;  // of samples; found as pairs, single, older are
     int64_t committed = 0;                          // tokens of prompt and answer
-    std::vector<std::vector<Candidate>> below;  // the nodes of the last tree
+    Corrections corrections;
+    std::vector<Below> below;                   // the nodes of the last tree
+    std::vector<Token> best;                    // the most probable of these; -1: none
+    std::vector<int64_t> runs;                  // up to the nodes of the last tree
+    int64_t run = 0;                            // up to the last committed token
     std::vector<Guesses> guessed;               // the same of samples
     int64_t looked = 0;                         // at so many of its first nodes
     int64_t awaited = -1;  // the last accepted node, if what followed it is to be learnt
-    double least = 0;      // path probability of the last tree's last node
+    double least = 0;      // what the last tree's last node was worth
 
     explicit Drafting(const Settings& s)
         : set(s), last_steps(s.last_steps, s.last_steps + s.last_width), single(s.row_width),
-          older(s.row_width), below(s.capacity), guessed(s.capacity) {
+          older(s.row_width),
+          corrections({s.row_stride, s.last_stride, s.earlier_stride}, s.row_stride),
+          below(s.capacity), best(s.capacity), runs(s.capacity), guessed(s.capacity) {
         set.last_steps = nullptr;
     }
 
@@ -83,6 +83,7 @@ struct Drafting {
         prompt = std::move(next);
         committed = count;
         awaited = -1;
+        run = 0;
         least = 0;
         if (!again || !set.keep_rows || int64_t(pair_at.size()) > MOST_ROWS) {
             if (set.keep_rows) {
@@ -255,7 +256,7 @@ struct Drafting {
     // What both estimates say of the candidates below a node, and the share of the acceptance table.
     template <class Before>
     double weigh(Before before, int64_t length, int64_t depth, const std::vector<Candidate>& named,
-                 int64_t base, const Table& table, const Foresight& f, Guesses& guesses) const {
+                 int64_t base, const Foresight& f, Guesses& guesses) const {
         guesses.all.clear();
         guesses.mixture = -1;
         double share = 1;
@@ -274,15 +275,15 @@ struct Drafting {
         };
         if (row.tokens) {
             double highest = 0;
-            for (const Candidate& c : named) highest = std::max(highest, table.probability[c.cell]);
+            for (const Candidate& c : named) highest = std::max(highest, c.probability);
             kind = 2 * kind + (depth == 0);
             guesses.mixture = kind * LEVELS + std::min(LEVELS - 1, int64_t(LEVELS * highest));
             share = f.share[guesses.mixture] / f.count[guesses.mixture];
             for (auto [its, place] : foresee(row, state_of(f.stream, committed + depth + 1))) {
                 int64_t bin = kind * BINS + place;
                 const Candidate* c = known(its);
-                guesses.all.push_back({its, c ? c->cell : base, c ? table.probability[c->cell] : 0,
-                                       bin, probability(f, bin)});
+                guesses.all.push_back({its, c ? c->cell : base, c ? c->probability : 0, bin,
+                                       probability(f, bin)});
             }
         }
         size_t foreseen = guesses.all.size();
@@ -290,53 +291,53 @@ struct Drafting {
             auto same = [&](const Guess& guess) { return guess.token == c.token; };
             auto end = guesses.all.begin() + foreseen;
             if (std::find_if(guesses.all.begin(), end, same) == end)
-                guesses.all.push_back({c.token, c.cell, table.probability[c.cell], -1, 0});
+                guesses.all.push_back({c.token, c.cell, c.probability, -1, 0});
         }
         return share;
     }
 
-    void learn_below(int64_t node, Token right, const Table& table, const Foresight* f) const {
-        learn(below[node], right, table);
-        if (f) ::learn(guessed[node], right, *f);
-    }
-
-    void learn(const std::vector<Candidate>& candidates, Token right, const Table& t) const {
-        for (const Candidate& c : candidates) {
+    void learn_below(int64_t node, Token right, const Table& t, const Foresight* f) const {
+        for (const Candidate& c : below[node].all) {
             t.seen[c.cell]++;
             t.right[c.cell] += c.token == right;
             t.probability[c.cell] =
                 (t.right[c.cell] + t.strength * t.prior[c.cell]) / (t.seen[c.cell] + t.strength);
         }
+        corrections.learn(below[node], right, t);
+        if (f) learn(guessed[node], right, *f);
     }
 
     // Grows a tree into `tree`, counts its nodes; `whole` tells whether it is the tree that would
     // have grown without a floor.
     int64_t grow(Token root, const int64_t* top, int64_t tops, double floor, const Table& table,
                  const Costs* costs, const Foresight* f, Tree& tree, bool& whole) {
-        using Open = std::tuple<double, int64_t, Token, int64_t>;  // -path, parent, token, cell
+        using Open = std::tuple<double, int64_t, Token, int64_t, double>;
         std::priority_queue<Open, std::vector<Open>, std::greater<Open>> open;
-        double path = 1, expected = 0, best_rate = 0;
+        // -worth, parent, token, cell, path probability
+        double worth = 1, expected = 0, best_rate = 0, patience = costs ? 1 : set.patience;
         int64_t nodes = 0, best_nodes = 0;
         looked = 0;
-        auto add = [&](int64_t parent, Token token, int64_t cell) {
+        auto add = [&](int64_t parent, Token token, int64_t cell, double path) {
+            runs[nodes] = !nodes ? run : token == best[parent] ? runs[parent] + 1 : 0;
             tree.tokens[nodes] = token;
             tree.parents[nodes] = parent;
             tree.cells[nodes] = cell;
             tree.paths[nodes++] = path;
             if (!costs) return;
-            expected += nodes > 1 ? path * costs->weight : 1;
+            expected += nodes > 1 ? worth * costs->weight : 1;
             double rate = expected / costs->curve[nodes];
             if (rate > best_rate) {
                 best_rate = rate;
                 best_nodes = nodes;
             }
         };
-        add(0, root, -1);
+        add(0, root, -1, 1);
         whole = true;
         int64_t most = std::max<int64_t>(set.max_ngram_size, 2);
         std::vector<Token> last(most);  // tokens up to a node, its own first
         while (true) {
-            if (path > floor) {
+            least = worth;
+            if (worth > floor) {
                 int64_t node = nodes - 1, depth = 0;
                 for (int64_t up = node; up; up = tree.parents[up]) depth++;
                 int64_t own = depth + 1;  // tokens of the tree
@@ -349,21 +350,30 @@ struct Drafting {
                     last[n] = Token(tree.tokens[up]);
                     up = tree.parents[up];
                 }
-                auto& named = below[node];
+                auto& named = below[node].all;
                 auto before = [&](int64_t n) { return last[n - 1]; };
                 int64_t base = look(before, length, node ? nullptr : top, tops, named);
                 looked = nodes;
+                corrections.weigh(below[node], runs[node], table);
+                best[node] = -1;
+                double highest = 0;
                 auto push = [&](Token token, int64_t cell, double probability) {
-                    double reached = path * probability;
-                    if (reached > floor) open.emplace(-reached, node, token, cell);
+                    bool same = probability == highest && token < best[node];
+                    if (best[node] < 0 || probability > highest || same) {
+                        highest = probability;
+                        best[node] = token;
+                    }
+                    double its = worth * patience * probability;
+                    if (its > floor)
+                        open.emplace(-its, node, token, cell, tree.paths[node] * probability);
                 };
                 if (f) {
                     auto& guesses = guessed[node];
-                    double share = weigh(before, length, depth, named, base, table, *f, guesses);
+                    double share = weigh(before, length, depth, named, base, *f, guesses);
                     for (const Guess& g : guesses.all)
                         push(g.token, g.cell, share * g.known + (1 - share) * g.foreseen);
                 } else {
-                    for (const Candidate& c : named) push(c.token, c.cell, table.probability[c.cell]);
+                    for (const Candidate& c : named) push(c.token, c.cell, c.probability);
                 }
             }
             if (nodes == set.capacity) break;
@@ -371,17 +381,18 @@ struct Drafting {
                 whole = floor == 0;
                 break;
             }
-            auto [minus, parent, token, cell] = open.top();
+            auto [minus, parent, token, cell, path] = open.top();
             open.pop();
-            path = -minus;
-            if (costs && path * costs->weight <= best_rate * costs->cheapest[nodes]) break;
-            add(parent, token, cell);
+            worth = -minus;
+            if (costs && worth * costs->weight <= best_rate * costs->cheapest[nodes]) break;
+            add(parent, token, cell, path);
         }
         return costs ? best_nodes : nodes;
     }
 
     void learn_awaited(Token token, const Table& table, const Foresight* f) {
         if (awaited >= 0) learn_below(awaited, token, table, f);
+        run = awaited >= 0 && best[awaited] == token ? run + 1 : 0;
         awaited = -1;
     }
 
@@ -392,18 +403,12 @@ struct Drafting {
     }
 
     int64_t draft(Token root, const int64_t* top, int64_t tops, const Table& table,
-                  const Costs* costs, const Foresight* f, double pruning, Tree& tree) {
+                  const Costs* costs, const Foresight* f, Tree& tree) {
         learn_awaited(root, table, f);
         bool whole;
-        int64_t nodes;
-        if (costs) {
-            nodes = grow(root, top, tops, costs->least, table, costs, f, tree, whole);
-        } else {
-            nodes = grow(root, top, tops, least * pruning, table, costs, f, tree, whole);
-            if (!whole) nodes = grow(root, top, tops, 0, table, costs, f, tree, whole);
-        }
-        least = tree.paths[nodes - 1];
-        return nodes;
+        if (costs) return grow(root, top, tops, costs->least, table, costs, f, tree, whole);
+        int64_t nodes = grow(root, top, tops, least * set.pruning, table, costs, f, tree, whole);
+        return whole ? nodes : grow(root, top, tops, 0, table, costs, f, tree, whole);
     }
 
     void learn_row(Token before, Token token, const int64_t* row, int64_t width) {
@@ -422,6 +427,7 @@ struct Drafting {
             if (path[i] < looked)
                 learn_below(path[i], Token(tree.tokens[path[i + 1]]), table, f);
         awaited = path[accepted - 1] < looked ? path[accepted - 1] : -1;
+        run = runs[path[accepted - 1]];
         Token before = context.empty() ? -1 : context.back();
         auto row_of = [&](int64_t node) {
             if (!width || rows[node * width] < 0) return;  // not known
@@ -481,7 +487,7 @@ int64_t drafting_draft(void* handle, int64_t root, const int64_t* top, int64_t t
                        const Table* table, const Costs* costs, const Foresight* f, Tree* tree) {
     if (!valid(&root, 1) || !valid(top, tops)) return -1;
     auto& drafting = *(Drafting*)handle;
-    return drafting.draft(Token(root), top, tops, *table, costs, f, drafting.set.pruning, *tree);
+    return drafting.draft(Token(root), top, tops, *table, costs, f, *tree);
 }
 
 int64_t drafting_skip(void* handle, int64_t token, const Table* table, const Foresight* f) {

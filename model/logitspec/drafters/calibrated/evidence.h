@@ -3,7 +3,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <iterator>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -29,6 +31,8 @@ Key key(uint32_t first, uint32_t second) { return Key(first) << 32 | second; }
 struct Candidate {
     Token token;
     int64_t cell;
+    double probability = 0;
+    int64_t weight = 0;  // which of the runs' weights was added
 };
 
 struct Follower {

@@ -22,6 +22,7 @@ import numpy as np
 from ...listed import Numbers, list_rows, rows_of
 from ...sampling import MASK, STRIDE, Foresight, mixed, states_of
 from ...sizing.acceptance_table import AcceptanceTable
+from .corrections import Corrections
 from .evidence import MOST_ROWS, Candidates, Evidence, RowEvidence
 from .growth import Drafted, ReadableCore
 
@@ -162,13 +163,14 @@ class SampledCore(ReadableCore):
         self,
         evidence: Evidence,
         table: AcceptanceTable,
+        corrections: Corrections,
         capacity: int,
         foresight_table: ForesightTable,
     ) -> None:
         self.learnt = foresight_table
         self._older: dict[int, Row] = {}
         self._single: dict[int, Row] = {}
-        super().__init__(evidence, table, capacity)
+        super().__init__(evidence, table, corrections, capacity)
 
     def foresee(self, foresight: Foresight) -> None:
         """The samples to come."""
@@ -209,10 +211,11 @@ class SampledCore(ReadableCore):
             at += len(row)
 
     def weigh(
-        self, candidates: Candidates, context: tuple[int, ...], depth: int
+        self, candidates: Candidates, context: tuple[int, ...], depth: int, run: int
     ) -> tuple[list[tuple[int, int, float]], Any]:
         base, named = candidates
-        known = {token: self.table.probability[base + more] for token, more in named.items()}
+        by_table, noted = super().weigh(candidates, context, depth, run)
+        known = {token: probability for token, _, probability in by_table}
         guesses: list[Guess] = []
         mixture, share = -1, 1.0
         row, kind = self._find_row(context)
@@ -236,7 +239,7 @@ class SampledCore(ReadableCore):
             (guess.token, guess.cell, share * guess.known + (1 - share) * guess.foreseen)
             for guess in guesses
         ]
-        return weighed, (candidates, Guesses(guesses, mixture))
+        return weighed, (noted, Guesses(guesses, mixture))
 
     def _find_row(self, context: tuple[int, ...]) -> tuple[Row | None, int]:
         """The row of a node, and of which kind it is."""
@@ -247,9 +250,9 @@ class SampledCore(ReadableCore):
                 return row, kind
         return None, 0
 
-    def learn(self, candidates: Any, true: int) -> None:
-        named, guesses = candidates
-        super().learn(named, true)
+    def learn(self, noted: Any, true: int) -> None:
+        by_table, guesses = noted
+        super().learn(by_table, true)
         learnt = self.learnt
         for guess in guesses.all:
             if guess.bin >= 0:

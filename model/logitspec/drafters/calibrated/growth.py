@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 from ...listed import Numbers
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget
+from .corrections import Corrections
 from .evidence import Candidates, Evidence
 
-PRUNING = 0.3  # of the least path probability of the last tree: less is not even considered
+PRUNING = 0.3  # of the least worth in the last tree: less is not even considered
+PATIENCE = 0.92  # worth of a node beside its parent's, if it is surely right: it can wait
 
 
 class Drafted(NamedTuple):
@@ -24,6 +26,13 @@ class Drafted(NamedTuple):
     cells: list[int]  # in the acceptance table; the root's is -1
 
 
+class Below(NamedTuple):
+    """The candidates below a node."""
+
+    noted: Any  # what learn() is to be given of them
+    best: int | None  # the most probable one
+
+
 class ReadableCore:
     """Collects evidence, grows trees from it, and learns what its candidates were worth.
 
@@ -32,19 +41,27 @@ class ReadableCore:
     Args:
         evidence: looked into for candidates.
         table: what each cell's candidates are worth.
+        corrections: of the table.
         capacity: most nodes of a tree.
     """
 
-    def __init__(self, evidence: Evidence, table: AcceptanceTable, capacity: int) -> None:
+    patience = PATIENCE
+
+    def __init__(
+        self, evidence: Evidence, table: AcceptanceTable, corrections: Corrections, capacity: int
+    ) -> None:
         self.evidence = evidence
+        self.corrections = corrections
         self.capacity = capacity
         self.use(table)
         self._begin()
 
     def _begin(self) -> None:
-        self._candidates: list[Any] = []  # below the nodes of the last tree, as weigh() noted them
-        self._awaited: Any = None  # below the last accepted node
-        self._least = 0.0  # path probability of the last tree's last node
+        self._below: list[Below | None] = []  # the nodes of the last tree
+        self._awaited: Below | None = None  # below the last accepted node
+        self._runs: list[int] = []  # up to the nodes of the last tree, see Corrections
+        self._run = 0  # up to the last committed token
+        self._least = 0.0  # what the last tree's last node was worth
 
     def use(self, table: AcceptanceTable) -> None:
         """Learn from and into this table from now on."""
@@ -86,7 +103,6 @@ class ReadableCore:
             drafted, _ = self.grow(root, top_ids, budget.least, budget)
             for numbers in drafted:
                 del numbers[budget.best_nodes :]
-        self._least = drafted.paths[-1]
         return drafted
 
     def skip(self, token: int) -> None:
@@ -95,62 +111,71 @@ class ReadableCore:
         self.evidence.extend([token])
 
     def _learn_awaited(self, token: int) -> None:
-        if self._awaited is not None:
-            self.learn(self._awaited, token)
+        below = self._awaited
+        if below is not None:
+            self.learn(below.noted, token)
+        self._run = self._run + 1 if below is not None and below.best == token else 0
         self._awaited = None
 
     def grow(
         self, root: int, top_ids: Sequence[int], floor: float, budget: Budget | None = None
     ) -> tuple[Drafted, bool]:
-        """Grow a tree best first.
+        """Grow a tree best first: the node that is worth most is next.
 
         Args:
             root: the next token.
             top_ids: best tokens of the last logits.
-            floor: candidates under this path probability are left out.
+            floor: candidates worth less than this are left out.
             budget: told of every node; ends the growth.
 
         Returns:
             The tree, and whether it would have grown alike without a floor.
         """
         tree = Drafted([root], [0], [1.0], [-1])
-        self._candidates = []
+        self._below = []
+        self._runs = [self._run]
         longest = self.evidence.longest
         contexts = [(*self.evidence.context, root)[-longest:]]
         depths = [0]
-        heap: list[tuple[float, int, int, int]] = []  # (-path probability, parent, token, cell)
-        path = 1.0
+        heap: list[tuple[float, int, int, int, float]] = []  # (-worth, parent, token, cell, path)
+        patience = self.patience if budget is None else 1.0
+        worth = 1.0
         node = 0
         if budget is not None:
-            budget.add(path)
+            budget.add(worth)
         while True:
-            if path > floor:
+            self._least = worth
+            if worth > floor:
                 candidates = self.look(tree, contexts[node], top_ids)
-                weighed, noted = self.weigh(candidates, contexts[node], depths[node])
-                self._candidates.append(noted)
+                run = self._runs[node]
+                weighed, noted = self.weigh(candidates, contexts[node], depths[node], run)
+                self._below.append(Below(noted, most_probable(weighed)))
                 for token, cell, probability in weighed:
-                    reached = path * probability
-                    if reached > floor:
-                        heappush(heap, (-reached, node, token, cell))
+                    its = worth * patience * probability
+                    if its > floor:
+                        path = tree.paths[node] * probability
+                        heappush(heap, (-its, node, token, cell, path))
             else:
-                self._candidates.append(None)
+                self._below.append(None)
             node += 1
             if node == self.capacity:
                 return tree, True
             if not heap:
                 return tree, floor == 0.0
-            path, parent, token, cell = heappop(heap)
-            path = -path
+            minus, parent, token, cell, path = heappop(heap)
+            worth = -minus
             if budget is not None:
-                if budget.enough(path):
+                if budget.enough(worth):
                     return tree, True
-                budget.add(path)
+                budget.add(worth)
             tree.tokens.append(token)
             tree.parents.append(parent)
             tree.paths.append(path)
             tree.cells.append(cell)
             contexts.append((*contexts[parent], token)[-longest:])
             depths.append(depths[parent] + 1)
+            above = self._below[parent]
+            self._runs.append(self._runs[parent] + 1 if above and token == above.best else 0)
 
     def look(self, tree: Drafted, context: tuple[int, ...], top_ids: Sequence[int]) -> Candidates:
         """The candidates below the last node of a tree.
@@ -163,7 +188,7 @@ class ReadableCore:
         return self.evidence.look(context, top_ids if len(tree.tokens) == 1 else None)
 
     def weigh(
-        self, candidates: Candidates, context: tuple[int, ...], depth: int
+        self, candidates: Candidates, context: tuple[int, ...], depth: int, run: int
     ) -> tuple[list[tuple[int, int, float]], Any]:
         """How likely each candidate is right, given that its parent is.
 
@@ -171,21 +196,22 @@ class ReadableCore:
             candidates: from look().
             context: the last tokens up to the node that they are below.
             depth: of that node.
+            run: up to that node.
 
         Returns:
             Token, cell and probability of each, and what learn() is to be given.
         """
         base, named = candidates
-        known = self.table.probability
-        cells = [(token, base + more) for token, more in named.items()]
-        return [(token, cell, known[cell]) for token, cell in cells], candidates
+        cells = [base + more for more in named.values()]
+        weighed = self.corrections.weigh([*named], cells, self.table.probability, run)
+        return list(zip(*weighed[:3], strict=True)), weighed
 
-    def learn(self, candidates: Any, true: int) -> None:
+    def learn(self, noted: Any, true: int) -> None:
         """Take in which of the candidates below an accepted node, as weigh() noted them, was
         right."""
-        base, named = candidates
-        for token, more in named.items():
-            self.table.learn(base + more, token == true)
+        for token, cell in zip(noted.tokens, noted.cells, strict=True):
+            self.table.learn(cell, token == true)
+        self.corrections.learn(noted, true)
 
     def observe(
         self, drafted: Drafted, path: Sequence[int], top_ids: Sequence[Sequence[int]]
@@ -199,10 +225,11 @@ class ReadableCore:
         """
         tokens, parents = drafted.tokens, drafted.parents
         for node, child in pairwise(path):
-            known = self._candidates[node]
-            if known is not None:
-                self.learn(known, tokens[child])
-        self._awaited = self._candidates[path[-1]]
+            below = self._below[node]
+            if below is not None:
+                self.learn(below.noted, tokens[child])
+        self._awaited = self._below[path[-1]]
+        self._run = self._runs[path[-1]]
         before = self.evidence.context[-1]
         # The most probable nodes come first and shall be remembered, above them the accepted ones.
         for node in (*range(len(tokens) - 1, -1, -1), *path):
@@ -210,3 +237,9 @@ class ReadableCore:
                 parent = tokens[parents[node]] if node else before
                 self.evidence.rows.learn(parent, tokens[node], top_ids[node])
         self.evidence.extend([tokens[node] for node in path])
+
+
+def most_probable(weighed: Sequence[tuple[int, int, float]]) -> int | None:
+    """The most probable of some candidates, as weigh() gives them; None, where there are none."""
+    best = min(((-probability, token) for token, _, probability in weighed), default=None)
+    return None if best is None else best[1]

@@ -7,14 +7,17 @@ from collections.abc import Mapping
 import numpy as np
 
 from ...listed import Numbers, are_answers, count_tokens
+from .corrections import SUMS
 from .foresight import BINS, KINDS, LEVELS
 
-LAYOUT = 1  # of the arrays below; another one cannot be read
+LAYOUT = 2  # of the arrays below; another one cannot be read
 NOTHING: Numbers = np.empty(0, np.int64)
 STATES = {False: "greedy.", True: "sampled."}  # what the names of each state's arrays begin with
 KEPT = ("answers", "rows", "scored", "logs")  # evidence; the others are the tables'
 INTEGERS = ("cells", "seen", "right", "answers", "rows", "scored")
-SHAPES = {"bins": (2, KINDS * BINS), "shares": (2, KINDS * LEVELS)}
+SHAPES = {  # of the arrays whose first row is a part of the second
+    "bins": (2, KINDS * BINS), "shares": (2, KINDS * LEVELS), "sums": (2, len(SUMS) + 1)
+}  # fmt: skip
 
 
 def parts(state: Mapping[str, Numbers], *, sampled: bool) -> dict[str, Numbers]:
@@ -33,22 +36,24 @@ def with_answers(state: Mapping[str, Numbers]) -> dict[str, Numbers]:
     return found
 
 
-def makes_sense(state: Mapping[str, Numbers], cells: int) -> bool:
+def makes_sense(state: Mapping[str, Numbers], cells: int, weights: int) -> bool:
     """Whether arrays may be taken in; for those of one of the states.
 
     Args:
         state: by name, see parts().
         cells: of the acceptance table.
+        weights: of the corrections.
     """
-    if set(state) - {*INTEGERS, "logs", *SHAPES}:
+    shapes = {**SHAPES, "weights": (2, weights)}
+    if set(state) - {*INTEGERS, "logs", *shapes}:
         return False
     for name, numbers in state.items():
         integers = name in INTEGERS
         if not np.issubdtype(numbers.dtype, np.integer if integers else np.floating):
             return False
-        if name in SHAPES and numbers.shape != SHAPES[name]:
+        if name in shapes and numbers.shape != shapes[name]:
             return False
-        if name not in SHAPES and numbers.ndim != 1:
+        if name not in shapes and numbers.ndim != 1:
             return False
     return (
         table_makes_sense(state, cells)
@@ -58,6 +63,7 @@ def makes_sense(state: Mapping[str, Numbers], cells: int) -> bool:
         and bool((state.get("logs", NOTHING) <= 0).all())
         and all(shares_make_sense(state[name]) for name in SHAPES if name in state)
         and bool((state["shares"][1] > 0).all() if "shares" in state else True)
+        and ("weights" not in state or weights_make_sense(state["weights"]))
     )
 
 
@@ -74,3 +80,8 @@ def shares_make_sense(numbers: Numbers) -> bool:
     """Of two rows, the first a part of the second: right and seen, or share and count."""
     some, whole = numbers
     return bool((np.isfinite(numbers) & (numbers >= 0)).all() and (some <= whole + 1e-9).all())
+
+
+def weights_make_sense(numbers: Numbers) -> bool:
+    """Of the weights and of the squared errors that each has seen."""
+    return bool(np.isfinite(numbers).all() and (numbers[1] > 0).all())

@@ -1,0 +1,101 @@
+// What corrects the acceptance table: what corrections.py does in Python, and says why.
+
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <iterator>
+
+#include "evidence.h"
+
+extern "C" {
+
+struct Table {  // of acceptance, a number for every cell; then what corrects it
+    double* probability;
+    int64_t *seen, *right;
+    const double* prior;
+    double *weights, *squares, *named, *nodes;
+    double strength;
+};
+}
+
+namespace {
+
+constexpr int64_t RUNS[] = {1, 4, 16};
+constexpr double LEVELS_OF_ODDS[] = {-3, -1, 0, 1, 2, 3};
+constexpr double SUMS[] = {0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5};
+constexpr int64_t LEVELS_EACH = std::size(LEVELS_OF_ODDS) + 1;
+constexpr int64_t RUN_WEIGHTS = (std::size(RUNS) + 1) * LEVELS_EACH;
+constexpr double MOST = 30, RATE = 0.2, BELIEF = 20;
+
+template <class Number, size_t N> int64_t bin_of(const Number (&edges)[N], Number value) {
+    return std::upper_bound(edges, edges + N, value) - edges;
+}
+
+struct Below {  // a node
+    std::vector<Candidate> all;
+    int64_t bin = -1;  // of the sum of their probabilities; -1: there is none
+};
+
+class Corrections {
+  public:
+    // Of four sources of evidence; strides are those of the second, the third and the fourth.
+    Corrections(std::array<int64_t, 3> strides, int64_t last_count) {
+        int64_t stride = 1, begin = RUN_WEIGHTS;
+        for (size_t i = 0; i < sources_.size(); i++) {
+            int64_t count = i < strides.size() ? strides[i] / stride : last_count;
+            sources_[i] = {uint32_t(stride), uint32_t(count), begin};
+            begin += count;
+            stride *= count;
+        }
+    }
+
+    // How likely each candidate is right, by the table and the run up to their node.
+    void weigh(Below& below, int64_t run, const Table& table) const {
+        int64_t first = bin_of(RUNS, run) * LEVELS_EACH;
+        double total = 0, whole = 0;
+        for (Candidate& c : below.all) {
+            double known = table.probability[c.cell];
+            double logit = std::log(known / (1 - known));
+            c.weight = first + bin_of(LEVELS_OF_ODDS, logit);
+            logit += table.weights[c.weight];
+            for (const Grades& source : sources_) logit += table.weights[source.at(c.cell)];
+            c.probability = std::exp(std::min(MOST, std::max(-MOST, logit)));
+            total += c.probability;
+            whole += c.probability / (1 + c.probability);
+        }
+        below.bin = -1;
+        if (below.all.empty()) return;
+        below.bin = bin_of(SUMS, whole);
+        double believed = whole / std::sqrt(std::sqrt(1 + whole * whole * whole * whole));
+        double any_right =
+            (table.named[below.bin] + BELIEF * believed) / (table.nodes[below.bin] + BELIEF);
+        for (Candidate& c : below.all) c.probability = any_right * c.probability / total;
+    }
+
+    void learn(const Below& below, Token right, const Table& table) const {
+        if (below.bin < 0) return;
+        table.nodes[below.bin]++;
+        for (const Candidate& c : below.all) {
+            table.named[below.bin] += c.token == right;
+            double error = (c.token == right) - c.probability;
+            auto learn_at = [&](int64_t at) {
+                table.squares[at] += error * error;
+                table.weights[at] += RATE * error / std::sqrt(table.squares[at]);
+            };
+            learn_at(c.weight);
+            for (const Grades& source : sources_) learn_at(source.at(c.cell));
+        }
+    }
+
+  private:
+    struct Grades {
+        uint32_t stride, count;
+        int64_t begin;  // of its weights
+        int64_t at(int64_t cell) const { return begin + uint32_t(cell) / stride % count; }
+    };
+
+    std::array<Grades, 4> sources_;
+};
+
+}  // namespace

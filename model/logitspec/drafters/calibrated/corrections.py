@@ -1,0 +1,157 @@
+"""What the acceptance table's cells leave out, learnt from every candidate that is seen.
+
+A cell that was seen seldom knows little but its prior, and no cell knows how well drafting went in
+the last tokens. So weights are added to a cell's log-odds: one for the grade of each source, and
+one for the run that the candidate would go on with, by the level of the log-odds. They are learnt
+by logistic regression, a step for each candidate, its length by AdaGrad (Duchi, Hazan, Singer,
+Adaptive Subgradient Methods, JMLR 12, 2011).
+
+Nor does a cell know of the other candidates, of which one at most is right. So what the candidates
+below a node share is how often any of them is right, which is learnt by the sum of their
+probabilities. Each has a part of that in proportion to its odds, as in a conditional logit.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from math import exp, log, sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...listed import Numbers
+from .evidence import Source
+
+RUNS = (1, 4, 16)  # the shortest run of each kind but the first, in tokens
+LEVELS = (-3.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # least log-odds of each level but the first
+RUN_WEIGHTS = (len(RUNS) + 1) * (len(LEVELS) + 1)
+SUMS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)  # least of each bin but the first
+MOST = 30.0  # log-odds, either way
+RATE = 0.2  # of learning
+DOUBT = 1.0  # squared errors that a weight begins with
+STRENGTH = 20.0  # nodes that the first belief of a sum weighs
+
+
+class Weighed(NamedTuple):
+    """The candidates below a node, a number of each."""
+
+    tokens: Sequence[int]
+    cells: Sequence[int]  # of the acceptance table
+    probabilities: Sequence[float]  # that each is right, given that the node is
+    bin: int  # of the sum of what these would be alone; -1: there is no candidate
+    weights: Sequence[int]  # which of the runs' weights was added
+
+
+class Corrections:
+    """Weights that are added to the log-odds of an acceptance table's cells, and what sums mean.
+
+    A run is the number of tokens in a row that were each the most probable candidate of its place.
+
+    Args:
+        sources: of evidence.
+
+    Attributes:
+        weights: of all runs and levels, then of each source's grades.
+        squares: the squared errors that each weight has seen.
+        named: by bin, how often any candidate below a node was right.
+        nodes: by bin, of how many.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.grades = [(source.stride, len(source.grades)) for source in sources]
+        *self.begins, self.count = accumulate((n for _, n in self.grades), initial=RUN_WEIGHTS)
+        # Lists, which Python reads fastest; arrays where compiled code learns
+        self.weights: Any = [0.0] * self.count
+        self.squares: Any = [DOUBT] * self.count
+        self.named: Any = [0.0] * (len(SUMS) + 1)
+        self.nodes: Any = [0.0] * (len(SUMS) + 1)
+        self._first = self.counted()
+
+    def reset(self) -> None:
+        """Forget what was learnt."""
+        self.take(self._first)
+
+    def counted(self) -> dict[str, Numbers]:
+        """What was learnt."""
+        return {
+            "weights": np.array([self.weights, self.squares]),
+            "sums": np.array([self.named, self.nodes]),
+        }
+
+    def take(self, counted: Mapping[str, Numbers]) -> None:
+        """Go on from what counted() gave."""
+        self.weights[:], self.squares[:] = counted["weights"].tolist()
+        self.named[:], self.nodes[:] = counted["sums"].tolist()
+
+    def weigh(self, tokens: Sequence[int], cells: Sequence[int], known: Any, run: int) -> Weighed:
+        """How likely each candidate below a node is right, given that the node is.
+
+        Args:
+            tokens: of the candidates.
+            cells: of the candidates, in the acceptance table.
+            known: that table's probabilities, by cell.
+            run: up to the node.
+        """
+        weights: list[int] = []
+        odds: list[float] = []
+        first = bisect_right(RUNS, run) * (len(LEVELS) + 1)
+        for cell in cells:
+            logit = log(known[cell] / (1 - known[cell]))
+            at = first + bisect_right(LEVELS, logit)
+            logit += self.weights[at]
+            for place in self._places(cell):
+                logit += self.weights[place]
+            weights.append(at)
+            odds.append(exp(min(MOST, max(-MOST, logit))))
+        return Weighed(tokens, cells, *self.share(odds), weights)
+
+    def share(self, odds: Sequence[float]) -> tuple[list[float], int]:
+        """The probabilities of candidates of which one at most is right, and their sum's bin.
+
+        Args:
+            odds: of each, if there were no others.
+        """
+        if not odds:
+            return [], -1
+        total = whole = 0.0
+        for own in odds:
+            total += own
+            whole += own / (1 + own)
+        bin_ = bisect_right(SUMS, whole)
+        believed = whole / sqrt(sqrt(1 + whole * whole * whole * whole))
+        any_right = (self.named[bin_] + STRENGTH * believed) / (self.nodes[bin_] + STRENGTH)
+        return [any_right * own / total for own in odds], bin_
+
+    def learn(self, weighed: Weighed, true: int) -> None:
+        """Take in which of the candidates below a node that was right is right.
+
+        Args:
+            weighed: by weigh().
+            true: the token that came, a candidate or not.
+        """
+        if weighed.bin < 0:
+            return
+        self.nodes[weighed.bin] += 1
+        each = zip(*weighed[:3], weighed.weights, strict=True)
+        for token, cell, probability, at in each:
+            self.named[weighed.bin] += token == true
+            error = (token == true) - probability
+            for place in (at, *self._places(cell)):
+                self.squares[place] += error * error
+                self.weights[place] += RATE * error / sqrt(self.squares[place])
+
+    def believe(self) -> None:
+        """Begin with what was learnt, so that what is learnt from now on counts for more."""
+        known = self.counted()
+        known["weights"][1] = DOUBT
+        nodes = known["sums"][1]
+        known["sums"] *= np.minimum(1, STRENGTH / np.maximum(nodes, 1))
+        self._first = known
+        self.reset()
+
+    def _places(self, cell: int) -> list[int]:
+        """The weights of a cell's grades."""
+        known = zip(self.begins, self.grades, strict=True)
+        return [begin + cell // stride % count for begin, (stride, count) in known]
