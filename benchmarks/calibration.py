@@ -19,14 +19,16 @@ from evaluation.command.flags import add_machine_flags
 from evaluation.command.parser import Parser, at_least
 from evaluation.pictures.style import new_figure, save_figure
 from model.logitspec import CalibratedDrafter, DraftTree
+from model.logitspec.sampling import Sampling
 from model.logitspec.sizing.budget import Capacity
 
 from .fit_prior import Questionnaire
 from .measure import Figures, Results, add_question_flags, lines, run_benchmark
 
 DEPTHS = {
-    "all": (1, inf), "1": (1, 1), "2": (2, 2), "3": (3, 3), "4 to 7": (4, 7), "8 on": (8, inf)
+    "all": (1, inf), **{str(n): (n, n) for n in range(1, 9)}, "9 on": (9, inf)
 }  # fmt: skip
+SHOWN = "all", "1", "2", "4", "8"  # in the picture
 BINS = 10  # of path probability, equally wide
 FEWEST = 50  # drafts a point of the picture rests on
 ERRORS = {"depth": (8, "{depth}"), "drafts": (8, "{drafts}"), "error": (7, "{error:.4f}")}
@@ -41,6 +43,7 @@ BY_EXPECTED = {
     "steps": (6, "{steps}"),
     "mean": (6, "{expected:.2f}"),
     "observed": (8, "{observed:.2f}"),
+    "ratio": (6, "{ratio:.3f}"),
 }
 Floats = npt.NDArray[np.float64]
 
@@ -62,14 +65,14 @@ class Watched(CalibratedDrafter):
         top_ids: Sequence[Sequence[int]] = (),
         logprobs: Sequence[Sequence[float]] = (),
     ) -> None:
-        if all(top_ids):  # not near the end of the answer, where deep nodes are not verified
-            accepted = set(path)
-            self.drafts += [
-                (probability, tree.depths[node], node in accepted)
-                for node, probability in enumerate(self.path_probabilities)
-                if node
-            ]
-            self.steps.append((sum(self.path_probabilities), len(path)))
+        accepted = set(path)
+        verified = [  # all but deep nodes near the end of the answer
+            (probability, tree.depths[node], node in accepted)
+            for node, probability in enumerate(self.path_probabilities)
+            if top_ids[node]
+        ]
+        self.drafts += verified[1:]
+        self.steps.append((sum(probability for probability, _, _ in verified), len(path)))
         super().observe(tree, path, top_ids, logprobs)
 
 
@@ -121,7 +124,8 @@ def report(drafter: Watched, results: Results) -> None:
         here = (expected >= low) & ((expected < high) | (high == edges[-1]))
         if here.any():
             row = {"low": low, "high": high, "steps": int(here.sum())}
-            row |= {"expected": expected[here].mean(), "observed": observed[here].mean()}
+            means = expected[here].mean(), observed[here].mean()
+            row |= {"expected": means[0], "observed": means[1], "ratio": means[0] / means[1]}
             table.add(row)
 
 
@@ -131,7 +135,11 @@ def draw(bins: Sequence[Figures], path: Path) -> None:
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="calibrated")
     names = {name: f"depth {name}" for name in DEPTHS} | {"all": "all depths"}
-    shown = [{**row, "name": names[row["depth"]]} for row in bins if row["drafts"] >= FEWEST]
+    shown = [
+        {**row, "name": names[row["depth"]]}
+        for row in bins
+        if row["drafts"] >= FEWEST and row["depth"] in SHOWN
+    ]
     lines(axes, shown, "{name}", "predicted", "accepted")
     axes.set(xlabel="predicted path probability", ylabel="share of the drafts accepted")
     axes.set_title("reliability of the method calibrated", fontsize=10)
@@ -144,7 +152,7 @@ def run(args: argparse.Namespace) -> None:
     asked = Questionnaire(args)
     results = Results(args, asked.target.device)
     drafter = Watched(args.draft_tree_capacity)
-    tokens, steps = asked.answer(drafter)
+    tokens, steps = asked.answer(drafter, Sampling(args.temperature))
     print(f"{asked.title}: MAT {tokens / steps:.3f}")
     report(drafter, results)
     if args.plot is not None:
@@ -159,6 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_question_flags(parser, stride=12)
     add = parser.add_argument
     add("--draft-tree-capacity", type=at_least(2), default=64, metavar="C", help="nodes of a tree")
+    add(
+        "--temperature", type=float, default=0.0, metavar="T",
+        help="of samples; 0: the best tokens",
+    )  # fmt: skip
     add_machine_flags(parser)
     return run_benchmark(parser, argv, run, plot=True)
 
