@@ -109,9 +109,11 @@ performance() {
         --cpu-kernels native packed plain --context 256 1024 4096 --rounds 9 --prompt 256 1024
     beside_generate "" bfloat16 48
     measure sampling sampling --model-path "$GGUF" --question-stride $((40 * SPARSER))
+    measure sampling-others sampling --model-path "$GGUF" --question-stride $((60 * SPARSER)) --seeds 1 --others \
+        --only "temperature 0.7" "temperature 1"
     measure warm warm --model-path "$GGUF" --questions $((SPARSER < 5 ? 20 / SPARSER : 4))
     for temperature in 0.7 1.0; do
-        for each in "math500 100" "aime25 6"; do
+        for each in "math500 167" "aime25 10"; do
             samples "${each% *}" "${each#* }" $temperature
         done
     done

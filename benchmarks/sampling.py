@@ -1,7 +1,8 @@
 """What knowing the noise of samples is worth: python -m benchmarks.sampling --help.
 
-Every question is sampled with some seeds, by the one-node loop and by `calibrated` with and without
-a look at the noise; the methods take turns. All answers have to be the one-node loop's.
+Every question is sampled with some seeds, by the one-node loop and by `calibrated` (or by others)
+with and without a look at the noise; the methods take turns. All answers have to be the one-node
+loop's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from evaluation.asking.engines import KVEngine
 from evaluation.asking.questions import Question
 from evaluation.command.flags import add_machine_flags
 from evaluation.command.parser import Parser, at_least
-from model.logitspec import CalibratedDrafter, Sampling, VanillaDrafter
+from model.logitspec import (
+    CalibratedDrafter,
+    Drafter,
+    LogitSpecDrafter,
+    RacerDrafter,
+    Sampling,
+    TokenRecyclingDrafter,
+    VanillaDrafter,
+)
 
 from .fit_prior import Questionnaire
 from .measure import Results, add_question_flags, run_benchmark
@@ -73,6 +82,27 @@ class Books:
         return [tokens / steps for tokens, steps in zip(self.tokens, self.steps, strict=True)]
 
 
+def drafters(capacity: int, *, others: bool) -> dict[str, Drafter]:
+    """All methods by the names they have in the table."""
+    found: dict[str, Drafter] = {BASE: VanillaDrafter()}
+    if others:
+        found |= {
+            "logitspec": LogitSpecDrafter(draft_tree_capacity=capacity),
+            "logitspec, foresight": LogitSpecDrafter(draft_tree_capacity=capacity, foresight=True),
+            "racer": RacerDrafter(capacity),
+            "racer, foresight": RacerDrafter(capacity, foresight=True),
+            "recycling": TokenRecyclingDrafter(),
+            "recycling, foresight": TokenRecyclingDrafter(foresight=True),
+        }
+        return found
+    return found | {
+        "calibrated, blind": CalibratedDrafter(capacity, blind=True),
+        "calibrated": CalibratedDrafter(capacity),
+        "calibrated@auto, blind": CalibratedDrafter("auto", blind=True),
+        "calibrated@auto": CalibratedDrafter("auto"),
+    }
+
+
 def run(args: argparse.Namespace) -> None:
     """Have everything answered and print a table."""
     asked = Questionnaire(args)
@@ -86,13 +116,7 @@ def run(args: argparse.Namespace) -> None:
         if args.only and name not in args.only:
             continue
         books = {}
-        for label, drafter in {
-            BASE: VanillaDrafter(),
-            "calibrated, blind": CalibratedDrafter(args.draft_tree_capacity, blind=True),
-            "calibrated": CalibratedDrafter(args.draft_tree_capacity),
-            "calibrated@auto, blind": CalibratedDrafter("auto", blind=True),
-            "calibrated@auto": CalibratedDrafter("auto"),
-        }.items():
+        for label, drafter in drafters(args.draft_tree_capacity, others=args.others).items():
             engine = KVEngine(asked.models, drafter)
             books[label] = Books(Answerer(asked.target, engine, "", asked.settings))
         seeds = range(args.seeds if sampling.temperature else 1)
@@ -135,6 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seeds", type=at_least(1), default=3, metavar="N", help="0 to N - 1")
     add("--draft-tree-capacity", type=at_least(2), default=64, metavar="C", help="nodes of a tree")
     add("--only", nargs="+", choices=SETTINGS, metavar="NAME", help=f"of {', '.join(SETTINGS)}")
+    add(
+        "--others", action="store_true",
+        help="instead of calibrated the methods LogitSpec, RACER and Token Recycling, as published "
+        "and with their option foresight",
+    )  # fmt: skip
     add_machine_flags(parser)
     return run_benchmark(parser, argv, run)
 

@@ -142,15 +142,20 @@ def sampling_section(contents: Sequence[Content]) -> str:
         for content in contents
         for row in content["sampling"]
     ]
-    settings = contents[0]["settings"]
+    asked = [
+        f"{'with `--others` ' if settings.get('others') else ''}"
+        f"every {settings['question_stride']}th question of {settings['bench_name']}, "
+        f"at most {settings['max_new_tokens']} tokens a turn, a sample for each of "
+        f"{settings['seeds']} seeds"
+        for settings in (content["settings"] for content in contents)
+    ]
     return (
         "## Samples whose noise is known\n\n"
-        f"`python -m benchmarks.sampling`: every {settings['question_stride']}th question of "
-        f"{settings['bench_name']}, at most {settings['max_new_tokens']} tokens a turn, a sample "
-        f"for each of {settings['seeds']} seeds; the methods take turns. `blind` is the method "
-        "that does not look at the noise. Speeds are medians over the seeds of tokens/s over those "
-        "of the one-node loop. An answer is equal if it is the one-node loop's with the same "
-        "seed.\n\n" + markdown_table(SAMPLES, rows)
+        f"`python -m benchmarks.sampling`: {'; '.join(dict.fromkeys(asked))}. The methods take "
+        "turns. `blind` is the method that does not look at the noise, `foresight` the option of "
+        "others that do. Speeds are medians over the seeds of tokens/s over those of the one-node "
+        "loop. An answer is equal if it is the one-node loop's with the same seed.\n\n"
+        + markdown_table(SAMPLES, rows)
     )
 
 

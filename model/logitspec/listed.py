@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Numbers = npt.NDArray[Any]
+ScoredRow = tuple[Sequence[int], Sequence[float]]  # best tokens, their log-probabilities
 MOST_TOKENS = 1 << 24  # of a vocabulary, as in drafters/calibrated/evidence.h
 
 
@@ -48,6 +50,35 @@ def rows_of(listed: Numbers) -> dict[int, list[int]]:
         rows[token] = numbers[at + 2 : at + 2 + count]
         at += 2 + count
     return rows
+
+
+def scored_row(tokens: Sequence[int], logs: Sequence[float]) -> ScoredRow:
+    """A row of best tokens without those that are filtered out, its numbers in float32."""
+    found = np.array(logs, np.float32).astype(float).tolist()
+    count = found.index(-math.inf) if -math.inf in found else len(found)
+    return tokens[:count], found[:count]
+
+
+def list_scored(rows: Mapping[int, ScoredRow]) -> tuple[Numbers, Numbers]:
+    """The tokens of such rows as list_rows() does, and all log-probabilities in that order."""
+    logs = [value for _, (_, row) in sorted(rows.items()) for value in row]
+    tokens = {token: row for token, (row, _) in rows.items()}
+    return list_rows(tokens), np.array(logs, np.float32)
+
+
+def scored_of(listed: Numbers, logs: Numbers) -> dict[int, ScoredRow]:
+    """What list_scored() listed."""
+    rows: dict[int, ScoredRow] = {}
+    numbers, at = logs.astype(float).tolist(), 0
+    for token, row in rows_of(listed).items():
+        rows[token] = row, numbers[at : at + len(row)]
+        at += len(row)
+    return rows
+
+
+def are_scored(listed: Numbers, logs: Numbers) -> bool:
+    """Whether list_scored() may have listed these."""
+    return count_tokens(listed) == len(logs) and bool((logs <= 0).all())
 
 
 def count_tokens(listed: Numbers) -> int | None:

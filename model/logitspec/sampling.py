@@ -295,6 +295,12 @@ def mixed(number: int) -> int:
     return number ^ number >> 31
 
 
+def noise_of(state: int, token: int) -> float:
+    """The noise of one token: a column of sampling.gumbel."""
+    bits = mixed(state + token * STRIDE & MASK) >> 12
+    return -math.log(-math.log((bits + 0.5) * 2.0**-52))
+
+
 def signed(number: int) -> int:
     """The same 64 bits as a signed number, as torch has them."""
     return number - 2**64 if number >= 2**63 else number

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,30 @@ import torch
 from transformers import LlamaConfig, LogitsProcessorList
 from transformers.generation import logits_process
 
-from model.logitspec import CalibratedDrafter, DraftTree, InputError, Sampling, load
+from model.logitspec import (
+    CalibratedDrafter,
+    Drafter,
+    DraftTree,
+    InputError,
+    LogitSpecDrafter,
+    RacerDrafter,
+    Sampling,
+    TokenRecyclingDrafter,
+    load,
+)
 from model.logitspec.acceptance import accept
 from model.logitspec.cpu.layers import best_tokens, log_probabilities
 from model.logitspec.cpu.layers import winners as cpu_winners
-from model.logitspec.drafters.calibrated.foresight import FORESEEN, foresee, noise_of
-from model.logitspec.sampling import Chooser, Foresight, gumbel, mixed, states_of, winners
+from model.logitspec.drafters.calibrated.foresight import FORESEEN, foresee
+from model.logitspec.sampling import (
+    Chooser,
+    Foresight,
+    gumbel,
+    mixed,
+    noise_of,
+    states_of,
+    winners,
+)
 from model.logitspec.verification import find_verifier
 
 from ..conftest import save_tiny
@@ -93,13 +113,15 @@ def test_the_first_of_the_foreseen_wins_if_the_row_is_the_truth() -> None:
         assert bins == sorted(bins, reverse=True)
 
 
-def accept_lengths(drafter: CalibratedDrafter, steps: int) -> list[int]:
-    """Of samples of a target whose logits depend on the last token alone."""
+def accept_lengths(drafter: Drafter, steps: int, *, constant: bool = False) -> list[int]:
+    """Of samples of a target whose logits depend on the last token alone, or on nothing."""
     generator = torch.Generator().manual_seed(1)
     logits = 1.5 * torch.randn(40, 40, generator=generator)
+    if constant:
+        logits = logits[:1].expand(40, 40)
     chooser = Sampling(1.0, seed=3).chooser([1])
     drafter.foresee(chooser.foresight)
-    drafter.reset([1, 2])
+    drafter.reset([1, 2], [[], []] if drafter.prompt_top_k else ())
     verdict = accept(logits[2:3], DraftTree(2, 1), chooser, drafter.top_k)
     chooser.commit([2])
     lengths = []
@@ -124,6 +146,41 @@ def test_samples_are_foreseen_where_rows_are_the_truth(core: str) -> None:
     print(known, blind)
     assert sum(known) / 100 > 4
     assert sum(blind) / 100 < 3
+
+
+@pytest.mark.parametrize(
+    ("make", "constant"),
+    [
+        (TokenRecyclingDrafter, False),
+        (partial(RacerDrafter, 16), False),
+        (partial(LogitSpecDrafter, draft_tree_capacity=12, num_pred_tokens=3), True),
+    ],
+)
+def test_other_methods_may_foresee_too(make: Callable[..., Drafter], constant: bool) -> None:
+    """Rows that are nearly the truth are worth more with the noise; asked for only, and of samples
+    only."""
+
+    def mean(drafter: Drafter) -> float:
+        return sum(accept_lengths(drafter, 150, constant=constant)[50:]) / 100
+
+    drafter = make(foresight=True)
+    assert mean(drafter) > 1.3 * mean(make())
+    assert drafter.wants_logprobs
+    drafter.foresee(None)
+    assert (drafter.wants_logprobs, drafter.node_top_k) == (False, make().node_top_k)
+    usual = make()
+    usual.foresee(Foresight(1))
+    assert not usual.wants_logprobs
+
+
+def test_what_recycling_foresees_with_is_kept() -> None:
+    drafter, other = (TokenRecyclingDrafter(foresight=True) for _ in range(2))
+    accept_lengths(drafter, 30)
+    other.restore(drafter.state())
+    assert accept_lengths(other, 30) == accept_lengths(drafter, 30)
+    damaged = {**drafter.state(), "logs": drafter.state()["logs"][1:]}
+    with pytest.raises(InputError, match="makes no sense"):
+        other.restore(damaged)
 
 
 def test_samples_have_a_state_of_their_own() -> None:

@@ -8,11 +8,14 @@ from typing import ClassVar
 
 from .. import origins
 from ..draft_tree import DraftTree
+from ..listed import ScoredRow, scored_row
 from ..ngram_pool import NgramPool
+from ..sampling import Foresight
 from ..sizing.budget import Capacity, resolve_capacity
 from ..sizing.ranks import FixedSize, SizeByRank
 from ..sizing.step_cost import Measurable
 from .base import Drafter, register
+from .foreseen import OPTION, WIDTH, Foreseer
 
 
 def branch_length(rank: int) -> int:
@@ -34,6 +37,8 @@ class LogitSpecDrafter(Drafter):
             on this machine.
         merge: share equal prefixes of branches (a trie) instead of keeping the branches apart as
             the paper does; which low ranks fit is all that changes.
+        foresight: in samples, guesses are ranked by which token wins under their noise; not the
+            paper's. In the first step, whose logits are the prompt's, they are not.
 
     Raises:
         InputError: one of the three numbers is below 1.
@@ -44,6 +49,7 @@ class LogitSpecDrafter(Drafter):
         "num_pred_tokens": "longest continuation retrieved",
         "draft_tree_capacity": "most nodes of a draft tree, root included",
         "merge": "share equal prefixes of branches, which the paper does not",
+        "foresight": OPTION,
     }
     branch_length = staticmethod(branch_length)
 
@@ -54,11 +60,14 @@ class LogitSpecDrafter(Drafter):
         draft_tree_capacity: Capacity = 64,
         *,
         merge: bool = False,
+        foresight: bool = False,
     ) -> None:
         self.capacity = self.top_k = resolve_capacity(draft_tree_capacity)
         self.pool = NgramPool(max_ngram_size, num_pred_tokens)
         self.merge = merge
         self._ranks: list[int | None] = []  # of the last tree's nodes: of their branch's guess
+        self._last: ScoredRow | None = None  # the last logits, of samples that are foreseen
+        self._foreseer = Foreseer(wanted=foresight)
         self.size = FixedSize()
         if draft_tree_capacity == "auto":
             self.size = SizeByRank(self.capacity, self.branch_length(0), num_pred_tokens)
@@ -66,12 +75,21 @@ class LogitSpecDrafter(Drafter):
     def prepare(self, target: Measurable) -> None:
         self.size.prepare(target, self.top_k)
 
+    def foresee(self, foresight: Foresight | None) -> None:
+        self._foreseer.foresee(foresight)
+        self.wants_logprobs = self._foreseer.sees
+        self.node_top_k = max(WIDTH, self.top_k) if self.wants_logprobs else 0
+
     def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
         self.size.begin()
         self.pool = NgramPool(self.pool.max_ngram_size, self.pool.num_pred_tokens)
         self.pool.extend(prompt_ids)
+        self._foreseer.begin(prompt_ids)
+        self._last = None
 
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
+        if self._last is not None:
+            top_ids = self._foreseer.ranked(self._last, 0)
         tree = DraftTree(root, self.capacity)
         self._ranks = [None]
         for rank, branch in self.branches(root, top_ids):
@@ -100,9 +118,17 @@ class LogitSpecDrafter(Drafter):
             yield rank, [guess, *retrieved[: length - 1]]
 
     def observe(
-        self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
+        self,
+        tree: DraftTree,
+        path: Sequence[int],
+        top_ids: Sequence[Sequence[int]] = (),
+        logprobs: Sequence[Sequence[float]] = (),
     ) -> None:
         self.size.learn(tree, path)
+        self._foreseer.commit(len(path))
+        last = path[-1]
+        known = self.wants_logprobs and top_ids[last]
+        self._last = scored_row(top_ids[last], logprobs[last]) if known else None
         self.pool.extend(tree.tokens[node] for node in path)
 
     def origins(self, tree: DraftTree) -> list[str]:

@@ -13,7 +13,10 @@ from typing import ClassVar
 from .. import origins
 from ..draft_tree import DraftTree
 from ..errors import InputError, require_positive
+from ..listed import ScoredRow, scored_row
+from ..sampling import Foresight
 from .base import Drafter, register
+from .foreseen import OPTION, WIDTH, Foreseer
 
 
 @dataclass(eq=False)
@@ -116,6 +119,8 @@ class RacerDrafter(Drafter):
         breadth: children of the root in the logits tree, and successors kept for each token.
         trie_depth: longest n-gram of the trie.
         trie_nodes: most nodes of the trie.
+        foresight: in samples, rows of verified nodes are ranked by which token wins under their
+            noise; not published.
 
     Raises:
         InputError: a number is below 1, or trie_nodes is too small for trie_depth.
@@ -126,6 +131,7 @@ class RacerDrafter(Drafter):
         "breadth": "children of the root in the logits tree",
         "trie_depth": "longest n-gram of the retrieval trie",
         "trie_nodes": "most nodes of the retrieval trie",
+        "foresight": OPTION,
     }
 
     def __init__(
@@ -134,19 +140,30 @@ class RacerDrafter(Drafter):
         breadth: int = 8,
         trie_depth: int = 10,
         trie_nodes: int = 10_000,
+        *,
+        foresight: bool = False,
     ) -> None:
         require_positive(draft_tree_capacity=draft_tree_capacity, breadth=breadth)
         self.capacity = draft_tree_capacity
-        self.node_top_k = self.prompt_top_k = breadth
-        self._breadth = breadth
+        self.prompt_top_k = self._breadth = breadth
+        self._foreseer = Foreseer(wanted=foresight)
+        self.foresee(None)
         self._trie = NgramTrie(trie_depth, trie_nodes)
         self._successors: dict[int, Sequence[int]] = {}
+        self._scored: dict[int, ScoredRow] = {}  # the same of verified nodes, if foreseen
         self._retrieved = 1  # nodes of the last tree that are no copied logits
+
+    def foresee(self, foresight: Foresight | None) -> None:
+        self._foreseer.foresee(foresight)
+        self.wants_logprobs = self._foreseer.sees
+        self.node_top_k = max(WIDTH, self._breadth) if self.wants_logprobs else self._breadth
 
     def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
         self._trie = NgramTrie(self._trie.max_length, self._trie.max_nodes)
         self._trie.extend(prompt_ids)
         self._successors = dict(zip(prompt_ids, top_ids, strict=True))
+        self._scored = {}
+        self._foreseer.begin(prompt_ids)
 
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
         tree = DraftTree(root, self.capacity)
@@ -156,11 +173,19 @@ class RacerDrafter(Drafter):
         return tree
 
     def observe(
-        self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
+        self,
+        tree: DraftTree,
+        path: Sequence[int],
+        top_ids: Sequence[Sequence[int]] = (),
+        logprobs: Sequence[Sequence[float]] = (),
     ) -> None:
         self._trie.extend([tree.tokens[node] for node in path])
-        known = zip(tree.tokens, top_ids, strict=True)
-        self._successors.update((token, row) for token, row in known if row)
+        self._foreseer.commit(len(path))
+        for node, (token, row) in enumerate(zip(tree.tokens, top_ids, strict=True)):
+            if row and self.wants_logprobs:
+                self._scored[token] = scored_row(row, logprobs[node])
+            elif row:
+                self._successors[token] = row
 
     def origins(self, tree: DraftTree) -> list[str]:
         copied = [origins.COPIED] * (len(tree) - self._retrieved)
@@ -185,8 +210,15 @@ class RacerDrafter(Drafter):
         queue = deque([(0, self._breadth)])
         while queue:
             node, breadth = queue.popleft()
-            for j, token in enumerate(self._successors.get(tree.tokens[node], ())[:breadth]):
+            for j, token in enumerate(self._after(tree, node)[:breadth]):
                 if tree.full:
                     return
                 shift = j if node == 0 else j + 1
                 queue.append((tree.merge(token, node), max(1, breadth >> shift)))
+
+    def _after(self, tree: DraftTree, node: int) -> Sequence[int]:
+        """What may follow a node, the likeliest first."""
+        row = self._scored.get(tree.tokens[node])
+        if row is not None:
+            return self._foreseer.ranked(row, tree.depths[node])
+        return self._successors.get(tree.tokens[node], ())

@@ -9,8 +9,20 @@ from typing import ClassVar
 from .. import origins
 from ..draft_tree import DraftTree
 from ..errors import InputError, require_positive
-from ..listed import Numbers, count_tokens, list_rows, rows_of
+from ..listed import (
+    Numbers,
+    ScoredRow,
+    are_scored,
+    count_tokens,
+    list_rows,
+    list_scored,
+    rows_of,
+    scored_of,
+    scored_row,
+)
+from ..sampling import Foresight
 from .base import Drafter, register
+from .foreseen import OPTION, WIDTH, Foreseer
 
 SUCCESSORS = 8  # columns of the adjacency matrix
 
@@ -55,6 +67,7 @@ class TokenRecyclingDrafter(Drafter):
         draft_tree_capacity: most nodes, root included; of the published tree (80 nodes below the
             root) the first ones in breadth-first order.
         children: another fixed tree, written as CHILDREN.
+        foresight: in samples, rows are ranked by which token wins under their noise; not published.
 
     Raises:
         InputError: the capacity is below 1.
@@ -62,34 +75,65 @@ class TokenRecyclingDrafter(Drafter):
 
     options: ClassVar[Mapping[str, str]] = {
         "draft_tree_capacity": "most nodes of a draft tree, root included, of the published 81",
+        "foresight": OPTION,
     }
-    node_top_k = SUCCESSORS
 
     def __init__(
-        self, draft_tree_capacity: int = 81, children: Mapping[str, int] = CHILDREN
+        self,
+        draft_tree_capacity: int = 81,
+        children: Mapping[str, int] = CHILDREN,
+        *,
+        foresight: bool = False,
     ) -> None:
         require_positive(draft_tree_capacity=draft_tree_capacity)
         self._shape = static_tree(children)[: draft_tree_capacity - 1]
         self.capacity = len(self._shape) + 1
         self._successors: dict[int, Sequence[int]] = {}
+        self._scored: dict[int, ScoredRow] = {}  # the same of samples that are foreseen
+        self._foreseer = Foreseer(wanted=foresight)
+        self.foresee(None)
+
+    def foresee(self, foresight: Foresight | None) -> None:
+        self._foreseer.foresee(foresight)
+        self.wants_logprobs = self._foreseer.sees
+        self.node_top_k = WIDTH if self.wants_logprobs else SUCCESSORS
 
     def reset(self, prompt_ids: Sequence[int], top_ids: Sequence[Sequence[int]] = ()) -> None:
-        pass  # nothing is learnt from the prompt, and nothing forgotten
+        self._foreseer.begin(prompt_ids)  # nothing is learnt from the prompt, nothing forgotten
 
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
         tree = DraftTree(root, self.capacity)
         placed = {0: 0}  # node of the static tree -> node of this one
+        known: dict[int, Sequence[int]] = {}  # of a placed node: its successors
         for node, (parent, rank) in enumerate(self._shape, start=1):
             if parent in placed:
-                known = self._successors.get(tree.tokens[placed[parent]], ())
-                if rank < len(known):
-                    placed[node] = tree.add(known[rank], placed[parent])
+                if parent not in known:
+                    known[parent] = self._after(tree, placed[parent])
+                if rank < len(known[parent]):
+                    placed[node] = tree.add(known[parent][rank], placed[parent])
         return tree
 
+    def _after(self, tree: DraftTree, node: int) -> Sequence[int]:
+        """What may follow a node, the likeliest first."""
+        if not self.wants_logprobs:
+            return self._successors.get(tree.tokens[node], ())
+        row = self._scored.get(tree.tokens[node])
+        return () if row is None else self._foreseer.ranked(row, tree.depths[node])
+
     def observe(
-        self, tree: DraftTree, path: Sequence[int], top_ids: Sequence[Sequence[int]] = ()
+        self,
+        tree: DraftTree,
+        path: Sequence[int],
+        top_ids: Sequence[Sequence[int]] = (),
+        logprobs: Sequence[Sequence[float]] = (),
     ) -> None:
-        self.learn(tree.tokens, top_ids)
+        self._foreseer.commit(len(path))
+        if not self.wants_logprobs:
+            self.learn(tree.tokens, top_ids)
+            return
+        for token, row, logs in zip(tree.tokens, top_ids, logprobs, strict=True):
+            if row:
+                self._scored[token] = scored_row(row, logs)
 
     def learn(self, tokens: Sequence[int], rows: Sequence[Sequence[int]]) -> None:
         """Take in the best tokens after each of some tokens."""
@@ -101,11 +145,18 @@ class TokenRecyclingDrafter(Drafter):
 
     def forget(self) -> None:
         self._successors.clear()
+        self._scored.clear()
 
     def state(self) -> dict[str, Numbers]:
-        return {"rows": list_rows(self._successors)}
+        scored, logs = list_scored(self._scored)
+        return {"rows": list_rows(self._successors), "scored": scored, "logs": logs}
 
     def restore(self, state: Mapping[str, Numbers]) -> None:
-        if set(state) != {"rows"} or count_tokens(state["rows"]) is None:
+        if (
+            set(state) != {"rows", "scored", "logs"}
+            or count_tokens(state["rows"]) is None
+            or not are_scored(state["scored"], state["logs"])
+        ):
             raise InputError("the state makes no sense, it may be damaged")
         self._successors = {**rows_of(state["rows"])}
+        self._scored = scored_of(state["scored"], state["logs"])

@@ -14,13 +14,13 @@ candidate, how often one explained the right token better than the other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import exp, inf, log
+from math import exp, log
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...listed import Numbers, list_rows, rows_of
-from ...sampling import MASK, STRIDE, Foresight, mixed, states_of
+from ...listed import Numbers, ScoredRow, list_scored, scored_of, scored_row
+from ...sampling import Foresight, noise_of, states_of
 from ...sizing.acceptance_table import AcceptanceTable
 from .corrections import Corrections
 from .evidence import MOST_ROWS, Candidates, Evidence, RowEvidence
@@ -112,21 +112,12 @@ class Guesses(NamedTuple):
     mixture: int
 
 
-Row = tuple[Sequence[int], Sequence[float]]  # best tokens after a token, their log-probabilities
-
-
-def noise_of(state: int, token: int) -> float:
-    """The noise of one token: a column of sampling.gumbel."""
-    bits = mixed(state + token * STRIDE & MASK) >> 12
-    return -log(-log((bits + 0.5) * 2.0**-52))
-
-
 def level(probabilities: Iterable[float]) -> int:
     """Which of LEVELS the largest of some probabilities is on; the first, where there are none."""
     return min(LEVELS - 1, int(LEVELS * max(probabilities, default=0.0)))
 
 
-def foresee(row: Row, state: int) -> list[tuple[int, int]]:
+def foresee(row: ScoredRow, state: int) -> list[tuple[int, int]]:
     """The tokens of a row that win most likely, first that one, and the bin of each's odds.
 
     Args:
@@ -168,8 +159,8 @@ class SampledCore(ReadableCore):
         foresight_table: ForesightTable,
     ) -> None:
         self.learnt = foresight_table
-        self._older: dict[int, Row] = {}
-        self._single: dict[int, Row] = {}
+        self._older: dict[int, ScoredRow] = {}
+        self._single: dict[int, ScoredRow] = {}
         super().__init__(evidence, table, corrections, capacity)
 
     def foresee(self, foresight: Foresight) -> None:
@@ -182,10 +173,10 @@ class SampledCore(ReadableCore):
             return True
         self._older = self._all_rows()
         self._single = {}
-        self._pair: dict[tuple[int, ...], Row] = {}
+        self._pair: dict[tuple[int, ...], ScoredRow] = {}
         return False
 
-    def _all_rows(self) -> dict[int, Row]:
+    def _all_rows(self) -> dict[int, ScoredRow]:
         """What is kept for the next prompt."""
         if not self.evidence.rows.keep:
             return {}
@@ -197,18 +188,12 @@ class SampledCore(ReadableCore):
         self._older, self._single, self._pair = {}, {}, {}
 
     def kept(self) -> dict[str, Numbers]:
-        rows = self._all_rows()
-        logs = [value for _, (_, row) in sorted(rows.items()) for value in row]
-        tokens = {token: row for token, (row, _) in rows.items()}
-        listed = {"scored": list_rows(tokens), "logs": np.array(logs, np.float32)}
-        return super().kept() | listed
+        scored, logs = list_scored(self._all_rows())
+        return super().kept() | {"scored": scored, "logs": logs}
 
     def take(self, kept: Mapping[str, Numbers]) -> None:
         super().take(kept)
-        logs, at = kept["logs"].astype(float).tolist(), 0
-        for token, row in rows_of(kept["scored"]).items():
-            self._older[token] = row, logs[at : at + len(row)]
-            at += len(row)
+        self._older.update(scored_of(kept["scored"], kept["logs"]))
 
     def weigh(
         self, candidates: Candidates, context: tuple[int, ...], depth: int, run: int
@@ -241,7 +226,7 @@ class SampledCore(ReadableCore):
         ]
         return weighed, (noted, Guesses(guesses, mixture))
 
-    def _find_row(self, context: tuple[int, ...]) -> tuple[Row | None, int]:
+    def _find_row(self, context: tuple[int, ...]) -> tuple[ScoredRow | None, int]:
         """The row of a node, and of which kind it is."""
         places = (self._pair, context[-2:]), (self._single, context[-1]), (self._older, context[-1])
         for kind, (rows, key) in enumerate(places):
@@ -280,9 +265,7 @@ class SampledCore(ReadableCore):
                 if len(self._pair) >= MOST_ROWS:
                     self._pair = {}
                 parent = tokens[parents[node]] if node else before
-                logs = np.array(logprobs[node], np.float32).astype(float).tolist()
-                count = next((i for i, value in enumerate(logs) if value == -inf), len(logs))
-                row = top_ids[node][:count], logs[:count]
+                row = scored_row(top_ids[node], logprobs[node])
                 self._single[tokens[node]] = self._pair[parent, tokens[node]] = row
         self._committed += len(path)
 

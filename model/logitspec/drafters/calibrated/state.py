@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...listed import Numbers, are_answers, count_tokens
+from ...listed import Numbers, are_answers, are_scored, count_tokens
 from .corrections import SUMS
 from .foresight import BINS, KINDS, LEVELS
 
@@ -59,8 +59,7 @@ def makes_sense(state: Mapping[str, Numbers], cells: int, weights: int) -> bool:
         table_makes_sense(state, cells)
         and are_answers(state.get("answers", NOTHING))
         and count_tokens(state.get("rows", NOTHING)) is not None
-        and count_tokens(state.get("scored", NOTHING)) == len(state.get("logs", NOTHING))
-        and bool((state.get("logs", NOTHING) <= 0).all())
+        and are_scored(state.get("scored", NOTHING), state.get("logs", NOTHING))
         and all(shares_make_sense(state[name]) for name in SHAPES if name in state)
         and bool((state["shares"][1] > 0).all() if "shares" in state else True)
         and ("weights" not in state or weights_make_sense(state["weights"]))

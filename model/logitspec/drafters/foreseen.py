@@ -1,0 +1,58 @@
+"""Copied logits at a temperature, for methods that rank them: by which token wins under the noise.
+
+The noise of every sample to come is known (sampling.py). So of the tokens that the target ranked
+best when it last stood at such a place, the one whose log-probability and noise are the largest sum
+is the likeliest sample, not the one with the largest log-probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..listed import ScoredRow
+from ..sampling import Foresight, noise_of, states_of
+
+WIDTH = 32  # tokens of a row; those that win are seldom among the few best
+OPTION = "at a temperature, rank copied logits by which token wins under the samples' noise"
+
+
+class Foreseer:
+    """Ranks the tokens of rows by how likely each is to be drawn.
+
+    Args:
+        wanted: whether it is to; else nothing is foreseen.
+
+    Attributes:
+        sees: whether the next generation is one of samples whose noise is known, and wanted.
+    """
+
+    def __init__(self, *, wanted: bool) -> None:
+        self._wanted = wanted
+        self._stream = 0
+        self._committed = 0  # tokens of prompt and answer
+        self.sees = False
+
+    def foresee(self, foresight: Foresight | None) -> None:
+        """See Drafter.foresee()."""
+        self.sees = self._wanted and foresight is not None
+        if foresight is not None:
+            self._stream = foresight.stream
+
+    def begin(self, prompt_ids: Sequence[int]) -> None:
+        """Begin a generation."""
+        self._committed = len(prompt_ids)
+
+    def commit(self, count: int) -> None:
+        """So many tokens were committed."""
+        self._committed += count
+
+    def ranked(self, row: ScoredRow, depth: int) -> list[int]:
+        """The tokens of a row, the likeliest to be drawn first.
+
+        Args:
+            row: after a token like the node's.
+            depth: of the node.
+        """
+        (state,) = states_of(self._stream, [self._committed + depth + 1])
+        sums = {t: log + noise_of(state, t) for t, log in zip(*row, strict=True)}
+        return sorted(sums, key=lambda token: -sums[token])
