@@ -111,6 +111,11 @@ performance() {
     measure sampling sampling --model-path "$GGUF" --question-stride $((40 * SPARSER))
     measure sampling-others sampling --model-path "$GGUF" --question-stride $((60 * SPARSER)) --seeds 1 --others \
         --only "temperature 0.7" "temperature 1"
+    measure contexts-default contexts --model-path "$GGUF" --questions $((SPARSER < 5 ? 5 / SPARSER : 1))
+    if [ -n "$SECOND" ]; then
+        measure contexts-second contexts --model-path "$SECOND" --benches govreport_8k govreport_16k --questions 1 \
+            --methods vanilla,suffix,calibrated,calibrated@16,calibrated@auto
+    fi
     measure warm warm --model-path "$GGUF" --questions $((SPARSER < 5 ? 20 / SPARSER : 4))
     for temperature in 0.7 1.0; do
         for each in "math500 167" "aime25 10"; do

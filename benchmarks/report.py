@@ -21,6 +21,7 @@ from .measure import fill, grouped
 from .sections import (
     Content,
     agreement_section,
+    contexts_section,
     first_token_section,
     instructions,
     llama_section,
@@ -146,6 +147,7 @@ SECTIONS: dict[str, Callable[[Sequence[Content], Path], str]] = {
     "slowest*.json": lambda contents, _: slowest_section(contents),
     "samples*.json": samples_section,
     "sampling*.json": lambda contents, _: sampling_section(contents),
+    "contexts*.json": lambda contents, _: contexts_section(contents),
     "warm*.json": lambda contents, _: warm_section(contents),
     "first_token*.json": lambda contents, _: first_token_section(contents),
     "step_cost*.json": step_section,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
-from . import agreement, first_token, neighbour, warm
+from . import agreement, contexts, first_token, neighbour, warm
 from .llama_summary import PLAIN, THEIRS, summary
 from .measure import Columns, Figures, cells
 
@@ -156,6 +156,27 @@ def sampling_section(contents: Sequence[Content]) -> str:
         "others that do. Speeds are medians over the seeds of tokens/s over those of the one-node "
         "loop. An answer is equal if it is the one-node loop's with the same seed.\n\n"
         + markdown_table(SAMPLES, rows)
+    )
+
+
+def contexts_section(contents: Sequence[Content]) -> str:
+    """Of contexts' results."""
+    rows = [{**named(content), **row} for content in contents for row in content["contexts"]]
+    reading = [
+        f"{row['prefill_seconds']:.0f} s for {row['prompt_tokens']:.0f} tokens ({row['model']})"
+        for row in rows
+        if row["method"] == contexts.BASE
+    ]
+    settings = contents[0]["settings"]
+    return (
+        "## Long contexts\n\n"
+        "`python -m benchmarks.contexts`: reports that are to be summarized, at most "
+        f"{settings['max_new_tokens']} tokens an answer. A prompt is read once, and the methods "
+        f"decode behind it in turns. Reading takes {', '.join(reading)}. Speeds are medians over "
+        "the prompts of the one-node loop's seconds of decoding over the method's. Of the "
+        "milliseconds of a step `draft` holds what the drafter does with the prompt, too. MiB is "
+        "what the process held more after a method's last answer than after its first.\n\n"
+        + markdown_table({**INSTRUCTIONS, **contexts.COLUMNS}, rows)
     )
 
 
