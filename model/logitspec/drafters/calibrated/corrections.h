@@ -48,6 +48,7 @@ class Corrections {
             begin += count;
             stride *= count;
         }
+        mixed_ = begin;
     }
 
     // How likely each candidate is right, by the table and the run up to their node.
@@ -79,13 +80,24 @@ class Corrections {
         for (const Candidate& c : below.all) {
             table.named[below.bin] += c.token == right;
             double error = (c.token == right) - c.probability;
-            auto learn_at = [&](int64_t at) {
-                table.squares[at] += error * error;
-                table.weights[at] += RATE * error / std::sqrt(table.squares[at]);
-            };
-            learn_at(c.weight);
-            for (const Grades& source : sources_) learn_at(source.at(c.cell));
+            learn_at(c.weight, error, table);
+            for (const Grades& source : sources_) learn_at(source.at(c.cell), error, table);
         }
+    }
+
+    static void learn_at(int64_t at, double error, const Table& table) {
+        table.squares[at] += error * error;
+        table.weights[at] += RATE * error / std::sqrt(table.squares[at]);
+    }
+
+    // The probability of a token of a sample, and which weight was added to its log-odds. `guess`
+    // is 0 by both estimates, 1 by the noise alone, 2 by the table alone.
+    std::pair<double, int64_t> correct_mixture(double mixed, int64_t guess,
+                                               const Table& table) const {
+        double logit = std::log(mixed / (1 - mixed));
+        int64_t at = mixed_ + guess * LEVELS_EACH + bin_of(LEVELS_OF_ODDS, logit);
+        logit = std::min(MOST, std::max(-MOST, logit + table.weights[at]));
+        return {1 / (1 + std::exp(-logit)), at};
     }
 
   private:
@@ -96,6 +108,7 @@ class Corrections {
     };
 
     std::array<Grades, 4> sources_;
+    int64_t mixed_;  // where the weights of mixtures begin
 };
 
 }  // namespace

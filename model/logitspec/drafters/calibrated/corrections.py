@@ -9,6 +9,9 @@ Adaptive Subgradient Methods, JMLR 12, 2011).
 Nor does a cell know of the other candidates, of which one at most is right. So what the candidates
 below a node share is how often any of them is right, which is learnt by the sum of their
 probabilities. Each has a part of that in proportion to its odds, as in a conditional logit.
+
+Of samples whose noise is known, a mixture of two estimates is corrected in the same way
+(foresight.py): a mean of the two is too careful where they agree.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from .evidence import Source
 RUNS = (1, 4, 16)  # the shortest run of each kind but the first, in tokens
 LEVELS = (-3.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # least log-odds of each level but the first
 RUN_WEIGHTS = (len(RUNS) + 1) * (len(LEVELS) + 1)
+GUESSES = ("by both", "by the noise alone", "by the table alone")  # who names a token of a sample
 SUMS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)  # least of each bin but the first
 MOST = 30.0  # log-odds, either way
 RATE = 0.2  # of learning
@@ -53,7 +57,7 @@ class Corrections:
         sources: of evidence.
 
     Attributes:
-        weights: of all runs and levels, then of each source's grades.
+        weights: of all runs and levels, of each source's grades, of all guesses and levels.
         squares: the squared errors that each weight has seen.
         named: by bin, how often any candidate below a node was right.
         nodes: by bin, of how many.
@@ -61,7 +65,8 @@ class Corrections:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.grades = [(source.stride, len(source.grades)) for source in sources]
-        *self.begins, self.count = accumulate((n for _, n in self.grades), initial=RUN_WEIGHTS)
+        *self.begins, self._mixed = accumulate((n for _, n in self.grades), initial=RUN_WEIGHTS)
+        self.count = self._mixed + len(GUESSES) * (len(LEVELS) + 1)
         # Lists, which Python reads fastest; arrays where compiled code learns
         self.weights: Any = [0.0] * self.count
         self.squares: Any = [DOUBT] * self.count
@@ -139,8 +144,28 @@ class Corrections:
             self.named[weighed.bin] += token == true
             error = (token == true) - probability
             for place in (at, *self._places(cell)):
-                self.squares[place] += error * error
-                self.weights[place] += RATE * error / sqrt(self.squares[place])
+                self.learn_at(place, error)
+
+    def learn_at(self, place: int, error: float) -> None:
+        """Change a weight.
+
+        Args:
+            place: of the weight.
+            error: 1 if a candidate was right that it was added to, else 0, less its probability.
+        """
+        self.squares[place] += error * error
+        self.weights[place] += RATE * error / sqrt(self.squares[place])
+
+    def correct_mixture(self, probability: float, guess: int) -> tuple[float, int]:
+        """The probability of a token of a sample, and which weight was added to its log-odds.
+
+        Args:
+            probability: by the mixture.
+            guess: which of GUESSES it is.
+        """
+        logit = log(probability / (1 - probability))
+        at = self._mixed + guess * (len(LEVELS) + 1) + bisect_right(LEVELS, logit)
+        return 1 / (1 + exp(-min(MOST, max(-MOST, logit + self.weights[at])))), at
 
     def believe(self) -> None:
         """Begin with what was learnt, so that what is learnt from now on counts for more."""

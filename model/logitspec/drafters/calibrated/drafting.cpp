@@ -304,7 +304,10 @@ struct Drafting {
                 (t.right[c.cell] + t.strength * t.prior[c.cell]) / (t.seen[c.cell] + t.strength);
         }
         corrections.learn(below[node], right, t);
-        if (f) learn(guessed[node], right, *f);
+        if (!f) return;
+        for (const Guess& g : guessed[node].all)
+            Corrections::learn_at(g.weight, (g.token == right) - g.probability, t);
+        learn(guessed[node], right, *f);
     }
 
     // Grows a tree into `tree`, counts its nodes; `whole` tells whether it is the tree that would
@@ -370,8 +373,13 @@ struct Drafting {
                 if (f) {
                     auto& guesses = guessed[node];
                     double share = weigh(before, length, depth, named, base, *f, guesses);
-                    for (const Guess& g : guesses.all)
-                        push(g.token, g.cell, share * g.known + (1 - share) * g.foreseen);
+                    for (Guess& g : guesses.all) {
+                        double mixed = share * g.known + (1 - share) * g.foreseen;
+                        int64_t by = g.bin < 0 ? 2 : g.known ? 0 : 1;
+                        std::tie(g.probability, g.weight) =
+                            corrections.correct_mixture(mixed, by, table);
+                        push(g.token, g.cell, g.probability);
+                    }
                 } else {
                     for (const Candidate& c : named) push(c.token, c.cell, c.probability);
                 }

@@ -29,6 +29,8 @@ struct Guess {
     double known;
     int64_t bin;
     double foreseen;
+    double probability = 0;
+    int64_t weight = 0;  // which corrected that
 };
 
 struct Guesses {

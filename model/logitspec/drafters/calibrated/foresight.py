@@ -103,6 +103,8 @@ class Guess(NamedTuple):
     known: float  # that table's probability; 0 where it has none
     bin: int  # of the foresight table; -1: it is not among the row's
     foreseen: float  # that table's probability; 0 where it has none
+    probability: float  # by both
+    weight: int  # which corrected that
 
 
 class Guesses(NamedTuple):
@@ -212,19 +214,25 @@ class SampledCore(ReadableCore):
             for token, place in foresee(row, state):
                 at = kind * BINS + place
                 cell = base + named.get(token, 0)
-                foreseen = self.learnt.probability(at)
-                guesses.append(Guess(token, cell, known.get(token, 0.0), at, foreseen))
+                own = known.get(token, 0.0), self.learnt.probability(at)
+                guesses.append(self._guess(token, cell, at, *own, share))
         chosen = {guess.token for guess in guesses}
         guesses += [
-            Guess(token, base + more, known[token], -1, 0.0)
+            self._guess(token, base + more, -1, known[token], 0.0, share)
             for token, more in named.items()
             if token not in chosen
         ]
-        weighed = [
-            (guess.token, guess.cell, share * guess.known + (1 - share) * guess.foreseen)
-            for guess in guesses
-        ]
+        weighed = [(guess.token, guess.cell, guess.probability) for guess in guesses]
         return weighed, (noted, Guesses(guesses, mixture))
+
+    def _guess(
+        self, token: int, cell: int, at: int, known: float, foreseen: float, share: float
+    ) -> Guess:
+        mixed = share * known + (1 - share) * foreseen
+        kind = 2 if at < 0 else 0 if known else 1
+        return Guess(
+            token, cell, known, at, foreseen, *self.corrections.correct_mixture(mixed, kind)
+        )
 
     def _find_row(self, context: tuple[int, ...]) -> tuple[ScoredRow | None, int]:
         """The row of a node, and of which kind it is."""
@@ -240,6 +248,7 @@ class SampledCore(ReadableCore):
         super().learn(by_table, true)
         learnt = self.learnt
         for guess in guesses.all:
+            self.corrections.learn_at(guess.weight, (guess.token == true) - guess.probability)
             if guess.bin >= 0:
                 learnt.seen[guess.bin] += 1
                 learnt.right[guess.bin] += guess.token == true
