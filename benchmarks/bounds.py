@@ -4,7 +4,8 @@ python -m benchmarks.bounds --help.
 It drafts over recordings (evaluation.record) three times: as it is; with a table and corrections
 that have learnt from these very answers beforehand, so nothing is lost to estimates that are not
 known yet; and knowing which of all candidates is right, so all that is lost is lost to tokens that
-no evidence names.
+no evidence names. Then trees that size themselves are compared with trees of the number of nodes
+that turns out to be the fastest, for each question another, by the recorded costs of steps.
 """
 
 from __future__ import annotations
@@ -15,14 +16,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from evaluation.asking.methods import CAPACITY
 from evaluation.command.parser import Parser, at_least
 from evaluation.recordings.format import Recording, load_recording
-from evaluation.recordings.replaying import RecordedRows, check_drafter, replay_turn
-from model.logitspec import CalibratedDrafter
+from evaluation.recordings.replaying import (
+    Configuration,
+    RecordedRows,
+    check_drafter,
+    replay_drafter,
+    replay_turn,
+)
+from model.logitspec import CalibratedDrafter, Drafter, VanillaDrafter
 from model.logitspec.drafters.calibrated.evidence import Candidates
 from model.logitspec.drafters.calibrated.growth import Drafted, ReadableCore
 
-from .measure import Results, run_benchmark
+from .measure import Figures, Results, run_benchmark
 
 ANY = "any"  # of the sources
 COLUMNS = {
@@ -31,6 +42,13 @@ COLUMNS = {
     "as it is": (8, "{as_it_is:.2f}"),
     "learnt before": (13, "{learnt_before:.2f}"),
     "knows": (6, "{knows:.2f}"),
+}
+TRIED = 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64  # nodes of trees of one size
+HINDSIGHT = {
+    "recording": (42, "{recording}"),
+    "of each question": (16, "{of_each:.3f}"),
+    "best of all": (11, "{best_nodes}"),
+    "of that": (7, "{of_best:.3f}"),
 }
 OF_SOURCES = {
     "recording": (42, "{recording}"),
@@ -150,8 +168,28 @@ def steps_over(recording: Recording, drafter: Watched) -> int:
     return steps
 
 
+def hindsight(recording: Recording) -> Figures:
+    """The speed of trees that size themselves over those of a fixed size, for each question and for
+    all the fastest one."""
+
+    def speeds(drafter: Drafter, *options: tuple[str, Any]) -> npt.NDArray[np.float64]:
+        configuration = Configuration(drafter.name, options, ())
+        return np.array(replay_drafter(recording, configuration, drafter).speeds)
+
+    own = speeds(CalibratedDrafter("auto"), (CAPACITY, "auto"))
+    fixed = {n: speeds(CalibratedDrafter(n) if n > 1 else VanillaDrafter()) for n in TRIED}
+    best = max(fixed, key=lambda nodes: float(fixed[nodes].mean()))
+    of_each = own / np.array([*fixed.values()]).max(axis=0)
+    return {
+        "of_each": float(of_each.mean()),
+        "best_nodes": best,
+        "of_best": float(own.mean() / fixed[best].mean()),
+    }
+
+
 def run(args: argparse.Namespace) -> None:
-    """Print and keep a row for each recording and capacity, then one for each source."""
+    """Print and keep a row for each recording and capacity, then one for each source, then one for
+    each recording."""
     results = Results(args, "cpu")
     recordings = [load_recording(folder, args.question_stride) for folder in args.recording]
     title = "MAT of calibrated as it is, having learnt before, and knowing which candidate is right"
@@ -176,6 +214,10 @@ def run(args: argparse.Namespace) -> None:
     sources = results.table("sources", title, OF_SOURCES)
     for row in of_sources:
         sources.add(row)
+    title = "tokens/s of auto over those of the best fixed number of nodes, chosen afterwards"
+    of_auto = results.table("hindsight", title, HINDSIGHT)
+    for recording in recordings:
+        of_auto.add({"recording": recording.path.name, **hindsight(recording)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -63,6 +63,13 @@ def cells(columns: Columns, row: Figures) -> list[str]:
     return [fill(text, row) for _, text in columns.values()]
 
 
+def without_paths(value: Any) -> Any:
+    """A flag's value as JSON can hold it."""
+    if isinstance(value, list):
+        return [without_paths(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 class Results:
     """Settings, environment and rows; in the file of --json, if one is given, after every row.
 
@@ -76,7 +83,7 @@ class Results:
     """
 
     def __init__(self, args: argparse.Namespace, device: str, *, resume: bool = False) -> None:
-        flags = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+        flags = {k: without_paths(v) for k, v in vars(args).items()}
         self.content: Figures = {"settings": flags, "environment": describe_environment(device)}
         self._path: Path | None = args.json
         if self._path is not None and self._path.exists():

@@ -1,0 +1,51 @@
+"""benchmarks.bounds over recordings of a small random model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bounds
+from evaluation import record
+from model.logitspec.drafters.calibrated.growth import PATIENCE
+
+from ..conftest import question
+
+
+@pytest.fixture
+def recording(chat_path: str, make_bench: Callable[..., Path], tmp_path: Path) -> Path:
+    make_bench(*(question(i, f"Say {i} and {i}.", "Again?") for i in range(4)))
+    folder = tmp_path / "recording"
+    argv = ["--model-path", chat_path, "--dtype", "float32", "--device", "cpu"]
+    argv += ["--bench-name", "mine", "--max-new-tokens", "60", "--output", str(folder)]
+    assert record.main(argv) == 0
+    return folder
+
+
+def test_knowing_more_is_worth_more(recording: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bounds.json"
+    argv = ["--recording", str(recording), "--capacities", "12", "6", "--json", str(file)]
+    assert bounds.main(argv) == 0
+    content = json.loads(file.read_text())
+    rows = content["bounds"]
+    assert [row["capacity"] for row in rows] == [12, 6]
+    for row in rows:
+        assert 1 < row["as_it_is"] < row["knows"] <= row["capacity"]
+        assert row["learnt_before"] > 0.9 * row["as_it_is"]
+    named = {row["source"]: row["named"] for row in content["sources"]}
+    assert 0 < max(share for name, share in named.items() if name != "any") <= named["any"] <= 1
+    (row,) = content["hindsight"]
+    assert 0 < row["of_best"] < 3 and row["best_nodes"] in bounds.TRIED
+
+
+def test_what_knows_the_answer_drafts_it_and_others_as_before() -> None:
+    assert bounds.Watched(8).watched.patience == PATIENCE
+    assert bounds.Knowing(8).watched.patience == 1
+
+
+def test_a_recording_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bounds.main(["--recording", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
