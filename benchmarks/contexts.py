@@ -41,6 +41,7 @@ COLUMNS = {
     "draft": (6, "{draft_ms:.2f}"),
     "verify": (7, "{verify_ms:.1f}"),
     "accept": (7, "{accept_ms:.2f}"),
+    "commit": (7, "{commit_ms:.2f}"),
     "MiB": (6, "{grown_mib:.0f}"),
     "equal": (8, "{equal} of {answers}"),
 }
@@ -54,8 +55,13 @@ class Books:
     answers: list[DecodingResult] = field(default_factory=list)
     grown: int = 0  # bytes that the process held more after its last answers than after its first
 
-    def total(self, name: str) -> float:
-        return float(sum(getattr(answer, name) for answer in self.answers))
+    @property
+    def steps(self) -> int:
+        return sum(answer.steps for answer in self.answers)
+
+    def per_step(self, phase: str) -> float:
+        """Milliseconds of a phase in a step."""
+        return 1e3 * float(sum(getattr(answer, phase) for answer in self.answers)) / self.steps
 
 
 def decode_seconds(answer: DecodingResult) -> float:
@@ -104,7 +110,6 @@ def run(args: argparse.Namespace) -> None:
                 own.grown = now - first_held.setdefault(name, now)
         base = books[BASE].answers
         for name, own in books.items():
-            steps = sum(answer.steps for answer in own.answers)
             ratios = [
                 decode_seconds(b) / decode_seconds(a)
                 for a, b in zip(own.answers, base, strict=True)
@@ -115,17 +120,14 @@ def run(args: argparse.Namespace) -> None:
                     "prompt_tokens": float(np.mean(lengths)),
                     "prefill_seconds": float(np.median(reading)),
                     "method": name,
-                    "mat": sum(len(answer.tokens) for answer in own.answers) / steps,
-                    "nodes": sum(sum(answer.tree_sizes) for answer in own.answers) / steps,
+                    "mat": sum(len(answer.tokens) for answer in own.answers) / own.steps,
+                    "nodes": sum(sum(answer.tree_sizes) for answer in own.answers) / own.steps,
                     "speed": float(np.median(ratios)),
-                    "step_ms": 1e3 * sum(map(decode_seconds, own.answers)) / steps,
-                    "draft_ms": 1e3
-                    * (own.total("draft_seconds") + own.total("commit_seconds"))
-                    / steps,
-                    "verify_ms": 1e3
-                    * (own.total("build_seconds") + own.total("verify_seconds"))
-                    / steps,
-                    "accept_ms": 1e3 * own.total("accept_seconds") / steps,
+                    "step_ms": 1e3 * sum(map(decode_seconds, own.answers)) / own.steps,
+                    "draft_ms": own.per_step("draft_seconds"),
+                    "verify_ms": own.per_step("build_seconds") + own.per_step("verify_seconds"),
+                    "accept_ms": own.per_step("accept_seconds"),
+                    "commit_ms": own.per_step("commit_seconds"),
                     "grown_mib": own.grown / 2**20,
                     "equal": sum(
                         a.tokens == b.tokens for a, b in zip(own.answers, base, strict=True)

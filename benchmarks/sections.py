@@ -174,7 +174,8 @@ def contexts_section(contents: Sequence[Content]) -> str:
         f"{settings['max_new_tokens']} tokens an answer. A prompt is read once, and the methods "
         f"decode behind it in turns. Reading takes {', '.join(reading)}. Speeds are medians over "
         "the prompts of the one-node loop's seconds of decoding over the method's. Of the "
-        "milliseconds of a step `draft` holds what the drafter does with the prompt, too. MiB is "
+        "milliseconds of a step `draft` holds what the drafter does with the prompt, and `commit` "
+        "what it learns from a step, beside the cache's moves. MiB is "
         "what the process held more after a method's last answer than after its first.\n\n"
         + markdown_table({**INSTRUCTIONS, **contexts.COLUMNS}, rows)
     )

@@ -37,7 +37,7 @@ def test_methods_decode_behind_prompts_that_are_read_once(
     loop, _, ours = rows
     assert loop["speed"] == loop["mat"] == loop["nodes"] == 1
     assert ours["mat"] > 1 and 1 < ours["nodes"] <= 8
-    phases = sum(ours[f"{name}_ms"] for name in ("draft", "verify", "accept"))
+    phases = sum(ours[f"{name}_ms"] for name in ("draft", "verify", "accept", "commit"))
     assert 0 < phases < 3 * ours["step_ms"]
     page = tmp_path / "page.md"
     assert report.main([str(file.parent), "--output", str(page)]) == 0
