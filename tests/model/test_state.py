@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.memory import status
 from model.logitspec import (
     DRAFTERS,
     CalibratedDrafter,
@@ -163,6 +164,10 @@ def test_counts_that_contradict_each_other_are_refused() -> None:
         ("sampled.shares", lambda a: -a),
         ("sampled.shares", lambda a: 0 * a),
         ("sampled.logs", lambda a: a[1:]),
+        ("sampled.weights", lambda a: a[:, 1:]),
+        ("sampled.weights", lambda a: 0 * a),
+        ("greedy.weights", lambda a: a * np.nan),
+        ("greedy.sums", lambda a: a[::-1] + [[1], [0]]),
     ):
         with pytest.raises(InputError, match="makes no sense"):
             drafter.restore(state | {name: change(state[name])})
@@ -249,3 +254,20 @@ def test_more_evidence_than_is_kept_is_refused() -> None:
         drafter.warm({"answers": answers[:-1]})
     with pytest.raises(InputError, match=f"of {most + 1} tokens are more than the {most} that"):
         drafter.warm({"answers": np.append(answers, -1)})
+
+
+def test_a_million_tokens_are_bounded() -> None:
+    """Of answers that repeat nothing: what is kept begins anew, and memory does not grow."""
+    drafter = fresh(draft_tree_capacity=2, drafting_core="native")
+    numbers = np.random.default_rng(0)
+    held: list[int] = []
+    for answer in range(1050):
+        drafter.reset([answer, answer + 1])
+        for token in numbers.integers(0, 49152, 1000).tolist():
+            drafter._core.skip(token)  # as in a rest
+        if answer in (349, 1049):
+            drafter.reset([answer, 7])
+            kept = drafter.state()["greedy.answers"]
+            assert 1000 < len(kept) < evidence.MOST_EARLIER
+            held.append(status("VmRSS") or 0)
+    assert held[1] - held[0] < 32 << 20
