@@ -102,9 +102,9 @@ class WatchedCore(ReadableCore):
         return self.truth[at] if at < len(self.truth) else None
 
     def weigh(
-        self, candidates: Candidates, context: tuple[int, ...], depth: int, run: int
+        self, candidates: Candidates, context: tuple[int, ...], depth: int
     ) -> tuple[list[tuple[int, int, float]], Any]:
-        weighed, noted = super().weigh(candidates, context, depth, run)
+        weighed, noted = super().weigh(candidates, context, depth)
         if self.knows and self._right[-1]:
             true = self._token(depth + 1)
             weighed = [(t, c, 1.0 if t == true else p) for t, c, p in weighed]

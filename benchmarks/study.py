@@ -129,22 +129,13 @@ class Uncorrected(ReadableCore):
     """The acceptance table alone."""
 
     def weigh(
-        self, candidates: Candidates, context: tuple[int, ...], depth: int, run: int
+        self, candidates: Candidates, context: tuple[int, ...], depth: int
     ) -> tuple[list[tuple[int, int, float]], Any]:
         base, named = candidates
         cells = [base + more for more in named.values()]
         known = [self.table.probability[cell] for cell in cells]
         weighed = Weighed([*named], cells, known, -1, [])
         return list(zip(*weighed[:3], strict=True)), weighed
-
-
-class WithoutRuns(ReadableCore):
-    """It does not matter how well the last tokens were drafted."""
-
-    def weigh(
-        self, candidates: Candidates, context: tuple[int, ...], depth: int, run: int
-    ) -> tuple[list[tuple[int, int, float]], Any]:
-        return super().weigh(candidates, context, depth, 0)
 
 
 class Alone(Corrections):
@@ -279,7 +270,6 @@ VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
     "forgetting": on_core(Forgetting),
     "depth as a feature": on_core(ByDepth),
     "without corrections": on_core(Uncorrected),
-    "without runs": on_core(WithoutRuns),
     "siblings do not compete": on_core(Unshared),
     "no patience": on_core(ReadableCore, patience=1.0),
     "estimates mixed": mixed,

@@ -64,9 +64,8 @@ def test_the_tree_holds_the_nodes_that_are_worth_most() -> None:
         core = large._core
         assert isinstance(core, ReadableCore)
         assert core.grow(5, [5, *range(40, 39 + large.top_k)], 0.0)[1]
-        for node, below in enumerate(core._below):
-            assert below is not None
-            weighed = below.noted
+        for node, weighed in enumerate(core._candidates):
+            assert weighed is not None
             assert 0 <= sum(weighed.probabilities) < 1
             for token, probability in zip(weighed.tokens, weighed.probabilities, strict=True):
                 if (node, token) in taken:

@@ -167,7 +167,7 @@ def test_counts_that_contradict_each_other_are_refused() -> None:
         ("sampled.weights", lambda a: a[:, 1:]),
         ("sampled.weights", lambda a: 0 * a),
         ("greedy.weights", lambda a: a * np.nan),
-        ("greedy.sums", lambda a: a[::-1] + [[1], [0]]),
+        ("greedy.sums", lambda a: a + np.array([[1.0], [0.0]])),
     ):
         with pytest.raises(InputError, match="makes no sense"):
             drafter.restore(state | {name: change(state[name])})

@@ -21,11 +21,9 @@ struct Table {  // of acceptance, a number for every cell; then what corrects it
 
 namespace {
 
-constexpr int64_t RUNS[] = {1, 4, 16};
-constexpr double LEVELS_OF_ODDS[] = {-3, -1, 0, 1, 2, 3};
+constexpr double EDGES[] = {-3, -1, 0, 1, 2, 3};
 constexpr double SUMS[] = {0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5};
-constexpr int64_t LEVELS_EACH = std::size(LEVELS_OF_ODDS) + 1;
-constexpr int64_t RUN_WEIGHTS = (std::size(RUNS) + 1) * LEVELS_EACH;
+constexpr int64_t ODDS_LEVELS = std::size(EDGES) + 1;
 constexpr double MOST = 30, RATE = 0.2, BELIEF = 20;
 
 template <class Number, size_t N> int64_t bin_of(const Number (&edges)[N], Number value) {
@@ -41,7 +39,7 @@ class Corrections {
   public:
     // Of four sources of evidence; strides are those of the second, the third and the fourth.
     Corrections(std::array<int64_t, 3> strides, int64_t last_count) {
-        int64_t stride = 1, begin = RUN_WEIGHTS;
+        int64_t stride = 1, begin = ODDS_LEVELS;
         for (size_t i = 0; i < sources_.size(); i++) {
             int64_t count = i < strides.size() ? strides[i] / stride : last_count;
             sources_[i] = {uint32_t(stride), uint32_t(count), begin};
@@ -51,15 +49,14 @@ class Corrections {
         mixed_ = begin;
     }
 
-    // How likely each candidate is right, by the table and the run up to their node.
-    void weigh(Below& below, int64_t run, const Table& table) const {
-        int64_t first = bin_of(RUNS, run) * LEVELS_EACH;
+    // How likely each candidate is right.
+    void weigh(Below& below, const Table& table) const {
         double total = 0, whole = 0;
         for (Candidate& c : below.all) {
             double known = table.probability[c.cell];
             double logit = std::log(known / (1 - known));
-            c.weight = first + bin_of(LEVELS_OF_ODDS, logit);
-            logit += table.weights[c.weight];
+            c.level = bin_of(EDGES, logit);
+            logit += table.weights[c.level];
             for (const Grades& source : sources_) logit += table.weights[source.at(c.cell)];
             c.probability = std::exp(std::min(MOST, std::max(-MOST, logit)));
             total += c.probability;
@@ -80,7 +77,7 @@ class Corrections {
         for (const Candidate& c : below.all) {
             table.named[below.bin] += c.token == right;
             double error = (c.token == right) - c.probability;
-            learn_at(c.weight, error, table);
+            learn_at(c.level, error, table);
             for (const Grades& source : sources_) learn_at(source.at(c.cell), error, table);
         }
     }
@@ -95,7 +92,7 @@ class Corrections {
     std::pair<double, int64_t> correct_mixture(double mixed, int64_t guess,
                                                const Table& table) const {
         double logit = std::log(mixed / (1 - mixed));
-        int64_t at = mixed_ + guess * LEVELS_EACH + bin_of(LEVELS_OF_ODDS, logit);
+        int64_t at = mixed_ + guess * ODDS_LEVELS + bin_of(EDGES, logit);
         logit = std::min(MOST, std::max(-MOST, logit + table.weights[at]));
         return {1 / (1 + std::exp(-logit)), at};
     }

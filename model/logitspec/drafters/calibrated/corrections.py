@@ -1,10 +1,9 @@
 """What the acceptance table's cells leave out, learnt from every candidate that is seen.
 
-A cell that was seen seldom knows little but its prior, and no cell knows how well drafting went in
-the last tokens. So weights are added to a cell's log-odds: one for the grade of each source, and
-one for the run that the candidate would go on with, by the level of the log-odds. They are learnt
-by logistic regression, a step for each candidate, its length by AdaGrad (Duchi, Hazan, Singer,
-Adaptive Subgradient Methods, JMLR 12, 2011).
+A cell that was seen seldom knows little but its prior. So weights are added to a cell's log-odds:
+one for the grade of each source, and one for the level of the log-odds. They are learnt by logistic
+regression, a step for each candidate, its length by AdaGrad (Duchi, Hazan, Singer, Adaptive
+Subgradient Methods, JMLR 12, 2011).
 
 Nor does a cell know of the other candidates, of which one at most is right. So what the candidates
 below a node share is how often any of them is right, which is learnt by the sum of their
@@ -27,9 +26,8 @@ import numpy as np
 from ...listed import Numbers
 from .evidence import Source
 
-RUNS = (1, 4, 16)  # the shortest run of each kind but the first, in tokens
-LEVELS = (-3.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # least log-odds of each level but the first
-RUN_WEIGHTS = (len(RUNS) + 1) * (len(LEVELS) + 1)
+EDGES = (-3.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # least log-odds of each level but the first
+LEVELS = len(EDGES) + 1
 GUESSES = ("by both", "by the noise alone", "by the table alone")  # who names a token of a sample
 SUMS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)  # least of each bin but the first
 MOST = 30.0  # log-odds, either way
@@ -45,19 +43,17 @@ class Weighed(NamedTuple):
     cells: Sequence[int]  # of the acceptance table
     probabilities: Sequence[float]  # that each is right, given that the node is
     bin: int  # of the sum of what these would be alone; -1: there is no candidate
-    weights: Sequence[int]  # which of the runs' weights was added
+    levels: Sequence[int]  # of their log-odds by the table
 
 
 class Corrections:
     """Weights that are added to the log-odds of an acceptance table's cells, and what sums mean.
 
-    A run is the number of tokens in a row that were each the most probable candidate of its place.
-
     Args:
         sources: of evidence.
 
     Attributes:
-        weights: of all runs and levels, of each source's grades, of all guesses and levels.
+        weights: of the levels, of each source's grades, of all guesses and levels.
         squares: the squared errors that each weight has seen.
         named: by bin, how often any candidate below a node was right.
         nodes: by bin, of how many.
@@ -65,8 +61,8 @@ class Corrections:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.grades = [(source.stride, len(source.grades)) for source in sources]
-        *self.begins, self._mixed = accumulate((n for _, n in self.grades), initial=RUN_WEIGHTS)
-        self.count = self._mixed + len(GUESSES) * (len(LEVELS) + 1)
+        *self.begins, self._mixed = accumulate((n for _, n in self.grades), initial=LEVELS)
+        self.count = self._mixed + len(GUESSES) * LEVELS
         # Lists, which Python reads fastest; arrays where compiled code learns
         self.weights: Any = [0.0] * self.count
         self.squares: Any = [DOUBT] * self.count
@@ -90,27 +86,23 @@ class Corrections:
         self.weights[:], self.squares[:] = counted["weights"].tolist()
         self.named[:], self.nodes[:] = counted["sums"].tolist()
 
-    def weigh(self, tokens: Sequence[int], cells: Sequence[int], known: Any, run: int) -> Weighed:
+    def weigh(self, tokens: Sequence[int], cells: Sequence[int], known: Any) -> Weighed:
         """How likely each candidate below a node is right, given that the node is.
 
         Args:
             tokens: of the candidates.
             cells: of the candidates, in the acceptance table.
             known: that table's probabilities, by cell.
-            run: up to the node.
         """
-        weights: list[int] = []
+        levels: list[int] = []
         odds: list[float] = []
-        first = bisect_right(RUNS, run) * (len(LEVELS) + 1)
         for cell in cells:
             logit = log(known[cell] / (1 - known[cell]))
-            at = first + bisect_right(LEVELS, logit)
-            logit += self.weights[at]
-            for place in self._places(cell):
+            levels.append(bisect_right(EDGES, logit))
+            for place in (levels[-1], *self._places(cell)):
                 logit += self.weights[place]
-            weights.append(at)
             odds.append(exp(min(MOST, max(-MOST, logit))))
-        return Weighed(tokens, cells, *self.share(odds), weights)
+        return Weighed(tokens, cells, *self.share(odds), levels)
 
     def share(self, odds: Sequence[float]) -> tuple[list[float], int]:
         """The probabilities of candidates of which one at most is right, and their sum's bin.
@@ -139,11 +131,11 @@ class Corrections:
         if weighed.bin < 0:
             return
         self.nodes[weighed.bin] += 1
-        each = zip(*weighed[:3], weighed.weights, strict=True)
-        for token, cell, probability, at in each:
+        each = zip(*weighed[:3], weighed.levels, strict=True)
+        for token, cell, probability, level in each:
             self.named[weighed.bin] += token == true
             error = (token == true) - probability
-            for place in (at, *self._places(cell)):
+            for place in (level, *self._places(cell)):
                 self.learn_at(place, error)
 
     def learn_at(self, place: int, error: float) -> None:
@@ -164,7 +156,7 @@ class Corrections:
             guess: which of GUESSES it is.
         """
         logit = log(probability / (1 - probability))
-        at = self._mixed + guess * (len(LEVELS) + 1) + bisect_right(LEVELS, logit)
+        at = self._mixed + guess * LEVELS + bisect_right(EDGES, logit)
         return 1 / (1 + exp(-min(MOST, max(-MOST, logit + self.weights[at])))), at
 
     def believe(self) -> None:

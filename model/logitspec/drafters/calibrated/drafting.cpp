@@ -52,9 +52,6 @@ struct Drafting {
     int64_t committed = 0;                          // tokens of prompt and answer
     Corrections corrections;
     std::vector<Below> below;                   // the nodes of the last tree
-    std::vector<Token> best;                    // the most probable of these; -1: none
-    std::vector<int64_t> runs;                  // up to the nodes of the last tree
-    int64_t run = 0;                            // up to the last committed token
     std::vector<Guesses> guessed;               // the same of samples
     int64_t looked = 0;                         // at so many of its first nodes
     int64_t awaited = -1;  // the last accepted node, if what followed it is to be learnt
@@ -64,7 +61,7 @@ struct Drafting {
         : set(s), last_steps(s.last_steps, s.last_steps + s.last_width), single(s.row_width),
           older(s.row_width),
           corrections({s.row_stride, s.last_stride, s.earlier_stride}, s.row_stride),
-          below(s.capacity), best(s.capacity), runs(s.capacity), guessed(s.capacity) {
+          below(s.capacity), guessed(s.capacity) {
         set.last_steps = nullptr;
     }
 
@@ -83,7 +80,6 @@ struct Drafting {
         prompt = std::move(next);
         committed = count;
         awaited = -1;
-        run = 0;
         least = 0;
         if (!again || !set.keep_rows || int64_t(pair_at.size()) > MOST_ROWS) {
             if (set.keep_rows) {
@@ -321,7 +317,6 @@ struct Drafting {
         int64_t nodes = 0, best_nodes = 0;
         looked = 0;
         auto add = [&](int64_t parent, Token token, int64_t cell, double path) {
-            runs[nodes] = !nodes ? run : token == best[parent] ? runs[parent] + 1 : 0;
             tree.tokens[nodes] = token;
             tree.parents[nodes] = parent;
             tree.cells[nodes] = cell;
@@ -357,15 +352,8 @@ struct Drafting {
                 auto before = [&](int64_t n) { return last[n - 1]; };
                 int64_t base = look(before, length, node ? nullptr : top, tops, named);
                 looked = nodes;
-                corrections.weigh(below[node], runs[node], table);
-                best[node] = -1;
-                double highest = 0;
+                corrections.weigh(below[node], table);
                 auto push = [&](Token token, int64_t cell, double probability) {
-                    bool same = probability == highest && token < best[node];
-                    if (best[node] < 0 || probability > highest || same) {
-                        highest = probability;
-                        best[node] = token;
-                    }
                     double its = worth * patience * probability;
                     if (its > floor)
                         open.emplace(-its, node, token, cell, tree.paths[node] * probability);
@@ -400,7 +388,6 @@ struct Drafting {
 
     void learn_awaited(Token token, const Table& table, const Foresight* f) {
         if (awaited >= 0) learn_below(awaited, token, table, f);
-        run = awaited >= 0 && best[awaited] == token ? run + 1 : 0;
         awaited = -1;
     }
 
@@ -435,7 +422,6 @@ struct Drafting {
             if (path[i] < looked)
                 learn_below(path[i], Token(tree.tokens[path[i + 1]]), table, f);
         awaited = path[accepted - 1] < looked ? path[accepted - 1] : -1;
-        run = runs[path[accepted - 1]];
         Token before = context.empty() ? -1 : context.back();
         auto row_of = [&](int64_t node) {
             if (!width || rows[node * width] < 0) return;  // not known

@@ -32,7 +32,7 @@ struct Candidate {
     Token token;
     int64_t cell;
     double probability = 0;
-    int64_t weight = 0;  // which of the runs' weights was added
+    int64_t level = 0;  // of its log-odds by the acceptance table
 };
 
 struct Follower {

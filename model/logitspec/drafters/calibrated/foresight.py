@@ -198,10 +198,10 @@ class SampledCore(ReadableCore):
         self._older.update(scored_of(kept["scored"], kept["logs"]))
 
     def weigh(
-        self, candidates: Candidates, context: tuple[int, ...], depth: int, run: int
+        self, candidates: Candidates, context: tuple[int, ...], depth: int
     ) -> tuple[list[tuple[int, int, float]], Any]:
         base, named = candidates
-        by_table, noted = super().weigh(candidates, context, depth, run)
+        by_table, noted = super().weigh(candidates, context, depth)
         known = {token: probability for token, _, probability in by_table}
         guesses: list[Guess] = []
         mixture, share = -1, 1.0

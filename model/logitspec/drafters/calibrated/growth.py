@@ -26,13 +26,6 @@ class Drafted(NamedTuple):
     cells: list[int]  # in the acceptance table; the root's is -1
 
 
-class Below(NamedTuple):
-    """The candidates below a node."""
-
-    noted: Any  # what learn() is to be given of them
-    best: int | None  # the most probable one
-
-
 class ReadableCore:
     """Collects evidence, grows trees from it, and learns what its candidates were worth.
 
@@ -57,10 +50,8 @@ class ReadableCore:
         self._begin()
 
     def _begin(self) -> None:
-        self._below: list[Below | None] = []  # the nodes of the last tree
-        self._awaited: Below | None = None  # below the last accepted node
-        self._runs: list[int] = []  # up to the nodes of the last tree, see Corrections
-        self._run = 0  # up to the last committed token
+        self._candidates: list[Any] = []  # below the nodes of the last tree, as weigh() noted them
+        self._awaited: Any = None  # below the last accepted node
         self._least = 0.0  # what the last tree's last node was worth
 
     def use(self, table: AcceptanceTable) -> None:
@@ -111,10 +102,8 @@ class ReadableCore:
         self.evidence.extend([token])
 
     def _learn_awaited(self, token: int) -> None:
-        below = self._awaited
-        if below is not None:
-            self.learn(below.noted, token)
-        self._run = self._run + 1 if below is not None and below.best == token else 0
+        if self._awaited is not None:
+            self.learn(self._awaited, token)
         self._awaited = None
 
     def grow(
@@ -132,8 +121,7 @@ class ReadableCore:
             The tree, and whether it would have grown alike without a floor.
         """
         tree = Drafted([root], [0], [1.0], [-1])
-        self._below = []
-        self._runs = [self._run]
+        self._candidates = []
         longest = self.evidence.longest
         contexts = [(*self.evidence.context, root)[-longest:]]
         depths = [0]
@@ -147,16 +135,15 @@ class ReadableCore:
             self._least = worth
             if worth > floor:
                 candidates = self.look(tree, contexts[node], top_ids)
-                run = self._runs[node]
-                weighed, noted = self.weigh(candidates, contexts[node], depths[node], run)
-                self._below.append(Below(noted, most_probable(weighed)))
+                weighed, noted = self.weigh(candidates, contexts[node], depths[node])
+                self._candidates.append(noted)
                 for token, cell, probability in weighed:
                     its = worth * patience * probability
                     if its > floor:
                         path = tree.paths[node] * probability
                         heappush(heap, (-its, node, token, cell, path))
             else:
-                self._below.append(None)
+                self._candidates.append(None)
             node += 1
             if node == self.capacity:
                 return tree, True
@@ -174,8 +161,6 @@ class ReadableCore:
             tree.cells.append(cell)
             contexts.append((*contexts[parent], token)[-longest:])
             depths.append(depths[parent] + 1)
-            above = self._below[parent]
-            self._runs.append(self._runs[parent] + 1 if above and token == above.best else 0)
 
     def look(self, tree: Drafted, context: tuple[int, ...], top_ids: Sequence[int]) -> Candidates:
         """The candidates below the last node of a tree.
@@ -188,7 +173,7 @@ class ReadableCore:
         return self.evidence.look(context, top_ids if len(tree.tokens) == 1 else None)
 
     def weigh(
-        self, candidates: Candidates, context: tuple[int, ...], depth: int, run: int
+        self, candidates: Candidates, context: tuple[int, ...], depth: int
     ) -> tuple[list[tuple[int, int, float]], Any]:
         """How likely each candidate is right, given that its parent is.
 
@@ -196,14 +181,13 @@ class ReadableCore:
             candidates: from look().
             context: the last tokens up to the node that they are below.
             depth: of that node.
-            run: up to that node.
 
         Returns:
             Token, cell and probability of each, and what learn() is to be given.
         """
         base, named = candidates
         cells = [base + more for more in named.values()]
-        weighed = self.corrections.weigh([*named], cells, self.table.probability, run)
+        weighed = self.corrections.weigh([*named], cells, self.table.probability)
         return list(zip(*weighed[:3], strict=True)), weighed
 
     def learn(self, noted: Any, true: int) -> None:
@@ -225,11 +209,10 @@ class ReadableCore:
         """
         tokens, parents = drafted.tokens, drafted.parents
         for node, child in pairwise(path):
-            below = self._below[node]
-            if below is not None:
-                self.learn(below.noted, tokens[child])
-        self._awaited = self._below[path[-1]]
-        self._run = self._runs[path[-1]]
+            known = self._candidates[node]
+            if known is not None:
+                self.learn(known, tokens[child])
+        self._awaited = self._candidates[path[-1]]
         before = self.evidence.context[-1]
         # The most probable nodes come first and shall be remembered, above them the accepted ones.
         for node in (*range(len(tokens) - 1, -1, -1), *path):
@@ -237,9 +220,3 @@ class ReadableCore:
                 parent = tokens[parents[node]] if node else before
                 self.evidence.rows.learn(parent, tokens[node], top_ids[node])
         self.evidence.extend([tokens[node] for node in path])
-
-
-def most_probable(weighed: Sequence[tuple[int, int, float]]) -> int | None:
-    """The most probable of some candidates, as weigh() gives them; None, where there are none."""
-    best = min(((-probability, token) for token, _, probability in weighed), default=None)
-    return None if best is None else best[1]
