@@ -76,10 +76,7 @@ class WatchedCore(ReadableCore):
         self.alone = {s.name: 0 for s in self.evidence.sources}
         self._at = 0  # of the root in the answer
         self._right: list[bool] = []  # the nodes of the tree
-
-    @property
-    def patience(self) -> float:  # type: ignore[override]
-        return 1.0 if self.knows else ReadableCore.patience
+        self._depths: list[int] = []
 
     def begin(self, prompt_ids: Sequence[int]) -> bool:
         self._at = 0
@@ -133,6 +130,7 @@ class KnowingCore(WatchedCore):
     """Takes right candidates first."""
 
     knows = True
+    patience = 1.0
 
 
 class Watched(CalibratedDrafter):
@@ -170,7 +168,7 @@ def steps_over(recording: Recording, drafter: Watched) -> int:
 
 def hindsight(recording: Recording) -> Figures:
     """The speed of trees that size themselves over those of a fixed size, for each question and for
-    all the fastest one."""
+    all the fastest one. Drafting is timed, so the fastest of many is flattered by noise."""
 
     def speeds(drafter: Drafter, *options: tuple[str, Any]) -> npt.NDArray[np.float64]:
         configuration = Configuration(drafter.name, options, ())

@@ -42,7 +42,6 @@ COLUMNS = {
     "verify": (7, "{verify_ms:.1f}"),
     "accept": (7, "{accept_ms:.2f}"),
     "commit": (7, "{commit_ms:.2f}"),
-    "MiB": (6, "{grown_mib:.0f}"),
     "equal": (8, "{equal} of {answers}"),
 }
 
@@ -53,20 +52,27 @@ class Books:
 
     engine: KVEngine
     answers: list[DecodingResult] = field(default_factory=list)
-    grown: int = 0  # bytes that the process held more after its last answers than after its first
 
     @property
     def steps(self) -> int:
         return sum(answer.steps for answer in self.answers)
+
+    @property
+    def cached(self) -> float:
+        """Tokens of a prompt that another method had read."""
+        return float(np.mean([answer.cached_tokens for answer in self.answers]))
 
     def per_step(self, phase: str) -> float:
         """Milliseconds of a phase in a step."""
         return 1e3 * float(sum(getattr(answer, phase) for answer in self.answers)) / self.steps
 
 
+PHASES = ("draft", "build", "verify", "accept", "commit")
+
+
 def decode_seconds(answer: DecodingResult) -> float:
-    """Of all steps."""
-    return sum(answer.step_seconds)
+    """Of all steps, and of what the drafter does with the prompt."""
+    return float(sum(getattr(answer, f"{phase}_seconds") for phase in PHASES))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -96,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
         }
         reading: list[float] = []
         lengths: list[int] = []
-        first_held: dict[str, int] = {}
+        after: list[int] = []  # bytes that the process held after each prompt
         for question in tqdm(questions, desc=bench, unit="prompt"):
             prompt_ids = target.prompts.start().ask(question.turns[0])
             tokens = allowed_tokens(question, prompt_ids, target, settings)
@@ -106,8 +112,7 @@ def run(args: argparse.Namespace) -> None:
                 own.answers.append(answer)
                 if name == BASE:
                     reading.append(answer.prefill_seconds)
-                now = held(target.device) or 0
-                own.grown = now - first_held.setdefault(name, now)
+            after.append(held(target.device) or 0)
         base = books[BASE].answers
         for name, own in books.items():
             ratios = [
@@ -128,7 +133,8 @@ def run(args: argparse.Namespace) -> None:
                     "verify_ms": own.per_step("build_seconds") + own.per_step("verify_seconds"),
                     "accept_ms": own.per_step("accept_seconds"),
                     "commit_ms": own.per_step("commit_seconds"),
-                    "grown_mib": own.grown / 2**20,
+                    "cached_tokens": own.cached,
+                    "grown_mib": (after[-1] - after[0]) / 2**20,
                     "equal": sum(
                         a.tokens == b.tokens for a, b in zip(own.answers, base, strict=True)
                     ),

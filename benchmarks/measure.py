@@ -63,10 +63,10 @@ def cells(columns: Columns, row: Figures) -> list[str]:
     return [fill(text, row) for _, text in columns.values()]
 
 
-def without_paths(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """A flag's value as JSON can hold it."""
     if isinstance(value, list):
-        return [without_paths(each) for each in value]
+        return [jsonable(each) for each in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -83,7 +83,7 @@ class Results:
     """
 
     def __init__(self, args: argparse.Namespace, device: str, *, resume: bool = False) -> None:
-        flags = {k: without_paths(v) for k, v in vars(args).items()}
+        flags = {k: jsonable(v) for k, v in vars(args).items()}
         self.content: Figures = {"settings": flags, "environment": describe_environment(device)}
         self._path: Path | None = args.json
         if self._path is not None and self._path.exists():

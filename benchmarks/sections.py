@@ -163,7 +163,8 @@ def contexts_section(contents: Sequence[Content]) -> str:
     """Of contexts' results."""
     rows = [{**named(content), **row} for content in contents for row in content["contexts"]]
     reading = [
-        f"{row['prefill_seconds']:.0f} s for {row['prompt_tokens']:.0f} tokens ({row['model']})"
+        f"{row['prefill_seconds']:.0f} s for {row['prompt_tokens']:.0f} tokens ({row['model']}; "
+        f"the process held {row['grown_mib']:.0f} MiB more after the last prompt)"
         for row in rows
         if row["method"] == contexts.BASE
     ]
@@ -175,8 +176,7 @@ def contexts_section(contents: Sequence[Content]) -> str:
         f"decode behind it in turns. Reading takes {', '.join(reading)}. Speeds are medians over "
         "the prompts of the one-node loop's seconds of decoding over the method's. Of the "
         "milliseconds of a step `draft` holds what the drafter does with the prompt, and `commit` "
-        "what it learns from a step, beside the cache's moves. MiB is "
-        "what the process held more after a method's last answer than after its first.\n\n"
+        "what it learns from a step, beside the cache's moves.\n\n"
         + markdown_table({**INSTRUCTIONS, **contexts.COLUMNS}, rows)
     )
 

@@ -53,10 +53,15 @@ def rows_of(listed: Numbers) -> dict[int, list[int]]:
 
 
 def scored_row(tokens: Sequence[int], logs: Sequence[float]) -> ScoredRow:
-    """A row of best tokens without those that are filtered out, its numbers in float32."""
-    found = np.array(logs, np.float32).astype(float).tolist()
-    count = found.index(-math.inf) if -math.inf in found else len(found)
-    return tokens[:count], found[:count]
+    """A row of best tokens, its numbers in float32."""
+    return tokens, np.array(logs, np.float32).astype(float).tolist()
+
+
+def without_filtered(row: ScoredRow) -> ScoredRow:
+    """A row without the tokens that are filtered out, which come last."""
+    tokens, logs = row
+    count = logs.index(-math.inf) if -math.inf in logs else len(logs)
+    return tokens[:count], logs[:count]
 
 
 def list_scored(rows: Mapping[int, ScoredRow]) -> tuple[Numbers, Numbers]:
@@ -78,6 +83,8 @@ def scored_of(listed: Numbers, logs: Numbers) -> dict[int, ScoredRow]:
 
 def are_scored(listed: Numbers, logs: Numbers) -> bool:
     """Whether list_scored() may have listed these."""
+    if logs.ndim != 1 or not (np.issubdtype(logs.dtype, np.floating) or not len(logs)):
+        return False
     return count_tokens(listed) == len(logs) and bool((logs <= 0).all())
 
 

@@ -34,11 +34,12 @@ def test_knowing_more_is_worth_more(recording: Path, tmp_path: Path) -> None:
     assert [row["capacity"] for row in rows] == [12, 6]
     for row in rows:
         assert 1 < row["as_it_is"] < row["knows"] <= row["capacity"]
-        assert row["learnt_before"] > 0.9 * row["as_it_is"]
+        assert 0.9 * row["as_it_is"] < row["learnt_before"] < row["knows"]
     named = {row["source"]: row["named"] for row in content["sources"]}
     assert 0 < max(share for name, share in named.items() if name != "any") <= named["any"] <= 1
+    assert all(row["alone"] <= row["named"] for row in content["sources"])
     (row,) = content["hindsight"]
-    assert 0 < row["of_best"] < 3 and row["best_nodes"] in bounds.TRIED
+    assert 0.2 < row["of_each"] <= row["of_best"] < 2 and row["best_nodes"] in bounds.TRIED
 
 
 def test_what_knows_the_answer_drafts_it_and_others_as_before() -> None:

@@ -76,6 +76,27 @@ def test_the_tree_holds_the_nodes_that_are_worth_most() -> None:
                     assert worths[node] * PATIENCE * probability <= worths[-1] + 1e-12
 
 
+@pytest.mark.parametrize("core", ["native", "python"])
+def test_trees_that_size_themselves_take_the_most_probable_nodes(core: str) -> None:
+    """They have no patience: a node costs time, wherever it is."""
+    orders = []
+    for capacity in ("auto", 40):
+        drafter = fresh(draft_tree_capacity=capacity, drafting_core=core)
+        if drafter.budget is not None:
+            drafter.budget = Budget(FLAT)
+        tree, _ = grown(drafter)
+        paths = drafter.path_probabilities[:40]
+        assert len(tree) >= 40 and max(tree.depths) > 2
+        orders.append(paths == sorted(paths, reverse=True))
+    assert orders == [True, False]
+
+
+def test_a_sure_cell_is_no_error() -> None:
+    drafter = fresh(draft_tree_capacity=9, prior_strength=1e-17, drafting_core="python")
+    twin = fresh(draft_tree_capacity=9, prior_strength=1e-17, drafting_core="native")
+    assert grown(drafter)[0].tokens == grown(twin)[0].tokens
+
+
 def test_pruning_changes_no_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     pruned, _ = grown(fresh(draft_tree_capacity=12))
     monkeypatch.setattr("model.logitspec.drafters.calibrated.growth.PRUNING", 0.0)
@@ -137,7 +158,7 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
                 core.forget()
     for name in ("seen", "right", "probability"):
         assert list(getattr(cores[0].table, name)) == getattr(cores[1].table, name)
-    for name in ("weights", "squares", "named", "nodes"):
+    for name in ("weights", "squares", "any_right", "nodes"):
         native_numbers, numbers = (getattr(core.corrections, name) for core in cores)
         assert list(native_numbers) == list(numbers)
     if told is not None:

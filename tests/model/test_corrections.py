@@ -8,7 +8,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from model.logitspec.drafters.calibrated.corrections import STRENGTH, Corrections
+from model.logitspec.drafters.calibrated.corrections import DOUBT, STRENGTH, Corrections
 from model.logitspec.drafters.calibrated.evidence import Evidence
 
 EVIDENCE = Evidence(5, 8, 24, keep_rows=True, keep_ngrams=True)
@@ -36,7 +36,7 @@ def test_how_often_any_candidate_is_right_is_learnt_by_their_sum() -> None:
         weighed = corrections.weigh([1, 2], [0, 1], known)
         corrections.learn(weighed, chance.choice([1, 1, 2, 3]))
     assert sum(corrections.nodes) == 1000
-    assert sum(corrections.named) == pytest.approx(750, abs=50)
+    assert sum(corrections.any_right) == pytest.approx(750, abs=50)
     first, second = corrections.weigh([1, 2], [0, 1], known).probabilities
     assert first == pytest.approx(0.5, abs=0.06) and second == pytest.approx(0.25, abs=0.06)
 
@@ -68,6 +68,7 @@ def test_what_is_believed_is_begun_with_and_soon_outweighed() -> None:
         corrections.learn(corrections.weigh([1], [0], known), 1)
     (sure,) = corrections.weigh([1], [0], known).probabilities
     corrections.believe()
+    assert set(corrections.squares) == {DOUBT}
     (still,) = corrections.weigh([1], [0], known).probabilities
     assert still == pytest.approx(sure, abs=0.1) and still > 0.9
     assert max(corrections.nodes) == STRENGTH

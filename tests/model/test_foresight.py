@@ -19,15 +19,18 @@ from model.logitspec import (
     Drafter,
     DraftTree,
     InputError,
+    LlamaKVForCausalLM,
     LogitSpecDrafter,
     RacerDrafter,
     Sampling,
     TokenRecyclingDrafter,
+    decode,
     load,
 )
 from model.logitspec.acceptance import accept
 from model.logitspec.cpu.layers import best_tokens, log_probabilities
 from model.logitspec.cpu.layers import winners as cpu_winners
+from model.logitspec.drafters.calibrated.corrections import Corrections
 from model.logitspec.drafters.calibrated.foresight import FORESEEN, foresee
 from model.logitspec.sampling import (
     Chooser,
@@ -38,12 +41,14 @@ from model.logitspec.sampling import (
     states_of,
     winners,
 )
+from model.logitspec.sizing.measuring import known_cost
 from model.logitspec.verification import find_verifier
 
 from ..conftest import save_tiny
 from .test_kernels import IDS, WIDE
 from .test_modeling import prefilled, random_tree
 
+SEEDED = Sampling(1.0, seed=3)
 FILTERED = [
     Sampling(1.0),
     Sampling(0.7),
@@ -113,13 +118,19 @@ def test_the_first_of_the_foreseen_wins_if_the_row_is_the_truth() -> None:
         assert bins == sorted(bins, reverse=True)
 
 
-def accept_lengths(drafter: Drafter, steps: int, *, constant: bool = False) -> list[int]:
+def accept_lengths(
+    drafter: Drafter,
+    steps: int,
+    *,
+    constant: bool = False,
+    sampling: Sampling = SEEDED,
+) -> list[int]:
     """Of samples of a target whose logits depend on the last token alone, or on nothing."""
     generator = torch.Generator().manual_seed(1)
     logits = 1.5 * torch.randn(40, 40, generator=generator)
     if constant:
         logits = logits[:1].expand(40, 40)
-    chooser = Sampling(1.0, seed=3).chooser([1])
+    chooser = sampling.chooser([1])
     drafter.foresee(chooser.foresight)
     drafter.reset([1, 2], [[], []] if drafter.prompt_top_k else ())
     verdict = accept(logits[2:3], DraftTree(2, 1), chooser, drafter.top_k)
@@ -173,14 +184,57 @@ def test_other_methods_may_foresee_too(make: Callable[..., Drafter], constant: b
     assert not usual.wants_logprobs
 
 
+@pytest.mark.parametrize("filters", [{"top_p": 0.5}, {"top_k": 2}])
+@pytest.mark.parametrize(
+    "make", [TokenRecyclingDrafter, partial(RacerDrafter, 64), LogitSpecDrafter]
+)
+def test_what_a_filter_leaves_out_is_drafted_behind_the_rest(
+    make: Callable[..., Drafter], filters: dict[str, Any]
+) -> None:
+    """Filters of one place say little of the next: as much is drafted as without foresight."""
+    nodes: dict[bool, int] = {}
+
+    for foresight in (False, True):
+        drafter = make(foresight=foresight)
+        accept_lengths(drafter, 60, sampling=Sampling(1.0, seed=3, **filters))
+        tree = drafter.draft(3, [3, *range(4, 40)])
+        nodes[foresight] = len(tree)
+    assert nodes[True] > 0.9 * nodes[False]
+
+
+def test_trees_of_logitspec_that_size_themselves_ask_for_the_cost_of_foresight(
+    tiny: LlamaKVForCausalLM,
+) -> None:
+    drafter = LogitSpecDrafter(draft_tree_capacity="auto", foresight=True)
+    chooser = Sampling(1.0).chooser([1, 5, 9])
+    decode(tiny, [1, 5, 9, 5], drafter, max_new_tokens=4, chooser=chooser)
+    assert drafter.node_top_k > 0
+    assert known_cost(tiny, drafter.top_k, drafter.node_top_k) is not None
+
+
+def test_a_mixture_that_is_off_is_corrected() -> None:
+    """Tokens that both estimates name come twice as often as the mixture says."""
+    evidence = CalibratedDrafter().evidence
+    corrections = Corrections(evidence.sources)
+    chance = random.Random(2)
+    for _ in range(3000):
+        for guess, truth in ((0, 0.6), (1, 0.1)):
+            found, at = corrections.correct_mixture(0.3, guess)
+            corrections.learn_at(at, (chance.random() < truth) - found)
+    assert corrections.correct_mixture(0.3, 0)[0] == pytest.approx(0.6, abs=0.08)
+    assert corrections.correct_mixture(0.3, 1)[0] == pytest.approx(0.1, abs=0.05)
+
+
 def test_what_recycling_foresees_with_is_kept() -> None:
     drafter, other = (TokenRecyclingDrafter(foresight=True) for _ in range(2))
     accept_lengths(drafter, 30)
     other.restore(drafter.state())
     assert accept_lengths(other, 30) == accept_lengths(drafter, 30)
-    damaged = {**drafter.state(), "logs": drafter.state()["logs"][1:]}
-    with pytest.raises(InputError, match="makes no sense"):
-        other.restore(damaged)
+    state = drafter.state()
+    for logs in (state["logs"][1:], state["logs"].astype(str), state["logs"][None]):
+        with pytest.raises(InputError, match="makes no sense"):
+            other.restore({**state, "logs": logs})
+    other.restore({"rows": state["rows"]})  # as older versions kept it
 
 
 def test_samples_have_a_state_of_their_own() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..listed import ScoredRow
+from ..listed import ScoredRow, without_filtered
 from ..sampling import Foresight, noise_of, states_of
 
 WIDTH = 32  # tokens of a row; those that win are seldom among the few best
@@ -47,12 +47,14 @@ class Foreseer:
         self._committed += count
 
     def ranked(self, row: ScoredRow, depth: int) -> list[int]:
-        """The tokens of a row, the likeliest to be drawn first.
+        """The tokens of a row, the likeliest to be drawn first; those that were filtered out last.
 
         Args:
             row: after a token like the node's.
             depth: of the node.
         """
         (state,) = states_of(self._stream, [self._committed + depth + 1])
-        sums = {t: log + noise_of(state, t) for t, log in zip(*row, strict=True)}
-        return sorted(sums, key=lambda token: -sums[token])
+        tokens, logs = without_filtered(row)
+        sums = {t: log + noise_of(state, t) for t, log in zip(tokens, logs, strict=True)}
+        ranked = sorted(sums, key=lambda token: -sums[token])
+        return [*ranked, *row[0][len(tokens) :]]

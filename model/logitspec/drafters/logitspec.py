@@ -15,7 +15,7 @@ from ..sizing.budget import Capacity, resolve_capacity
 from ..sizing.ranks import FixedSize, SizeByRank
 from ..sizing.step_cost import Measurable
 from .base import Drafter, register
-from .foreseen import OPTION, WIDTH, Foreseer
+from .foreseen import WIDTH, Foreseer
 
 
 def branch_length(rank: int) -> int:
@@ -49,7 +49,7 @@ class LogitSpecDrafter(Drafter):
         "num_pred_tokens": "longest continuation retrieved",
         "draft_tree_capacity": "most nodes of a draft tree, root included",
         "merge": "share equal prefixes of branches, which the paper does not",
-        "foresight": OPTION,
+        "foresight": "at a temperature, rank guesses by which token wins under the samples' noise",
     }
     branch_length = staticmethod(branch_length)
 
@@ -73,7 +73,7 @@ class LogitSpecDrafter(Drafter):
             self.size = SizeByRank(self.capacity, self.branch_length(0), num_pred_tokens)
 
     def prepare(self, target: Measurable) -> None:
-        self.size.prepare(target, self.top_k)
+        self.size.prepare(target, self.top_k, self.node_top_k)
 
     def foresee(self, foresight: Foresight | None) -> None:
         self._foreseer.foresee(foresight)
@@ -111,7 +111,7 @@ class LogitSpecDrafter(Drafter):
         context = [*self.pool.ids[-self.pool.max_ngram_size :], root]
         yield None, self.pool.lookup(context)
         for rank, guess in enumerate(top_ids):
-            if guess == root:  # its rank still counts: the first guess has rank 1
+            if guess == root:  # its rank, 0 but with foresight, still counts
                 continue
             length = self.branch_length(rank)
             retrieved = self.pool.lookup([*context, guess]) if length > 1 else []

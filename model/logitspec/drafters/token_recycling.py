@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from .. import origins
 from ..draft_tree import DraftTree
 from ..errors import InputError, require_positive
@@ -115,10 +117,10 @@ class TokenRecyclingDrafter(Drafter):
 
     def _after(self, tree: DraftTree, node: int) -> Sequence[int]:
         """What may follow a node, the likeliest first."""
-        if not self.wants_logprobs:
-            return self._successors.get(tree.tokens[node], ())
-        row = self._scored.get(tree.tokens[node])
-        return () if row is None else self._foreseer.ranked(row, tree.depths[node])
+        row = self._scored.get(tree.tokens[node]) if self.wants_logprobs else None
+        if row is not None:
+            return self._foreseer.ranked(row, tree.depths[node])
+        return self._successors.get(tree.tokens[node], ())
 
     def observe(
         self,
@@ -152,11 +154,12 @@ class TokenRecyclingDrafter(Drafter):
         return {"rows": list_rows(self._successors), "scored": scored, "logs": logs}
 
     def restore(self, state: Mapping[str, Numbers]) -> None:
+        scored, logs = (state.get(name, np.empty(0, np.int64)) for name in ("scored", "logs"))
         if (
-            set(state) != {"rows", "scored", "logs"}
+            set(state) not in ({"rows"}, {"rows", "scored", "logs"})
             or count_tokens(state["rows"]) is None
-            or not are_scored(state["scored"], state["logs"])
+            or not are_scored(scored, logs)
         ):
             raise InputError("the state makes no sense, it may be damaged")
         self._successors = {**rows_of(state["rows"])}
-        self._scored = scored_of(state["scored"], state["logs"])
+        self._scored = scored_of(scored, logs)

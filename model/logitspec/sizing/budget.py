@@ -56,6 +56,7 @@ class Budget:
 
     def __init__(self, cost: Cost | None = None) -> None:
         self._model: Measurable | None = None
+        self._widths: tuple[int, int] | None = None
         self._cost = cost
         self._taken: tuple[int, int] | None = None  # context and version of the curve
         self._right = self._hoped = 0.0  # of the drafts of the last steps
@@ -68,8 +69,8 @@ class Budget:
 
     def prepare(self, model: Measurable, top_k: int, node_top_k: int) -> None:
         """Find what a step of this model costs with these widths of a drafter."""
-        if model != self._model:
-            self._model = model
+        if model != self._model or self._widths != (top_k, node_top_k):
+            self._model, self._widths = model, (top_k, node_top_k)
             self._cost = model.step_cost(top_k, node_top_k)
             self._taken = None
 

@@ -20,8 +20,8 @@ PRIOR_STRENGTH = 10.0
 class FixedSize:
     """Trees as large as they are drafted."""
 
-    def prepare(self, target: Measurable, top_k: int) -> None:
-        """Find out about the target what has to be known, for a drafter that reads `top_k` ids."""
+    def prepare(self, target: Measurable, top_k: int, node_top_k: int) -> None:
+        """Find out about the target what has to be known, for a drafter with these widths."""
 
     def begin(self) -> None:
         """Begin a generation."""
@@ -70,8 +70,8 @@ class SizeByRank(FixedSize):
         self._cells, self._paths = [-1], [1.0]  # of its nodes
         self._awaited: int | None = None  # its last accepted node
 
-    def prepare(self, target: Measurable, top_k: int) -> None:
-        self.budget.prepare(target, top_k, 0)
+    def prepare(self, target: Measurable, top_k: int, node_top_k: int) -> None:
+        self.budget.prepare(target, top_k, node_top_k)
 
     def begin(self) -> None:
         self._awaited = None

@@ -34,7 +34,7 @@ Settings = structure(
     "Settings", **dict.fromkeys(INTEGERS, Int),
     **dict.fromkeys(("pruning", "patience"), Double), last_steps=Pointer,
 )  # fmt: skip
-OF_CORRECTIONS = ("weights", "squares", "named", "nodes")
+OF_CORRECTIONS = ("weights", "squares", "any_right", "nodes")
 OF_TABLE = ("probability", "seen", "right", "prior", *OF_CORRECTIONS)
 Table = structure("Table", **dict.fromkeys(OF_TABLE, Pointer), strength=Double)
 Costs = structure("Costs", curve=Pointer, cheapest=Pointer, least=Double, weight=Double)

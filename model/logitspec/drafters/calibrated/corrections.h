@@ -14,7 +14,7 @@ struct Table {  // of acceptance, a number for every cell; then what corrects it
     double* probability;
     int64_t *seen, *right;
     const double* prior;
-    double *weights, *squares, *named, *nodes;
+    double *weights, *squares, *any_right, *nodes;
     double strength;
 };
 }
@@ -30,9 +30,14 @@ template <class Number, size_t N> int64_t bin_of(const Number (&edges)[N], Numbe
     return std::upper_bound(edges, edges + N, value) - edges;
 }
 
+double log_odds(double probability) {
+    double kept = std::min(1 - 1e-12, std::max(1e-12, probability));
+    return std::log(kept / (1 - kept));
+}
+
 struct Below {  // a node
     std::vector<Candidate> all;
-    int64_t bin = -1;  // of the sum of their probabilities; -1: there is none
+    int64_t bin = -1;  // of the sum of what each would be alone; -1: there is none
 };
 
 class Corrections {
@@ -53,8 +58,7 @@ class Corrections {
     void weigh(Below& below, const Table& table) const {
         double total = 0, whole = 0;
         for (Candidate& c : below.all) {
-            double known = table.probability[c.cell];
-            double logit = std::log(known / (1 - known));
+            double logit = log_odds(table.probability[c.cell]);
             c.level = bin_of(EDGES, logit);
             logit += table.weights[c.level];
             for (const Grades& source : sources_) logit += table.weights[source.at(c.cell)];
@@ -67,7 +71,7 @@ class Corrections {
         below.bin = bin_of(SUMS, whole);
         double believed = whole / std::sqrt(std::sqrt(1 + whole * whole * whole * whole));
         double any_right =
-            (table.named[below.bin] + BELIEF * believed) / (table.nodes[below.bin] + BELIEF);
+            (table.any_right[below.bin] + BELIEF * believed) / (table.nodes[below.bin] + BELIEF);
         for (Candidate& c : below.all) c.probability = any_right * c.probability / total;
     }
 
@@ -75,7 +79,7 @@ class Corrections {
         if (below.bin < 0) return;
         table.nodes[below.bin]++;
         for (const Candidate& c : below.all) {
-            table.named[below.bin] += c.token == right;
+            table.any_right[below.bin] += c.token == right;
             double error = (c.token == right) - c.probability;
             learn_at(c.level, error, table);
             for (const Grades& source : sources_) learn_at(source.at(c.cell), error, table);
@@ -91,7 +95,7 @@ class Corrections {
     // is 0 by both estimates, 1 by the noise alone, 2 by the table alone.
     std::pair<double, int64_t> correct_mixture(double mixed, int64_t guess,
                                                const Table& table) const {
-        double logit = std::log(mixed / (1 - mixed));
+        double logit = log_odds(mixed);
         int64_t at = mixed_ + guess * ODDS_LEVELS + bin_of(EDGES, logit);
         logit = std::min(MOST, std::max(-MOST, logit + table.weights[at]));
         return {1 / (1 + std::exp(-logit)), at};

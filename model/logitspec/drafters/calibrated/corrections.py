@@ -1,8 +1,8 @@
 """What the acceptance table's cells leave out, learnt from every candidate that is seen.
 
 A cell that was seen seldom knows little but its prior. So weights are added to a cell's log-odds:
-one for the grade of each source, and one for the level of the log-odds. They are learnt by logistic
-regression, a step for each candidate, its length by AdaGrad (Duchi, Hazan, Singer, Adaptive
+one for the grade of each source, and one for the level of the log-odds. They are learnt from
+how far each probability was off, by steps whose length is AdaGrad's (Duchi, Hazan, Singer, Adaptive
 Subgradient Methods, JMLR 12, 2011).
 
 Nor does a cell know of the other candidates, of which one at most is right. So what the candidates
@@ -31,6 +31,7 @@ LEVELS = len(EDGES) + 1
 GUESSES = ("by both", "by the noise alone", "by the table alone")  # who names a token of a sample
 SUMS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)  # least of each bin but the first
 MOST = 30.0  # log-odds, either way
+LEAST = 1e-12  # probability
 RATE = 0.2  # of learning
 DOUBT = 1.0  # squared errors that a weight begins with
 STRENGTH = 20.0  # nodes that the first belief of a sum weighs
@@ -55,18 +56,19 @@ class Corrections:
     Attributes:
         weights: of the levels, of each source's grades, of all guesses and levels.
         squares: the squared errors that each weight has seen.
-        named: by bin, how often any candidate below a node was right.
+        any_right: by bin, at how many nodes a candidate was right.
         nodes: by bin, of how many.
+        count: of the weights.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self.grades = [(source.stride, len(source.grades)) for source in sources]
-        *self.begins, self._mixed = accumulate((n for _, n in self.grades), initial=LEVELS)
+        self._grades = [(source.stride, len(source.grades)) for source in sources]
+        *self._begins, self._mixed = accumulate((n for _, n in self._grades), initial=LEVELS)
         self.count = self._mixed + len(GUESSES) * LEVELS
         # Lists, which Python reads fastest; arrays where compiled code learns
         self.weights: Any = [0.0] * self.count
         self.squares: Any = [DOUBT] * self.count
-        self.named: Any = [0.0] * (len(SUMS) + 1)
+        self.any_right: Any = [0.0] * (len(SUMS) + 1)
         self.nodes: Any = [0.0] * (len(SUMS) + 1)
         self._first = self.counted()
 
@@ -78,13 +80,13 @@ class Corrections:
         """What was learnt."""
         return {
             "weights": np.array([self.weights, self.squares]),
-            "sums": np.array([self.named, self.nodes]),
+            "sums": np.array([self.any_right, self.nodes]),
         }
 
     def take(self, counted: Mapping[str, Numbers]) -> None:
         """Go on from what counted() gave."""
         self.weights[:], self.squares[:] = counted["weights"].tolist()
-        self.named[:], self.nodes[:] = counted["sums"].tolist()
+        self.any_right[:], self.nodes[:] = counted["sums"].tolist()
 
     def weigh(self, tokens: Sequence[int], cells: Sequence[int], known: Any) -> Weighed:
         """How likely each candidate below a node is right, given that the node is.
@@ -97,7 +99,7 @@ class Corrections:
         levels: list[int] = []
         odds: list[float] = []
         for cell in cells:
-            logit = log(known[cell] / (1 - known[cell]))
+            logit = log_odds(known[cell])
             levels.append(bisect_right(EDGES, logit))
             for place in (levels[-1], *self._places(cell)):
                 logit += self.weights[place]
@@ -118,8 +120,8 @@ class Corrections:
             whole += own / (1 + own)
         bin_ = bisect_right(SUMS, whole)
         believed = whole / sqrt(sqrt(1 + whole * whole * whole * whole))
-        any_right = (self.named[bin_] + STRENGTH * believed) / (self.nodes[bin_] + STRENGTH)
-        return [any_right * own / total for own in odds], bin_
+        whole_share = (self.any_right[bin_] + STRENGTH * believed) / (self.nodes[bin_] + STRENGTH)
+        return [whole_share * own / total for own in odds], bin_
 
     def learn(self, weighed: Weighed, true: int) -> None:
         """Take in which of the candidates below a node that was right is right.
@@ -133,7 +135,7 @@ class Corrections:
         self.nodes[weighed.bin] += 1
         each = zip(*weighed[:3], weighed.levels, strict=True)
         for token, cell, probability, level in each:
-            self.named[weighed.bin] += token == true
+            self.any_right[weighed.bin] += token == true
             error = (token == true) - probability
             for place in (level, *self._places(cell)):
                 self.learn_at(place, error)
@@ -155,7 +157,7 @@ class Corrections:
             probability: by the mixture.
             guess: which of GUESSES it is.
         """
-        logit = log(probability / (1 - probability))
+        logit = log_odds(probability)
         at = self._mixed + guess * LEVELS + bisect_right(EDGES, logit)
         return 1 / (1 + exp(-min(MOST, max(-MOST, logit + self.weights[at])))), at
 
@@ -170,5 +172,11 @@ class Corrections:
 
     def _places(self, cell: int) -> list[int]:
         """The weights of a cell's grades."""
-        known = zip(self.begins, self.grades, strict=True)
+        known = zip(self._begins, self._grades, strict=True)
         return [begin + cell // stride % count for begin, (stride, count) in known]
+
+
+def log_odds(probability: float) -> float:
+    """Of a probability that is kept off 0 and 1."""
+    kept = min(1 - LEAST, max(LEAST, probability))
+    return log(kept / (1 - kept))

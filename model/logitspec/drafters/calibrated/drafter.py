@@ -1,7 +1,8 @@
 """Calibrated draft trees, this project's own method: grown best first by how likely each path is.
 
 The evidence for a token is in evidence.py. What it is worth is in an acceptance table that learns
-from every step. growth.py grows the trees, and sizing/budget.py ends those that size themselves.
+from every step, and in corrections.py. growth.py grows the trees, and sizing/budget.py ends those
+that size themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ...sizing.budget import Budget, Capacity, resolve_capacity
 from ...sizing.step_cost import Measurable
 from ..base import Drafter, register
 from .compiled import CompiledCore
-from .corrections import Corrections
+from .corrections import SUMS, Corrections
 from .evidence import MOST_EARLIER, Evidence, Source, additive_prior
 from .foresight import BINS, KINDS, LEVELS, ForesightTable, SampledCore
 from .growth import Drafted, ReadableCore
@@ -55,12 +56,14 @@ class CalibratedDrafter(Drafter):
     Below every draft node the candidates are the tokens that some evidence names: what followed
     the longest matching n-gram, here and in earlier answers, the target's best tokens when it last
     stood at such a token (a row of "copy logits"), and, below the root, the last logits. A
-    candidate's grades select a cell of the acceptance table, which estimates how likely it is given
-    its parent; the product along a path is the path's probability, and the tree takes the most
-    probable path next. Every step shows of each candidate below the accepted nodes whether it was
-    right, and the table learns it.
+    candidate's grades select a cell of the acceptance table. Weights that are learnt on line
+    correct that, and the candidates below a node share what there is. So each has a probability,
+    given its parent; the product along a path is the path's. The tree takes the node next that is
+    worth most: the most probable one, or one nearer to the root that is nearly as probable. Every
+    step shows of each candidate below the accepted nodes whether it was right, and all of it is
+    learnt from that.
 
-    The table, the rows and the n-grams of answers are kept from prompt to prompt.
+    The table, its corrections, the rows and the n-grams of answers are kept from prompt to prompt.
 
     Of a sample the noise is known before it is drawn, so drafts are the tokens that win under it
     (foresight.py). That has a table, rows and n-grams of its own.
@@ -311,7 +314,8 @@ class CalibratedDrafter(Drafter):
     def _layout(self) -> Numbers:
         evidence = self.evidence
         sizes = len(self.table.prior), evidence.rows.width, evidence.ngrams.max_ngram_size
-        return np.array([LAYOUT, *sizes, self.top_k, KINDS, BINS, LEVELS], np.int64)
+        learnt = self.corrections.count, len(SUMS), KINDS, BINS, LEVELS
+        return np.array([LAYOUT, *sizes, self.top_k, *learnt], np.int64)
 
     def _check(self, state: Mapping[str, Numbers]) -> None:
         """Raise InputError unless these arrays are a state, or a part of one, of such a drafter."""

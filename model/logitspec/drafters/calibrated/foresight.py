@@ -8,7 +8,8 @@ truth. How often such a token did win is learnt (`ForesightTable`).
 
 The other estimate is the acceptance table's, which knows n-grams and no noise. A mixture of the two
 is taken. Its share is learnt, too: for each kind of row and each level of the table's most probable
-candidate, how often one explained the right token better than the other.
+candidate, how often one explained the right token better than the other. The mixture is corrected
+(corrections.py), for each candidate alone: those below a node may sum up to more than 1.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...listed import Numbers, ScoredRow, list_scored, scored_of, scored_row
+from ...listed import Numbers, ScoredRow, list_scored, scored_of, scored_row, without_filtered
 from ...sampling import Foresight, noise_of, states_of
 from ...sizing.acceptance_table import AcceptanceTable
 from .corrections import Corrections
@@ -274,7 +275,7 @@ class SampledCore(ReadableCore):
                 if len(self._pair) >= MOST_ROWS:
                     self._pair = {}
                 parent = tokens[parents[node]] if node else before
-                row = scored_row(top_ids[node], logprobs[node])
+                row = without_filtered(scored_row(top_ids[node], logprobs[node]))
                 self._single[tokens[node]] = self._pair[parent, tokens[node]] = row
         self._committed += len(path)
 

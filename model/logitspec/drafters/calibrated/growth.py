@@ -1,4 +1,8 @@
-"""Calibrated trees in Python: grown best first by how likely each path is."""
+"""Calibrated trees in Python: grown best first by what each node is worth.
+
+That is its path probability, and in trees of a fixed size PATIENCE to the power of its depth times
+that: what follows a sure path can be drafted in the next step, too.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from .corrections import Corrections
 from .evidence import Candidates, Evidence
 
 PRUNING = 0.3  # of the least worth in the last tree: less is not even considered
-PATIENCE = 0.92  # worth of a node beside its parent's, if it is surely right: it can wait
+PATIENCE = 0.92  # what a child that is surely right is worth beside its parent
 
 
 class Drafted(NamedTuple):

@@ -15,6 +15,7 @@ NOTHING: Numbers = np.empty(0, np.int64)
 STATES = {False: "greedy.", True: "sampled."}  # what the names of each state's arrays begin with
 KEPT = ("answers", "rows", "scored", "logs")  # evidence; the others are the tables'
 INTEGERS = ("cells", "seen", "right", "answers", "rows", "scored")
+PAIRS = ("bins", "shares"), ("weights", "sums")  # neither comes without the other
 SHAPES = {  # of the arrays whose first row is a part of the second
     "bins": (2, KINDS * BINS), "shares": (2, KINDS * LEVELS), "sums": (2, len(SUMS) + 1)
 }  # fmt: skip
@@ -47,6 +48,8 @@ def makes_sense(state: Mapping[str, Numbers], cells: int, weights: int) -> bool:
     shapes = {**SHAPES, "weights": (2, weights)}
     if set(state) - {*INTEGERS, "logs", *shapes}:
         return False
+    if any((one in state) != (other in state) for one, other in PAIRS):
+        return False
     for name, numbers in state.items():
         integers = name in INTEGERS
         if not np.issubdtype(numbers.dtype, np.integer if integers else np.floating):
@@ -61,7 +64,8 @@ def makes_sense(state: Mapping[str, Numbers], cells: int, weights: int) -> bool:
         and count_tokens(state.get("rows", NOTHING)) is not None
         and are_scored(state.get("scored", NOTHING), state.get("logs", NOTHING))
         and all(shares_make_sense(state[name]) for name in SHAPES if name in state)
-        and bool((state["shares"][1] > 0).all() if "shares" in state else True)
+        and ("shares" not in state or bool((np.diff(state["shares"], axis=0) > 0).all()))
+        and ("shares" not in state or bool((state["shares"] > 0).all()))
         and ("weights" not in state or weights_make_sense(state["weights"]))
     )
 
