@@ -29,8 +29,7 @@ from evaluation.command.files import write_atomically, writing
 from evaluation.command.flags import add_machine_flags, read
 from evaluation.command.parser import Parser, at_least
 from model.logitspec import CalibratedDrafter, Drafter
-from model.logitspec.drafters.calibrated.drafter import PRIOR, SAMPLED_PRIOR, prior_of
-from model.logitspec.drafters.calibrated.evidence import LastEvidence, Source, additive_prior
+from model.logitspec.drafters.calibrated.evidence import LastEvidence, Source
 from model.logitspec.drafters.calibrated.foresight import (
     BINS,
     FIRST_COUNT,
@@ -40,6 +39,12 @@ from model.logitspec.drafters.calibrated.foresight import (
     LEVELS,
     MIDDLES,
     ForesightTable,
+)
+from model.logitspec.drafters.calibrated.prior import (
+    PRIOR,
+    SAMPLED_PRIOR,
+    additive_prior,
+    prior_of,
 )
 from model.logitspec.errors import InputError
 from model.logitspec.sampling import Sampling

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import calibration, fit_prior, study
 from model.logitspec import LlamaKVForCausalLM, VanillaDrafter, decode
-from model.logitspec.drafters.calibrated.drafter import PRIOR, SAMPLED_PRIOR
 from model.logitspec.drafters.calibrated.foresight import ForesightTable
+from model.logitspec.drafters.calibrated.prior import PRIOR, SAMPLED_PRIOR
 from model.logitspec.sizing.measuring import MeasuredModel
 
 from ..conftest import question

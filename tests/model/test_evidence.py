@@ -10,15 +10,14 @@ import pytest
 from model.logitspec import (
     CalibratedDrafter,
 )
-from model.logitspec.drafters.calibrated.drafter import PRIOR
 from model.logitspec.drafters.calibrated.evidence import (
     AnswerEvidence,
     LastEvidence,
     NgramEvidence,
     RowEvidence,
     Source,
-    additive_prior,
 )
+from model.logitspec.drafters.calibrated.prior import PRIOR, additive_prior
 from model.logitspec.sizing.acceptance_table import AcceptanceTable
 
 

@@ -28,8 +28,8 @@ from model.logitspec.drafters.calibrated.evidence import (
     LastEvidence,
     NgramEvidence,
     Source,
-    additive_prior,
 )
+from model.logitspec.drafters.calibrated.prior import additive_prior
 from model.logitspec.sizing.budget import Budget
 from model.logitspec.sizing.ranks import SizeByRank
 from model.logitspec.sizing.step_cost import StepCost, rising

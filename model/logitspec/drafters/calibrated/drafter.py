@@ -11,7 +11,6 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
@@ -28,13 +27,12 @@ from ...sizing.step_cost import Measurable
 from ..base import Drafter, register
 from .compiled import CompiledCore
 from .corrections import SUMS, Corrections
-from .evidence import MOST_EARLIER, Evidence, Source, additive_prior
+from .evidence import MOST_EARLIER, Evidence, Source
 from .foresight import BINS, KINDS, LEVELS, ForesightTable, SampledCore
 from .growth import Drafted, ReadableCore
+from .prior import PRIOR, SAMPLED_PRIOR, prior_of
 from .state import KEPT, LAYOUT, NOTHING, STATES, makes_sense, parts, with_answers
 
-PRIOR = Path(__file__).with_name("prior.json")  # benchmarks/fit_prior.py writes it
-SAMPLED_PRIOR = PRIOR.with_name("prior_sampled.json")  # of samples whose noise is known
 CORES = ("auto", "native", "python")
 SAMPLED_WIDTH, CHEAP_SAMPLED_WIDTH = 128, 32  # finding more tokens takes more time
 
@@ -405,9 +403,3 @@ class CalibratedDrafter(Drafter):
             )
             node = parents[node]
         return "\n".join(reversed(lines))
-
-
-def prior_of(fitted: Mapping[str, Any], sources: Sequence[Source]) -> list[float]:
-    """The prior of every cell that the weights of a file like that make up."""
-    weights = [[fitted[source.name][grade] for grade in source.fitted] for source in sources]
-    return additive_prior(fitted["bias"], weights)

@@ -7,7 +7,6 @@ together are a token's cell in the acceptance table, which knows how often such 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import exp
 
 from ...listed import Numbers, answers_of, list_answers, list_rows, rows_of
 
@@ -318,19 +317,6 @@ class LastEvidence(Source):
         named = dict(zip(top_ids, self.steps, strict=False))
         named.pop(root, None)
         return self.stride, named
-
-
-def additive_prior(bias: float, weights: Iterable[Sequence[float]]) -> list[float]:
-    """Probabilities of all cells whose log-odds are a sum: a weight for the grade in each source.
-
-    Args:
-        bias: added to every sum.
-        weights: of each source, by grade; the first source's stride is 1.
-    """
-    odds = [bias]
-    for source in weights:
-        odds = [known + weight for weight in source for known in odds]
-    return [1 / (1 + exp(-value)) for value in odds]
 
 
 class Evidence:
