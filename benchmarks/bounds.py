@@ -59,15 +59,13 @@ OF_SOURCES = {
 
 
 class WatchedCore(ReadableCore):
-    """Knows the answer, to count which sources name its tokens; and drafts them if it is to.
+    """Knows the answer, to count which sources name its tokens.
 
     Attributes:
         truth: the answer.
-        knows: a candidate that is right is taken first.
-        counts: how many tokens were sought, named by each source, and named by no other.
+        counts: how many tokens were sought, and named by each source.
+        alone: how many were named by no other.
     """
-
-    knows = False
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -102,9 +100,6 @@ class WatchedCore(ReadableCore):
         self, candidates: Candidates, context: tuple[int, ...], depth: int
     ) -> tuple[list[tuple[int, int, float]], Any]:
         weighed, noted = super().weigh(candidates, context, depth)
-        if self.knows and self._right[-1]:
-            true = self._token(depth + 1)
-            weighed = [(t, c, 1.0 if t == true else p) for t, c, p in weighed]
         return weighed, (candidates, noted)
 
     def learn(self, noted: Any, true: int) -> None:
@@ -129,8 +124,14 @@ class WatchedCore(ReadableCore):
 class KnowingCore(WatchedCore):
     """Takes right candidates first."""
 
-    knows = True
     patience = 1.0
+
+    def weigh(
+        self, candidates: Candidates, context: tuple[int, ...], depth: int
+    ) -> tuple[list[tuple[int, int, float]], Any]:
+        weighed, noted = super().weigh(candidates, context, depth)
+        true = self._token(depth + 1) if self._right[-1] else None
+        return [(t, c, 1.0 if t == true else p) for t, c, p in weighed], noted
 
 
 class Watched(CalibratedDrafter):

@@ -80,9 +80,11 @@ def run(args: argparse.Namespace) -> None:
     methods = find_methods(args.methods)
     if next(iter(methods)) != BASE:
         raise InputError(f"--methods {args.methods}: the first has to be {BASE}, the others follow")
+    drafters: dict[str, DrafterMethod] = {}
     for name, method in methods.items():
         if not isinstance(method, DrafterMethod):
             raise InputError(f"--methods: {name} is transformers' own loop; leave it out")
+        drafters[name] = method
     target = Target.resolve(read(TargetSettings, args))
     settings = read(AnswerSettings, args, strict=True)
     models = Models(target, shared=False)
@@ -97,8 +99,7 @@ def run(args: argparse.Namespace) -> None:
     for bench, questions in sets.items():
         books = {
             name: Books(KVEngine(models, method.drafter(**method.settings({}))))
-            for name, method in methods.items()
-            if isinstance(method, DrafterMethod)
+            for name, method in drafters.items()
         }
         reading: list[float] = []
         lengths: list[int] = []

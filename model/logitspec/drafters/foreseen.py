@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..listed import ScoredRow, without_filtered
+from ..draft_tree import DraftTree
+from ..listed import ScoredRow, scored_row, without_filtered
 from ..sampling import Foresight, noise_of, states_of
 
 WIDTH = 32  # tokens of a row; those that win are seldom among the few best
@@ -24,6 +25,7 @@ class Foreseer:
 
     Attributes:
         sees: whether the next generation is one of samples whose noise is known, and wanted.
+        rows: by token, what the target ranked best when it last stood there, of such samples.
     """
 
     def __init__(self, *, wanted: bool) -> None:
@@ -31,6 +33,7 @@ class Foreseer:
         self._stream = 0
         self._committed = 0  # tokens of prompt and answer
         self.sees = False
+        self.rows: dict[int, ScoredRow] = {}
 
     def foresee(self, foresight: Foresight | None) -> None:
         """See Drafter.foresee()."""
@@ -45,6 +48,22 @@ class Foreseer:
     def commit(self, count: int) -> None:
         """So many tokens were committed."""
         self._committed += count
+
+    def learn(
+        self,
+        tokens: Sequence[int],
+        top_ids: Sequence[Sequence[int]],
+        logprobs: Sequence[Sequence[float]],
+    ) -> None:
+        """Take in rows: the best tokens after each of some tokens, none where not known."""
+        for token, row, logs in zip(tokens, top_ids, logprobs, strict=True):
+            if row:
+                self.rows[token] = scored_row(row, logs)
+
+    def after(self, tree: DraftTree, node: int) -> list[int] | None:
+        """What may follow a node, the likeliest first; None: no row tells, or none is wanted."""
+        row = self.rows.get(tree.tokens[node]) if self.sees else None
+        return None if row is None else self.ranked(row, tree.depths[node])
 
     def ranked(self, row: ScoredRow, depth: int) -> list[int]:
         """The tokens of a row, the likeliest to be drawn first; those that were filtered out last.

@@ -13,7 +13,6 @@ from typing import ClassVar
 from .. import origins
 from ..draft_tree import DraftTree
 from ..errors import InputError, require_positive
-from ..listed import ScoredRow, scored_row
 from ..sampling import Foresight
 from .base import Drafter, register
 from .foreseen import OPTION, WIDTH, Foreseer
@@ -150,7 +149,6 @@ class RacerDrafter(Drafter):
         self.foresee(None)
         self._trie = NgramTrie(trie_depth, trie_nodes)
         self._successors: dict[int, Sequence[int]] = {}
-        self._scored: dict[int, ScoredRow] = {}  # the same of verified nodes, if foreseen
         self._retrieved = 1  # nodes of the last tree that are no copied logits
 
     def foresee(self, foresight: Foresight | None) -> None:
@@ -162,7 +160,7 @@ class RacerDrafter(Drafter):
         self._trie = NgramTrie(self._trie.max_length, self._trie.max_nodes)
         self._trie.extend(prompt_ids)
         self._successors = dict(zip(prompt_ids, top_ids, strict=True))
-        self._scored = {}
+        self._foreseer.rows.clear()
         self._foreseer.begin(prompt_ids)
 
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
@@ -181,11 +179,11 @@ class RacerDrafter(Drafter):
     ) -> None:
         self._trie.extend([tree.tokens[node] for node in path])
         self._foreseer.commit(len(path))
-        for node, (token, row) in enumerate(zip(tree.tokens, top_ids, strict=True)):
-            if row and self.wants_logprobs:
-                self._scored[token] = scored_row(row, logprobs[node])
-            elif row:
-                self._successors[token] = row
+        if self.wants_logprobs:
+            self._foreseer.learn(tree.tokens, top_ids, logprobs)
+        else:
+            known = zip(tree.tokens, top_ids, strict=True)
+            self._successors.update((token, row) for token, row in known if row)
 
     def origins(self, tree: DraftTree) -> list[str]:
         copied = [origins.COPIED] * (len(tree) - self._retrieved)
@@ -218,7 +216,5 @@ class RacerDrafter(Drafter):
 
     def _after(self, tree: DraftTree, node: int) -> Sequence[int]:
         """What may follow a node, the likeliest first."""
-        row = self._scored.get(tree.tokens[node])
-        if row is not None:
-            return self._foreseer.ranked(row, tree.depths[node])
-        return self._successors.get(tree.tokens[node], ())
+        foreseen = self._foreseer.after(tree, node)
+        return self._successors.get(tree.tokens[node], ()) if foreseen is None else foreseen

@@ -13,14 +13,12 @@ from ..draft_tree import DraftTree
 from ..errors import InputError, require_positive
 from ..listed import (
     Numbers,
-    ScoredRow,
     are_scored,
     count_tokens,
     list_rows,
     list_scored,
     rows_of,
     scored_of,
-    scored_row,
 )
 from ..sampling import Foresight
 from .base import Drafter, register
@@ -91,7 +89,6 @@ class TokenRecyclingDrafter(Drafter):
         self._shape = static_tree(children)[: draft_tree_capacity - 1]
         self.capacity = len(self._shape) + 1
         self._successors: dict[int, Sequence[int]] = {}
-        self._scored: dict[int, ScoredRow] = {}  # the same of samples that are foreseen
         self._foreseer = Foreseer(wanted=foresight)
         self.foresee(None)
 
@@ -117,10 +114,8 @@ class TokenRecyclingDrafter(Drafter):
 
     def _after(self, tree: DraftTree, node: int) -> Sequence[int]:
         """What may follow a node, the likeliest first."""
-        row = self._scored.get(tree.tokens[node]) if self.wants_logprobs else None
-        if row is not None:
-            return self._foreseer.ranked(row, tree.depths[node])
-        return self._successors.get(tree.tokens[node], ())
+        foreseen = self._foreseer.after(tree, node)
+        return self._successors.get(tree.tokens[node], ()) if foreseen is None else foreseen
 
     def observe(
         self,
@@ -130,12 +125,10 @@ class TokenRecyclingDrafter(Drafter):
         logprobs: Sequence[Sequence[float]] = (),
     ) -> None:
         self._foreseer.commit(len(path))
-        if not self.wants_logprobs:
+        if self.wants_logprobs:
+            self._foreseer.learn(tree.tokens, top_ids, logprobs)
+        else:
             self.learn(tree.tokens, top_ids)
-            return
-        for token, row, logs in zip(tree.tokens, top_ids, logprobs, strict=True):
-            if row:
-                self._scored[token] = scored_row(row, logs)
 
     def learn(self, tokens: Sequence[int], rows: Sequence[Sequence[int]]) -> None:
         """Take in the best tokens after each of some tokens."""
@@ -147,10 +140,10 @@ class TokenRecyclingDrafter(Drafter):
 
     def forget(self) -> None:
         self._successors.clear()
-        self._scored.clear()
+        self._foreseer.rows.clear()
 
     def state(self) -> dict[str, Numbers]:
-        scored, logs = list_scored(self._scored)
+        scored, logs = list_scored(self._foreseer.rows)
         return {"rows": list_rows(self._successors), "scored": scored, "logs": logs}
 
     def restore(self, state: Mapping[str, Numbers]) -> None:
@@ -162,4 +155,4 @@ class TokenRecyclingDrafter(Drafter):
         ):
             raise InputError("the state makes no sense, it may be damaged")
         self._successors = {**rows_of(state["rows"])}
-        self._scored = scored_of(scored, logs)
+        self._foreseer.rows = scored_of(scored, logs)

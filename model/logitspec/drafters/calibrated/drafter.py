@@ -34,6 +34,8 @@ from .prior import PRIOR, SAMPLED_PRIOR, prior_of
 from .state import KEPT, LAYOUT, NOTHING, STATES, makes_sense, parts, with_answers
 
 CORES = ("auto", "native", "python")
+Core = ReadableCore | CompiledCore
+Known = tuple[Evidence, AcceptanceTable, Corrections, int]  # to a core, with its capacity
 SAMPLED_WIDTH, CHEAP_SAMPLED_WIDTH = 128, 32  # finding more tokens takes more time
 
 
@@ -44,7 +46,7 @@ class State(NamedTuple):
     table: AcceptanceTable
     corrections: Corrections
     foresight_table: ForesightTable | None  # of samples
-    core: ReadableCore | CompiledCore
+    core: Core
 
 
 @register("calibrated")
@@ -160,21 +162,14 @@ class CalibratedDrafter(Drafter):
         table = AcceptanceTable(prior, self._prior_strength)
         corrections = Corrections(evidence.sources)
         learnt = None if foresight is None else ForesightTable(foresight)
-        core = self._find_core(evidence, table, corrections, learnt)
-        return State(evidence, table, corrections, learnt, core)
+        known = evidence, table, corrections
+        return State(*known, learnt, self._find_core((*known, self.capacity), learnt))
 
-    def _find_core(
-        self,
-        evidence: Evidence,
-        table: AcceptanceTable,
-        corrections: Corrections,
-        learnt: ForesightTable | None,
-    ) -> ReadableCore | CompiledCore:
+    def _find_core(self, known: Known, learnt: ForesightTable | None) -> Core:
         """What drafts: in C++ if that is wanted and can be compiled."""
         name = self._core_wanted
         if name not in CORES:
             raise InputError(f"drafting_core is {name!r}; give {', '.join(CORES)}")
-        known = evidence, table, corrections, self.capacity
         if name != "python":
             try:
                 return CompiledCore(*known, learnt)

@@ -53,7 +53,7 @@ struct Drafting {
     Corrections corrections;
     std::vector<Below> below;      // the nodes of the last tree
     std::vector<Guesses> guessed;  // the same of samples
-    int64_t looked = 0;                         // at so many of its first nodes
+    int64_t looked = 0;            // at so many of its first nodes
     int64_t awaited = -1;  // the last accepted node, if what followed it is to be learnt
     double least = 0;      // what the last tree's last node was worth
 
