@@ -26,6 +26,7 @@ setup(
         "logitspec.drafters": "model/logitspec/drafters",
         "logitspec.drafters.calibrated": "model/logitspec/drafters/calibrated",
         "logitspec.sizing": "model/logitspec/sizing",
+        "logitspec.vllm": "model/logitspec/vllm",
     },
     packages=[
         "logitspec",
@@ -33,6 +34,7 @@ setup(
         "logitspec.drafters",
         "logitspec.drafters.calibrated",
         "logitspec.sizing",
+        "logitspec.vllm",
     ],
     package_data={
         "logitspec": ["noise.h", "py.typed"],
@@ -63,5 +65,6 @@ setup(
         "plots": ["matplotlib>=3.9"],
         "score": ["math-verify>=0.9"],
         "suffix": ["arctic-inference>=0.3"],
+        "vllm": ["vllm>=0.32"],
     },
 )

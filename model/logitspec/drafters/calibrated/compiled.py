@@ -32,9 +32,12 @@ INTEGERS = (
 )
 Settings = structure(
     "Settings", **dict.fromkeys(INTEGERS, Int),
-    **dict.fromkeys(("pruning", "patience"), Double), last_steps=Pointer,
+    **dict.fromkeys(("pruning", "patience", "chain_least"), Double), last_steps=Pointer,
 )  # fmt: skip
 OF_CORRECTIONS = ("weights", "squares", "any_right", "nodes")
+OF_CELLS = dict.fromkeys(("prior", "probability"), np.float64) | dict.fromkeys(
+    ("nothing", "seen", "right"), np.int64
+)
 OF_TABLE = ("probability", "seen", "right", "prior", *OF_CORRECTIONS)
 Table = structure("Table", **dict.fromkeys(OF_TABLE, Pointer), strength=Double)
 Costs = structure("Costs", curve=Pointer, cheapest=Pointer, least=Double, weight=Double)
@@ -56,6 +59,8 @@ class CompiledCore:
         corrections: of the table; the same.
         capacity: most nodes of a tree.
         foresight_table: learnt from and into, of samples; None: of best tokens.
+        chain_least: see growth.ReadableCore.
+        shared: what is kept from prompt to prompt is that core's, too; of the same settings.
 
     Raises:
         Unavailable: it cannot be compiled or loaded here.
@@ -68,6 +73,9 @@ class CompiledCore:
         corrections: Corrections,
         capacity: int,
         foresight_table: ForesightTable | None = None,
+        *,
+        chain_least: float = 0.0,
+        shared: CompiledCore | None = None,
     ) -> None:
         self._noise: Any = None
         if foresight_table is not None:
@@ -86,14 +94,18 @@ class CompiledCore:
         ngrams, rows, last, earlier = evidence.sources
         steps = integers(last.steps)
         settings = Settings(
-            capacity=capacity, pruning=growth.PRUNING, patience=growth.PATIENCE,
+            capacity=capacity, pruning=growth.PRUNING, chain_least=chain_least,
+            patience=1.0 if chain_least else growth.PATIENCE,
             max_ngram_size=ngrams.max_ngram_size, lengths=ngrams.lengths,
             row_width=rows.width, ranks=rows.ranks, keep_rows=rows.keep,
             last_width=len(steps), last_steps=steps.ctypes.data, keep_ngrams=earlier.keep,
             row_stride=rows.stride, last_stride=last.stride, earlier_stride=earlier.stride,
             most_followers=MOST_FOLLOWERS, most_earlier=MOST_EARLIER,
         )  # fmt: skip
-        self._handle = Pointer(self._library.drafting_new(ctypes.byref(settings)))
+        other = None if shared is None else shared._handle
+        self._handle: ctypes.c_void_p = Pointer(
+            self._library.drafting_new(ctypes.byref(settings), other)
+        )
         weakref.finalize(self, self._library.drafting_delete, self._handle)
         self._tokens, self._parents, self._cells = np.zeros((3, capacity), dtype=np.int64)
         self._paths = np.zeros(capacity)
@@ -105,15 +117,13 @@ class CompiledCore:
         )
         self._curves: tuple[npt.NDArray[np.float64], ...] = ()
         for name in OF_CORRECTIONS:
-            setattr(corrections, name, np.array(getattr(corrections, name)))
+            setattr(corrections, name, np.asarray(getattr(corrections, name)))
         self._corrections = [getattr(corrections, name) for name in OF_CORRECTIONS]
         self.use(table)
 
     def use(self, table: AcceptanceTable) -> None:
-        table.prior = np.array(table.prior, dtype=np.float64)
-        table.probability = np.array(table.probability, dtype=np.float64)
-        table.nothing = integers(table.nothing)
-        table.seen, table.right = table.nothing + table.seen, table.nothing + table.right
+        for name, kind in OF_CELLS.items():
+            setattr(table, name, np.ascontiguousarray(getattr(table, name), kind))
         known = (table.probability, table.seen, table.right, table.prior)
         self._kept = (*known, *self._corrections)
         addresses = (numbers.ctypes.data for numbers in self._kept)

@@ -8,7 +8,6 @@ that size themselves.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, cast
@@ -16,7 +15,6 @@ from typing import Any, ClassVar, NamedTuple, cast
 import numpy as np
 
 from ... import origins
-from ...compiler import Unavailable
 from ...draft_tree import DraftTree
 from ...errors import InputError, require_positive
 from ...listed import Numbers, are_answers
@@ -26,6 +24,7 @@ from ...sizing.budget import Budget, Capacity, resolve_capacity
 from ...sizing.step_cost import Measurable
 from ..base import Drafter, register
 from .compiled import CompiledCore
+from .cores import Core, find_core
 from .corrections import SUMS, Corrections
 from .evidence import MOST_EARLIER, Evidence, Source
 from .foresight import BINS, KINDS, LEVELS, ForesightTable, SampledCore
@@ -33,9 +32,6 @@ from .growth import Drafted, ReadableCore
 from .prior import PRIOR, SAMPLED_PRIOR, prior_of
 from .state import KEPT, LAYOUT, NOTHING, STATES, makes_sense, parts, with_answers
 
-CORES = ("auto", "native", "python")
-Core = ReadableCore | CompiledCore
-Known = tuple[Evidence, AcceptanceTable, Corrections, int]  # to a core, with its capacity
 SAMPLED_WIDTH, CHEAP_SAMPLED_WIDTH = 128, 32  # finding more tokens takes more time
 
 
@@ -163,24 +159,8 @@ class CalibratedDrafter(Drafter):
         corrections = Corrections(evidence.sources)
         learnt = None if foresight is None else ForesightTable(foresight)
         known = evidence, table, corrections
-        return State(*known, learnt, self._find_core((*known, self.capacity), learnt))
-
-    def _find_core(self, known: Known, learnt: ForesightTable | None) -> Core:
-        """What drafts: in C++ if that is wanted and can be compiled."""
-        name = self._core_wanted
-        if name not in CORES:
-            raise InputError(f"drafting_core is {name!r}; give {', '.join(CORES)}")
-        if name != "python":
-            try:
-                return CompiledCore(*known, learnt)
-            except Unavailable as error:
-                if name == "native":
-                    raise InputError(
-                        f"drafting_core cannot be native: {error}; give auto or python"
-                    ) from error
-                message = f"calibrated drafts in Python, which is slower: {error}"
-                warnings.warn(message, stacklevel=4)
-        return self.readable(*known) if learnt is None else SampledCore(*known, learnt)
+        core = find_core(self._core_wanted, (*known, self.capacity), learnt, readable=self.readable)
+        return State(*known, learnt, core)
 
     @property
     def sources(self) -> Sequence[Source]:

@@ -1,7 +1,9 @@
 // The drafting of the method calibrated: the same as evidence.py, growth.py and foresight.py do in
 // Python, which say what all of it means. compiled.py compiles this file and calls it. A test holds
-// that both grow the same trees. One handle serves one drafter.
+// that both grow the same trees. One handle serves one generation at a time; handles of several may
+// share what they keep.
 
+#include <memory>
 #include <queue>
 #include <tuple>
 
@@ -16,6 +18,7 @@ struct Settings {
     int64_t most_followers, most_earlier;
     int64_t keep_rows, keep_ngrams;
     double pruning, patience;
+    double chain_least;  // path probability where a chain ends; 0: trees are drafted, not chains
     const int64_t* last_steps;  // [last_width]
 };
 
@@ -34,21 +37,34 @@ namespace {
 
 constexpr int64_t ANSWERS = 0, ROWS = 1, SCORED = 2;  // what is kept
 
+struct Kept {  // from prompt to prompt
+    Ngrams ngrams;                            // of the answers
+    std::vector<std::vector<Token>> answers;  // to earlier prompts
+    int64_t tokens = 0;                       // of these
+    Rows rows;
+    ScoredRows scored;  // of samples
+
+    explicit Kept(int64_t row_width) : rows(row_width) {}
+
+    void forget_answers() {
+        ngrams.clear();
+        answers.clear();
+        tokens = 0;
+    }
+};
+
 struct Drafting {
     Settings set;
     std::vector<int64_t> last_steps;
-    Ngrams own, earlier;
+    std::shared_ptr<Kept> kept;
+    Ngrams own;
     std::vector<Token> prompt;
     std::vector<std::vector<Token>> answers{{}};  // to the prompt
-    std::vector<std::vector<Token>> taken;        // answers that `earlier` is made of
-    int64_t taken_tokens = 0;
-    std::vector<int64_t> kept;  // the last that was listed
-    std::vector<float> kept_logs;
+    std::vector<int64_t> listed;                  // the last list
+    std::vector<float> listed_logs;
     std::vector<Token> context;  // the last committed tokens
-    TokenRows single, older;
-    std::unordered_map<Key, uint32_t> pair_at;  // (token, next token) -> place in pairs
-    std::vector<Token> pairs;
-    ScoredRows scored_pairs, scored, scored_older;  // of samples; found as pairs, single, older are
+    Rows single, pairs;          // by token; by a token and the next one
+    ScoredRows scored, scored_pairs;  // of samples; found as these two are
     int64_t committed = 0;                          // tokens of prompt and answer
     Corrections corrections;
     std::vector<Below> below;      // the nodes of the last tree
@@ -57,9 +73,11 @@ struct Drafting {
     int64_t awaited = -1;  // the last accepted node, if what followed it is to be learnt
     double least = 0;      // what the last tree's last node was worth
 
-    explicit Drafting(const Settings& s)
-        : set(s), last_steps(s.last_steps, s.last_steps + s.last_width), single(s.row_width),
-          older(s.row_width),
+    // `other` shares what is kept; null: nobody does.
+    Drafting(const Settings& s, const Drafting* other)
+        : set(s), last_steps(s.last_steps, s.last_steps + s.last_width),
+          kept(other ? other->kept : std::make_shared<Kept>(s.row_width)), single(s.row_width),
+          pairs(s.row_width),
           corrections({s.row_stride, s.last_stride, s.earlier_stride}, s.row_stride),
           below(s.capacity), guessed(s.capacity) {
         set.last_steps = nullptr;
@@ -81,14 +99,13 @@ struct Drafting {
         committed = count;
         awaited = -1;
         least = 0;
-        if (!again || !set.keep_rows || int64_t(pair_at.size()) > MOST_ROWS) {
+        if (!again || !set.keep_rows || pairs.count() > MOST_ROWS) {
             if (set.keep_rows) {
-                single.add_to(older);
-                if (scored_older.count() + scored.count() > MOST_ROWS) scored_older.clear();
-                scored.add_to(scored_older);
+                single.add_to(kept->rows);
+                if (kept->scored.count() + scored.count() > MOST_ROWS) kept->scored.clear();
+                scored.add_to(kept->scored);
             }
             single.clear();
-            pair_at.clear();
             pairs.clear();
             scored.clear();
             scored_pairs.clear();
@@ -99,7 +116,8 @@ struct Drafting {
             context.assign(prompt.end() - std::min(count, longest), prompt.end());
             return;
         }
-        if (std::max(earlier.count(), taken_tokens) > set.most_earlier) forget_answers();
+        if (std::max(kept->ngrams.count(), kept->tokens) > set.most_earlier)
+            kept->forget_answers();
         if (set.keep_ngrams)
             for (auto& answer : answers) take_in(std::move(answer));
         answers.assign(1, {});
@@ -108,39 +126,33 @@ struct Drafting {
         for (Token token : prompt) commit(own, context, token);
     }
 
-    void forget_answers() {
-        earlier.clear();
-        taken.clear();
-        taken_tokens = 0;
-    }
-
     void take_in(std::vector<Token> answer) {
         std::vector<Token> before;
-        for (Token token : answer) commit(earlier, before, token);
-        taken_tokens += answer.size();
-        if (!answer.empty()) taken.push_back(std::move(answer));
+        for (Token token : answer) commit(kept->ngrams, before, token);
+        kept->tokens += answer.size();
+        if (!answer.empty()) kept->answers.push_back(std::move(answer));
     }
 
     // What begin() keeps, as evidence.py lists it.
     void list(int64_t what) {
-        kept.clear();
-        kept_logs.clear();
+        listed.clear();
+        listed_logs.clear();
         if (what == ANSWERS && set.keep_ngrams) {
-            for (const auto* some : {&taken, &answers})
+            for (const auto* some : {&kept->answers, &answers})
                 for (const auto& answer : *some) {
                     if (answer.empty()) continue;
-                    kept.insert(kept.end(), answer.begin(), answer.end());
-                    kept.push_back(-1);
+                    listed.insert(listed.end(), answer.begin(), answer.end());
+                    listed.push_back(-1);
                 }
         } else if (what == ROWS && set.keep_rows) {
-            TokenRows all = older;
+            Rows all = kept->rows;
             single.add_to(all);
-            kept = all.listed();
+            listed = all.listed();
         } else if (what == SCORED && set.keep_rows) {
             ScoredRows all;
-            if (scored_older.count() + scored.count() <= MOST_ROWS) all = scored_older;
+            if (kept->scored.count() + scored.count() <= MOST_ROWS) all = kept->scored;
             scored.add_to(all);
-            std::tie(kept, kept_logs) = all.listed();
+            std::tie(listed, listed_logs) = all.listed();
         }
     }
 
@@ -155,8 +167,8 @@ struct Drafting {
             }
             Token token = Token(list[0]);
             int64_t width = list[1];
-            if (what == ROWS) older.set(token, list + 2, width);
-            else scored_older.set(token, list + 2, logs, width);
+            if (what == ROWS) kept->rows.set(token, list + 2, width);
+            else kept->scored.set(token, list + 2, logs, width);
             list += 2 + width;
             logs += what == ROWS ? 0 : width;
         }
@@ -164,11 +176,11 @@ struct Drafting {
 
     void forget() {
         answers.assign(1, {});
-        forget_answers();
+        kept->forget_answers();
         single.clear();
-        older.clear();
+        kept->rows.clear();
         scored.clear();
-        scored_older.clear();
+        kept->scored.clear();
         begin(nullptr, 0);
     }
 
@@ -211,14 +223,10 @@ struct Drafting {
         int64_t base = 0;
         Token token = before(1);
 
-        auto pair = pair_at.find(key(length > 1 ? before(2) : -1, token));
+        const Kept& old = *kept;
+        auto row = pairs.get(key(length > 1 ? before(2) : -1, token));
         int64_t kind = 0;
-        std::pair<const Token*, int64_t> row{nullptr, 0};
-        if (pair != pair_at.end()) {
-            const Token* at = pairs.data() + pair->second;
-            row = {at + 1, at[0]};
-        }
-        for (const TokenRows* rows : {&single, &older})
+        for (const Rows* rows : {&single, &old.rows})
             if (!row.first) {
                 kind++;
                 row = rows->get(token);
@@ -238,7 +246,7 @@ struct Drafting {
 
         int64_t most = std::min(length, set.max_ngram_size);
         base += look_into(own, before, most, 1, named);
-        base += look_into(earlier, before, most, set.earlier_stride, named);
+        base += look_into(kept->ngrams, before, most, set.earlier_stride, named);
 
         if (top) {
             base += set.last_stride;
@@ -257,9 +265,10 @@ struct Drafting {
         guesses.mixture = -1;
         double share = 1;
         Token token = before(1);
+        const Kept& old = *kept;
         ScoredRows::Row row = scored_pairs.get(key(length > 1 ? before(2) : -1, token));
         int64_t kind = 0;
-        for (const ScoredRows* rows : {&scored, &scored_older})
+        for (const ScoredRows* rows : {&scored, &old.scored})
             if (!row.tokens) {
                 kind++;
                 row = rows->get(token);
@@ -368,6 +377,12 @@ struct Drafting {
                             corrections.correct_mixture(mixed, by, table);
                         push(g.token, g.cell, g.probability);
                     }
+                } else if (set.chain_least > 0) {
+                    auto less = [](const Candidate& a, const Candidate& b) {
+                        return a.probability < b.probability;
+                    };
+                    auto best = std::max_element(named.begin(), named.end(), less);
+                    if (best != named.end()) push(best->token, best->cell, best->probability);
                 } else {
                     for (const Candidate& c : named) push(c.token, c.cell, c.probability);
                 }
@@ -402,17 +417,15 @@ struct Drafting {
         learn_awaited(root, table, f);
         bool whole;
         if (costs) return grow(root, top, tops, costs->least, table, costs, f, tree, whole);
+        if (set.chain_least > 0)
+            return grow(root, top, tops, set.chain_least, table, costs, f, tree, whole);
         int64_t nodes = grow(root, top, tops, least * set.pruning, table, costs, f, tree, whole);
         return whole ? nodes : grow(root, top, tops, 0, table, costs, f, tree, whole);
     }
 
     void learn_row(Token before, Token token, const int64_t* row, int64_t width) {
         single.set(token, row, width);
-        auto [at, is_new] = pair_at.try_emplace(key(before, token), pairs.size());
-        if (is_new) pairs.resize(pairs.size() + 1 + set.row_width);
-        Token* place = pairs.data() + at->second;
-        place[0] = Token(std::min(width, set.row_width));
-        std::copy_n(row, place[0], place + 1);
+        pairs.set(key(before, token), row, width);
     }
 
     void observe(const Tree& tree, int64_t nodes, const int64_t* path, int64_t accepted,
@@ -445,7 +458,10 @@ struct Drafting {
 
 extern "C" {
 
-void* drafting_new(const Settings* settings) { return new Drafting(*settings); }
+// `other` is a handle of the same settings that shares what it keeps, or null.
+void* drafting_new(const Settings* settings, const void* other) {
+    return new Drafting(*settings, (const Drafting*)other);
+}
 void drafting_delete(void* handle) { delete (Drafting*)handle; }
 
 // `f` is null where nothing is known of samples; `logs` is read where it is not.
@@ -462,14 +478,14 @@ void drafting_forget(void* handle) { ((Drafting*)handle)->forget(); }
 // Lists what is kept, of one of the three kinds. Returns how many numbers it takes.
 int64_t drafting_list(void* handle, int64_t what) {
     ((Drafting*)handle)->list(what);
-    return int64_t(((Drafting*)handle)->kept.size());
+    return int64_t(((Drafting*)handle)->listed.size());
 }
 
-const int64_t* drafting_listed(void* handle) { return ((Drafting*)handle)->kept.data(); }
+const int64_t* drafting_listed(void* handle) { return ((Drafting*)handle)->listed.data(); }
 int64_t drafting_listed_tokens(void* handle) {
-    return int64_t(((Drafting*)handle)->kept_logs.size());
+    return int64_t(((Drafting*)handle)->listed_logs.size());
 }
-const float* drafting_listed_logs(void* handle) { return ((Drafting*)handle)->kept_logs.data(); }
+const float* drafting_listed_logs(void* handle) { return ((Drafting*)handle)->listed_logs.data(); }
 
 // Takes such a list in, which has been checked; `logs` is read for scored rows only.
 void drafting_take(void* handle, int64_t what, const int64_t* list, int64_t count,

@@ -89,55 +89,66 @@ class Ngrams {
     std::vector<std::vector<Follower>> followers_;
 };
 
-// Rows by token, those of one prompt told apart from older ones by a stamp.
-class TokenRows {
+// Rows of best tokens by a key.
+class Rows {
   public:
-    explicit TokenRows(int64_t width) : width_(width) {}
+    explicit Rows(int64_t width) : width_(width) {}
 
-    void set(Token token, const int64_t* row, int64_t count) {
-        if (size_t(token) >= stamps_.size()) {
-            stamps_.resize(token + 1, 0);
-            counts_.resize(token + 1, 0);
-            rows_.resize((token + 1) * width_);
+    void set(Key key, const int64_t* row, int64_t count) {
+        Token* place = room(key, count);
+        std::copy_n(row, place[0], place + 1);
+    }
+
+    // A row and its length; null if there is none.
+    std::pair<const Token*, int64_t> get(Key key) const {
+        auto at = places_.find(key);
+        if (at == places_.end()) return {nullptr, 0};
+        const Token* row = rows_.data() + at->second;
+        return {row + 1, row[0]};
+    }
+
+    int64_t count() const { return int64_t(places_.size()); }
+
+    void clear() {
+        places_.clear();
+        rows_.clear();
+    }
+
+    void add_to(Rows& other) const {
+        for (auto [key, place] : places_) {
+            const Token* row = rows_.data() + place;
+            Token* to = other.room(key, row[0]);
+            std::copy_n(row + 1, to[0], to + 1);
         }
-        stamps_[token] = now_;
-        counts_[token] = std::min(count, width_);
-        std::copy_n(row, counts_[token], rows_.begin() + token * width_);
     }
 
-    // The row of a token and its length; null if there is none.
-    std::pair<const Token*, int64_t> get(Token token) const {
-        if (size_t(token) >= stamps_.size() || stamps_[token] != now_) return {nullptr, 0};
-        return {rows_.data() + token * width_, counts_[token]};
-    }
-
-    void clear() { now_++; }
-
-    void add_to(TokenRows& other) const {
-        std::vector<int64_t> row(width_);
-        for (size_t token = 0; token < stamps_.size(); token++) {
-            auto [own, count] = get(Token(token));
-            std::copy_n(own, count, row.begin());
-            if (own) other.set(Token(token), row.data(), count);
-        }
-    }
-
-    // All rows: token, number of best tokens, these.
+    // All rows by ascending key: key, number of best tokens, these.
     std::vector<int64_t> listed() const {
+        std::vector<Key> keys;
+        for (auto& [key, place] : places_) keys.push_back(key);
+        std::sort(keys.begin(), keys.end());
         std::vector<int64_t> list;
-        for (size_t token = 0; token < stamps_.size(); token++) {
-            auto [own, count] = get(Token(token));
-            if (!own) continue;
-            list.insert(list.end(), {int64_t(token), count});
-            list.insert(list.end(), own, own + count);
+        for (Key key : keys) {
+            auto [row, count] = get(key);
+            list.insert(list.end(), {int64_t(key), count});
+            list.insert(list.end(), row, row + count);
         }
         return list;
     }
 
   private:
-    int64_t width_, now_ = 1;
-    std::vector<int64_t> stamps_, counts_;
-    std::vector<Token> rows_;
+    // Where a row is to be written, its length already.
+    Token* room(Key key, int64_t count) {
+        auto [at, is_new] = places_.try_emplace(key, rows_.size());
+        if (is_new) rows_.resize(rows_.size() + 1 + width_);
+        Token* place = rows_.data() + at->second;
+        place[0] = Token(std::min(count, width_));
+        return place;
+    }
+
+    int64_t width_;
+    std::unordered_map<Key, size_t> places_;
+    std::vector<Token> rows_;  // of each its length, then room for the widest
 };
 
 }  // namespace

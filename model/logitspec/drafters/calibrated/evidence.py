@@ -94,7 +94,7 @@ class NgramEvidence(Source):
         self.grades = self._name_grades(self.lengths)
         self.fitted = self._name_grades(self.FITTED_SIZE)
         self.context: tuple[int, ...] = ()  # the last committed tokens, as many as a look takes
-        self.forget()
+        self._followers: Followers = {}
 
     def _name_grades(self, fitted: int) -> tuple[str, ...]:
         sizes = [min(n, fitted) for n in range(1, self.lengths + 1)]
@@ -110,7 +110,7 @@ class NgramEvidence(Source):
 
     def forget(self) -> None:
         self.context = ()
-        self._followers: Followers = {}
+        self._followers.clear()
 
     def __len__(self) -> int:
         """How many n-grams are known."""
@@ -176,14 +176,20 @@ class AnswerEvidence(NgramEvidence):
             self._answers.append([])
             return
         if max(len(self), sum(map(len, self._taken))) > MOST_EARLIER:
-            self._followers, self._taken = {}, []
+            self._followers.clear()
+            self._taken.clear()
         if self.keep:
             self._take_in(self._answers)
         self._answers = [[]]
 
     def forget(self) -> None:
         super().forget()
-        self._answers, self._taken = [[]], []
+        self._answers = [[]]
+        self._taken.clear()
+
+    def share(self, other: AnswerEvidence) -> None:
+        """Keep answers together with another one."""
+        self._followers, self._taken = other._followers, other._taken
 
     def kept(self) -> Numbers:
         """All answers that are kept, see list_answers()."""
@@ -248,8 +254,12 @@ class RowEvidence(Source):
 
     def forget(self) -> None:
         self._single = {}
-        self._earlier = {}
+        self._earlier.clear()
         self.begin(())
+
+    def share(self, other: RowEvidence) -> None:
+        """Keep rows together with another one."""
+        self._earlier = other._earlier
 
     def __len__(self) -> int:
         """How many rows are found by two tokens."""
@@ -328,6 +338,7 @@ class Evidence:
         last_width: ranks of the last logits that count.
         keep_rows: rows outlive their prompt.
         keep_ngrams: answers outlive their prompt.
+        shared: what outlives its prompt is that evidence's, too.
     """
 
     def __init__(
@@ -338,6 +349,7 @@ class Evidence:
         *,
         keep_rows: bool,
         keep_ngrams: bool,
+        shared: Evidence | None = None,
     ) -> None:
         self.ngrams = NgramEvidence(max_ngram_size, stride=1)
         self.rows = RowEvidence(row_width, len(self.ngrams.grades), keep=keep_rows)
@@ -346,6 +358,9 @@ class Evidence:
             max_ngram_size, self.last.stride * len(self.last.grades), keep=keep_ngrams
         )
         self.sources = (self.ngrams, self.rows, self.last, self.earlier)
+        if shared is not None:
+            self.rows.share(shared.rows)
+            self.earlier.share(shared.earlier)
         self.longest = max(max_ngram_size, 2)  # tokens of a context that a look takes
         self._prompt: list[int] = []
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ...listed import Numbers
@@ -40,13 +41,24 @@ class ReadableCore:
         table: what each cell's candidates are worth.
         corrections: of the table.
         capacity: most nodes of a tree.
+        chain_least: above 0 it drafts chains, of the best candidate at each place, which end where
+            the path probability falls to this.
     """
 
     patience = PATIENCE
 
     def __init__(
-        self, evidence: Evidence, table: AcceptanceTable, corrections: Corrections, capacity: int
+        self,
+        evidence: Evidence,
+        table: AcceptanceTable,
+        corrections: Corrections,
+        capacity: int,
+        *,
+        chain_least: float = 0.0,
     ) -> None:
+        self.chain_least = chain_least
+        if chain_least:
+            self.patience = 1.0
         self.evidence = evidence
         self.corrections = corrections
         self.capacity = capacity
@@ -90,7 +102,9 @@ class ReadableCore:
             budget: of a tree that sizes itself, begun; None: it is as large as it may be.
         """
         self._learn_awaited(root)
-        if budget is None:
+        if self.chain_least:
+            drafted, _ = self.grow(root, top_ids, self.chain_least)
+        elif budget is None:
             drafted, whole = self.grow(root, top_ids, self._least * PRUNING)
             if not whole:
                 drafted, _ = self.grow(root, top_ids, 0.0)
@@ -141,6 +155,8 @@ class ReadableCore:
                 candidates = self.look(tree, contexts[node], top_ids)
                 weighed, noted = self.weigh(candidates, contexts[node], depths[node])
                 self._candidates.append(noted)
+                if self.chain_least and weighed:
+                    weighed = [max(weighed, key=itemgetter(2))]
                 for token, cell, probability in weighed:
                     its = worth * patience * probability
                     if its > floor:

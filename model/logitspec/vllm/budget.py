@@ -1,0 +1,116 @@
+"""How many drafts a step of a whole batch is worth: learnt from the steps themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..sizing.live_cost import GUESSED, LiveCost, guessed
+from ..sizing.step_cost import CONTEXTS, StepCost
+
+REMEMBERED = 512.0  # drafts after which it is mostly forgotten how many were right
+GRANTED = 16.0  # drafts that count as having been right as often as expected
+DEAR = 0.01  # of a step's time; where drafting takes more, it rests when nothing is drafted
+IDLE = 4  # steps in turn without a draft after which it rests
+REST = 12  # steps
+
+
+class BatchBudget:
+    """Takes of all requests' drafts those with which a step gives most tokens a second.
+
+    A step of R requests and M drafts is expected to give R tokens and the sum E of the drafts'
+    path probabilities, and costs what a step over R + M tokens costs: sizing/live_cost.py learns
+    that. The drafts compete: the most probable one, of whichever request, is the first. The M with
+    the largest (R + E) / T(R + M) is taken, often 0 where many requests already fill the machine.
+
+    Args:
+        most_tokens: largest R + M.
+    """
+
+    def __init__(self, most_tokens: int) -> None:
+        sizes = sorted({n for power in range(32) for n in (1 << power, 3 << power)})
+        self._sizes = [n for n in sizes if n < most_tokens]
+        self._sizes.append(max(most_tokens, 2))
+        self._cost: LiveCost | None = None
+        self._drawn = (-1, -1)  # version and context that the curve is of
+        self._right = self._hoped = 0.0
+        self._share = 0.0  # of a step's time that drafting takes
+        self._idle = 0  # steps in turn without a draft
+        self._rest = 0  # steps for which it is not looked for drafts
+
+    def note(self, tokens: int, context: int, seconds: float, drafting: float) -> None:
+        """Learn from a step that ran.
+
+        Args:
+            tokens: that it was over: requests and drafts.
+            context: tokens of a request, the mean.
+            seconds: that it took.
+            drafting: seconds of these in which its drafts were made.
+        """
+        self._share += (drafting / seconds - self._share) / IDLE
+        if self._cost is None:
+            scale = seconds / guessed(tokens)
+            costs = [scale * guessed(n) for n in self._sizes]
+            self._cost = LiveCost(StepCost(CONTEXTS, self._sizes, (costs, costs)), doubt=GUESSED)
+        self._cost.note(tokens, context, seconds)
+
+    def learn(self, hoped: float, right: int, verified: int) -> None:
+        """Take in what became of drafts.
+
+        Args:
+            hoped: the sum of their path probabilities.
+            right: how many were.
+            verified: of how many.
+        """
+        keep = (1 - 1 / REMEMBERED) ** verified
+        self._right = self._right * keep + right
+        self._hoped = self._hoped * keep + hoped
+
+    @property
+    def trust(self) -> float:
+        """How often drafts were right, beside what was expected."""
+        return (self._right + GRANTED) / (self._hoped + GRANTED)
+
+    @property
+    def rests(self) -> bool:
+        """Whether drafts are not even to be looked for in the next step; asked once a step."""
+        if self._rest:
+            self._rest -= 1
+            return True
+        if self._idle >= IDLE and self._share > DEAR:
+            self._idle, self._rest = IDLE - 1, REST
+        return False
+
+    def choose(self, paths: Sequence[Sequence[float]], requests: int, context: int) -> list[int]:
+        """How many drafts each request gets.
+
+        Args:
+            paths: of each, the path probabilities of its drafts, which fall.
+            requests: that the next step runs, those without drafts included.
+            context: tokens of a request, the mean.
+        """
+        if self._cost is None:
+            return [len(own) for own in paths]
+        if self._drawn != (at := (self._cost.version, context // CONTEXTS[0])):
+            self._drawn = at
+            self._curve = np.array(self._cost.curve(context))
+        every = np.sort(np.concatenate([np.zeros(0), *paths]))[::-1]
+        every = every[: max(0, len(self._curve) - 1 - requests)]
+        tokens = requests + np.concatenate(([0.0], np.cumsum(every))) * min(1.0, self.trust)
+        first = min(requests, len(self._curve) - 1)
+        rates = tokens / self._curve[first : first + len(tokens)]
+        most = int(np.argmax(rates))
+        if not most:
+            self._idle += 1
+            self.learn(0, 0, requests)
+            return [0] * len(paths)
+        self._idle = 0
+        least = every[most - 1]
+        counts = [sum(path > least for path in own) for own in paths]
+        left = most - sum(counts)  # drafts as probable as the last one, in the requests' order
+        for i, own in enumerate(paths):
+            more = min(left, sum(path == least for path in own))
+            counts[i] += more
+            left -= more
+        return counts

@@ -1,0 +1,208 @@
+"""Which request is which, from step to step, and what became of its drafts.
+
+vLLM's rows move when requests end, and a request that is preempted leaves the batch and comes back.
+So requests are known by their ids where the runner shows them (logits.py), else by their tokens.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from .logits import Seen
+
+TAIL = 16  # last tokens by which a request is known again where ids are not shown
+PATIENCE = 256  # steps after which such a request that was not seen again has ended
+
+
+class Draftable(Protocol):
+    """The drafts of a request: chains.Chain, or RetrievedChain."""
+
+    def draft(self, root: int, top_ids: Sequence[int]) -> tuple[list[int], list[float]]: ...
+
+    def observe(self, verified: int, accepted: int, top_ids: Sequence[Sequence[int]]) -> None: ...
+
+    def skip(self, tokens: Sequence[int]) -> None: ...
+
+
+class Followed:
+    """A request.
+
+    Attributes:
+        count: of its tokens.
+        root: the last of these.
+        is_new: it was not there in the step before.
+        paths: path probabilities of its last drafts.
+        looked_at: how many drafts the last step verified, its own or not.
+        verified: how many of its drafts the last step verified.
+        accepted: how many of those were right.
+    """
+
+    def __init__(self, drafts: Draftable, count: int, root: int) -> None:
+        self.drafts = drafts
+        self.count = count
+        self.root = root
+        self.is_new = True
+        self.looked_at = self.verified = self.accepted = 0
+        self.paths: list[float] = []
+        self.last_step = 0
+        self._best: Sequence[int] = ()  # tokens of the logits that chose the root
+        self._drafted: list[int] | None = None  # None: nothing was looked for
+        self._offered = 0  # of the drafted ones, to vLLM
+
+    def draft(self, most: int) -> None:
+        """Find at most so many drafts."""
+        drafted, paths = self.drafts.draft(self.root, self._best)
+        self._drafted, self.paths = drafted[:most], paths[:most]
+        self._offered = 0
+
+    def offer(self, count: int) -> list[int]:
+        """The first of the drafts, for vLLM to verify."""
+        self._offered = count
+        return (self._drafted or [])[:count]
+
+    def begin_with(self, best: Sequence[Sequence[int]]) -> None:
+        """Take in the best tokens of the position that chose the root, the last one."""
+        self._best = best[-1] if best else ()
+
+    def advance(
+        self, sampled: Sequence[int], between: Sequence[int], verified: int | None,
+        best: Sequence[Sequence[int]],
+    ) -> None:  # fmt: skip
+        """Go on by a step.
+
+        Args:
+            sampled: its tokens: drafts that were right, and one more.
+            between: tokens that came in steps before it which were not seen.
+            verified: how many drafts it verified; None: not known.
+            best: of the tokens after the root and after each draft; empty: not known.
+        """
+        accepted = len(sampled) - 1
+        if verified is None:
+            verified = max(self._offered, accepted)
+        drafted = self._drafted
+        ours = drafted is not None and not between and accepted <= verified <= self._offered
+        if ours and drafted is not None and drafted[:accepted] == [*sampled[:accepted]]:
+            rows = best or [()] * (verified + 1)
+            self.drafts.observe(verified, accepted, rows)
+            self.verified, self.accepted = verified, accepted
+        else:
+            self.drafts.skip([self.root, *between, *sampled[:-1]])
+            self.verified = self.accepted = 0
+        self.count += len(between) + len(sampled)
+        self.root = sampled[-1]
+        self._best = best[accepted] if best else ()
+        self._drafted, self._offered = None, 0
+        self.looked_at = verified
+        self.is_new = False
+
+
+class Requests:
+    """All requests that have not ended.
+
+    Args:
+        begin: makes the drafts of a request, given its tokens but the last one.
+        end: takes leave of them.
+    """
+
+    def __init__(
+        self, begin: Callable[[Sequence[int]], Draftable], end: Callable[[Any], None]
+    ) -> None:
+        self._begin, self._end = begin, end
+        self._by_id: dict[str, Followed] = {}
+        self._by_tail: defaultdict[tuple[int, ...], list[Followed]] = defaultdict(list)
+        self._steps = 0
+
+    def __len__(self) -> int:
+        """How many are followed."""
+        return len(self._by_id) + sum(map(len, self._by_tail.values()))
+
+    def step(
+        self, sampled: Sequence[Sequence[int]], counts: Any, ids: Any, seen: Seen | None
+    ) -> list[Followed | None]:
+        """Take in a step.
+
+        Args:
+            sampled: of each row, the tokens of the step; none while its prompt is read.
+            counts: [rows] tokens of each, these included.
+            ids: [rows, longest] these tokens.
+            seen: the step as the runner shows it.
+
+        Returns:
+            The request of each row; None where a prompt is read.
+        """
+        self._steps += 1
+        best = [] if seen is None else seen.best.tolist()
+        found: list[Followed | None] = []
+        first = 0  # of the rows of `best` that are this row's
+        for row, tokens in enumerate(sampled):
+            count = int(counts[row])
+            verified = None if seen is None else seen.drafts[row]
+            end = first + 1 + (verified or 0)
+            own, first = best[first:end], end
+            if not len(tokens):
+                found.append(None)
+                continue
+            request = self._find(row, tokens, count, ids, seen)
+            if request is None:
+                request = self._new(ids[row, : count - 1].tolist(), tokens[-1])
+                # a row of a prompt that was just read, or of drafts that nobody remembers
+                request.begin_with(own[: len(tokens)])
+            else:
+                between = ids[row, request.count : count - len(tokens)].tolist()
+                request.advance(tokens, between, verified, own)
+            self._keep(request, row, ids, seen)
+            found.append(request)
+        self._forget(seen)
+        return found
+
+    def _new(self, ids: list[int], root: int) -> Followed:
+        return Followed(self._begin(ids), len(ids) + 1, root)
+
+    def _find(
+        self, row: int, tokens: Sequence[int], count: int, ids: Any, seen: Seen | None
+    ) -> Followed | None:
+        """The request of a row, if it is known and has no fewer tokens than it had."""
+        if seen is None:
+            before = count - len(tokens)
+            known = self._by_tail.get(tail(ids, row, before))
+            return known.pop() if known else None
+        request = self._by_id.pop(seen.requests[row], None)
+        if request is None:
+            return None
+        before = count - len(tokens)
+        if request.count <= before and int(ids[row, request.count - 1]) == request.root:
+            return request
+        self._end(request.drafts)  # some of its tokens were taken back
+        return None
+
+    def _keep(self, request: Followed, row: int, ids: Any, seen: Seen | None) -> None:
+        request.last_step = self._steps
+        if seen is None:
+            self._by_tail[tail(ids, row, request.count)].append(request)
+        else:
+            self._by_id[seen.requests[row]] = request
+
+    def _forget(self, seen: Seen | None) -> None:
+        """Take leave of those that ended."""
+        if seen is not None:
+            self._leave(self._by_id.pop(i) for i in [*self._by_id] if i not in seen.alive)
+        if self._by_tail:
+            for key, known in [*self._by_tail.items()]:
+                old = [r for r in known if r.last_step < self._steps - PATIENCE]
+                self._leave(old)
+                kept = [r for r in known if r not in old]
+                if kept:
+                    self._by_tail[key] = kept
+                else:
+                    del self._by_tail[key]
+
+    def _leave(self, requests: Iterable[Followed]) -> None:
+        for request in requests:
+            self._end(request.drafts)
+
+
+def tail(ids: Any, row: int, count: int) -> tuple[int, ...]:
+    """How many tokens a row has, and the last of them."""
+    return count, *ids[row, max(0, count - TAIL) : count].tolist()

@@ -1,0 +1,92 @@
+"""What vLLM does not hand to a proposer: the logits of the positions that a step verified.
+
+vLLM calls a proposer with tokens alone. But the runner that calls it has the logits, one row for
+each position whose next token was sampled or verified, and passes them to its method `_sample` just
+before. So that method is wrapped, once in a process, when the first proposer is made. Nothing of
+vLLM's own changes, and logits are only read.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+log = logging.getLogger("vllm.logitspec")  # vLLM's own handlers print it
+
+PARAMETERS = ["self", "logits", "spec_decode_metadata"]  # of the method in vLLM 0.32
+WRAPPED = "_logitspec_wrapped"
+
+
+class Seen(NamedTuple):
+    """A step, by the runner's rows of its batch.
+
+    Attributes:
+        requests: the id of each row's request.
+        alive: ids of all requests that did not end, those that wait in between included.
+        drafts: of each row, how many drafts were verified.
+        best: [sum of drafts + rows, width] ids of the best tokens after each verified position, the
+            best first: of a row's last sampled token, then of its drafts.
+    """
+
+    requests: Sequence[str]
+    alive: Collection[str]
+    drafts: Sequence[int]
+    best: torch.Tensor
+
+
+class Watcher(Protocol):
+    """What the wrapped method tells of a step."""
+
+    seen: Seen | None  # the step that propose() is called for next
+    width: int  # best tokens that it wants of each position
+
+
+def watch() -> str | None:
+    """Have every runner of this process show its steps to its drafter, where that is a Watcher.
+
+    Returns:
+        Why that is not possible with this version of vLLM; None: it is done.
+    """
+    try:
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    except ImportError as error:
+        return f"{error}"
+    return wrap(GPUModelRunner)
+
+
+def wrap(runner: Any) -> str | None:
+    """Wrap `_sample` of a class of runners, see watch()."""
+    sample = getattr(runner, "_sample", None)
+    if getattr(sample, WRAPPED, False):
+        return None
+    if sample is None or [*inspect.signature(sample).parameters] != PARAMETERS:
+        return f"{runner.__name__}._sample does not take {', '.join(PARAMETERS)}"
+
+    @functools.wraps(sample)
+    def shown(self: Any, logits: torch.Tensor | None, spec_decode_metadata: Any) -> Any:
+        watcher = getattr(self, "drafter", None)
+        if watcher is not None and hasattr(watcher, "seen"):
+            watcher.seen = seen(self, logits, spec_decode_metadata, watcher.width)
+        return sample(self, logits, spec_decode_metadata)
+
+    setattr(shown, WRAPPED, True)
+    runner._sample = shown
+    return None
+
+
+def seen(runner: Any, logits: torch.Tensor | None, metadata: Any, width: int) -> Seen | None:
+    """What a runner's step shows; None: it does not look as vLLM 0.32 has it."""
+    batch = getattr(runner, "input_batch", None)
+    ids, alive = getattr(batch, "req_ids", None), getattr(runner, "requests", None)
+    if logits is None or ids is None or alive is None:
+        return None
+    drafts = [0] * len(ids) if metadata is None else [*metadata.num_draft_tokens]
+    if len(drafts) != len(ids) or sum(drafts) + len(ids) != len(logits):
+        return None
+    best = torch.topk(logits, min(width, logits.shape[-1])).indices
+    return Seen([*ids], alive.keys(), drafts, best)

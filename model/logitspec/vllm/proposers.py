@@ -1,0 +1,159 @@
+"""Proposers: what vLLM constructs, and calls once a step."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..drafters.calibrated.chains import Chain, Chains
+from . import logits
+from .budget import BatchBudget
+from .following import Draftable, Followed, Requests
+from .retrieving import WIDTH, RetrievedChain, Retrieving
+
+Tokens = npt.NDArray[np.integer[Any]]
+
+
+class Proposer(ABC):
+    """Drafts chains for the requests of an engine.
+
+    Only the engine's first rank drafts: vLLM's scheduler takes its drafts alone and gives them to
+    all ranks, so with tensor parallelism the others need not come to the same drafts.
+
+    Args:
+        config: vLLM's VllmConfig.
+        rank: among those that share a layer's tensors; None: vLLM knows.
+
+    Attributes:
+        width: best tokens of each verified position that it wants to see.
+        seen: the step that propose() is called for next, where vLLM shows it (logits.py).
+        budget: how many drafts a step is worth.
+    """
+
+    width: int
+
+    def __init__(self, config: Any, rank: int | None = None) -> None:
+        self.most_drafts: int = config.speculative_config.num_speculative_tokens
+        self._longest: int = config.model_config.max_model_len
+        batch = config.scheduler_config.max_num_seqs
+        self.budget = BatchBudget(batch * (self.most_drafts + 1))
+        self.requests = Requests(self._begin, self._end)
+        self.seen: logits.Seen | None = None
+        self._drafts_here = (own_rank() if rank is None else rank) == 0
+        self._began: float | None = None  # when the last step's drafts were made
+        self._drafting = 0.0  # seconds that took
+        if self._drafts_here and (why := logits.watch()):
+            logits.log.warning(
+                "logitspec drafts from n-grams alone, because vLLM does not show the logits: %s",
+                why,
+            )
+
+    @abstractmethod
+    def _begin(self, ids: Sequence[int]) -> Draftable:
+        """The drafts of a request with these tokens."""
+
+    def _end(self, drafts: Any) -> None:  # noqa: B027 - optional
+        """Take leave of a request's drafts."""
+
+    def load_model(self, *_: Any, **__: Any) -> None:  # noqa: B027 - there is none
+        """Called by vLLM; there is nothing to load."""
+
+    def propose(
+        self,
+        sampled_token_ids: Sequence[Sequence[int]],
+        num_tokens_no_spec: Tokens,
+        token_ids_cpu: Tokens,
+        slot_mappings: Any = None,
+    ) -> list[list[int]]:
+        """The drafts of every request.
+
+        Args:
+            sampled_token_ids: of each, the tokens of the last step; none while its prompt is read.
+            num_tokens_no_spec: [requests] all tokens of each, these included.
+            token_ids_cpu: [requests, longest] these tokens.
+
+        Returns:
+            Of each the tokens that may follow; empty where nothing is proposed.
+        """
+        seen, self.seen = self.seen, None
+        count = len(sampled_token_ids)
+        if not self._drafts_here:
+            return [[] for _ in range(count)]
+        start = time.perf_counter()
+        if seen is not None and len(seen.requests) != count:
+            seen = None
+        known = self.requests.step(sampled_token_ids, num_tokens_no_spec, token_ids_cpu, seen)
+        decoding = [request for request in known if request is not None]
+        context = sum(request.count for request in decoding) // max(1, len(decoding))
+        self._learn(decoding, len(decoding) == count, context, start)
+        drafts = self._draft(known, context)
+        self._began, self._drafting = start, time.perf_counter() - start
+        return drafts
+
+    def _learn(self, decoding: Sequence[Followed], whole: bool, context: int, now: float) -> None:
+        """Take in what became of the last drafts, and how long the step took."""
+        for request in decoding:
+            if request.verified:
+                hoped = sum(request.paths[: request.verified])
+                self.budget.learn(hoped, request.accepted, request.verified)
+        # A step that read prompts says nothing, nor does one before which there was no request
+        if self._began is not None and whole and all(not request.is_new for request in decoding):
+            tokens = sum(1 + request.looked_at for request in decoding)
+            self.budget.note(tokens, context, now - self._began, self._drafting)
+
+    def _draft(self, known: Sequence[Followed | None], context: int) -> list[list[int]]:
+        """The drafts of each row, as many as are worth it."""
+        if self.budget.rests:
+            return [[] for _ in known]
+        for request in known:
+            if request is not None:
+                most = min(self.most_drafts, self._longest - request.count - 1)
+                request.draft(max(0, most))
+        paths = [[] if request is None else request.paths for request in known]
+        counts = self.budget.choose(paths, len(known), context)
+        return [
+            [] if request is None else request.offer(count)
+            for request, count in zip(known, counts, strict=True)
+        ]
+
+
+class CalibratedProposer(Proposer):
+    """Chains of the method calibrated: at every place the candidate that is most likely right."""
+
+    def __init__(self, config: Any, rank: int | None = None) -> None:
+        super().__init__(config, rank)
+        self.chains = Chains(self.most_drafts)
+        self.width = self.chains.last_width
+
+    def _begin(self, ids: Sequence[int]) -> Chain:
+        return self.chains.begin(ids)
+
+    def _end(self, drafts: Chain) -> None:
+        self.chains.end(drafts)
+
+
+class LogitSpecProposer(Proposer):
+    """The paper's drafts as a chain: what is retrieved after the last token; where nothing is, the
+    best guess of the last logits at the token after that one, and what is retrieved after it."""
+
+    width = WIDTH
+
+    def __init__(self, config: Any, rank: int | None = None) -> None:
+        super().__init__(config, rank)
+        self.retrieving = Retrieving()
+
+    def _begin(self, ids: Sequence[int]) -> RetrievedChain:
+        return self.retrieving.begin(ids, self.most_drafts)
+
+
+def own_rank() -> int:
+    """This process's rank among those that share a layer's tensors."""
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    rank: int = get_tensor_model_parallel_rank()
+    return rank
