@@ -106,7 +106,7 @@ class BatchBudget:
             self.learn(0, 0, requests)
             return [0] * len(paths)
         self._idle = 0
-        least = every[most - 1]
+        least = float(every[most - 1])
         counts = [sum(path > least for path in own) for own in paths]
         left = most - sum(counts)  # drafts as probable as the last one, in the requests' order
         for i, own in enumerate(paths):

@@ -1,0 +1,321 @@
+"""The proposers for vLLM, with the arrays that vLLM passes; vLLM itself is not needed."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.logitspec.vllm import CalibratedProposer, LogitSpecProposer, logits
+from model.logitspec.vllm.budget import BatchBudget
+from model.logitspec.vllm.logits import wrap
+
+from .fake_vllm import VOCABULARY, Engine, Runner, answer, config
+
+PROPOSERS = (CalibratedProposer, LogitSpecProposer)
+
+
+@pytest.fixture(autouse=True)
+def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hook is put on the fake runner, where a test wants it."""
+    monkeypatch.setattr(logits, "watch", lambda: None)
+
+
+def shown() -> type[Runner]:
+    """A class of runners that show their logits."""
+
+    class Shown(Runner):
+        def _sample(self, logits: Any, spec_decode_metadata: Any) -> Any:
+            return super()._sample(logits, spec_decode_metadata)
+
+    assert wrap(Shown) is None
+    return Shown
+
+
+def engine(kind: type = CalibratedProposer, *, shows: bool = True, **options: Any) -> Engine:
+    proposer = kind(config(**options), rank=0)
+    proposer.budget.note = lambda *_: None  # costs are not known, so all drafts are verified
+    return Engine(proposer, (shown() if shows else Runner)(proposer))
+
+
+def prompt(seed: int, length: int = 24) -> list[int]:
+    chance = random.Random(seed)
+    return [chance.randrange(VOCABULARY) for _ in range(length)]
+
+
+@pytest.mark.parametrize("kind", PROPOSERS)
+@pytest.mark.parametrize("shows", [True, False])
+def test_requests_that_come_and_go_get_their_own_answers_in_fewer_steps(
+    kind: type, shows: bool
+) -> None:
+    run = engine(kind, shows=shows)
+    chance = random.Random(0)
+    requests, lengths = [], []
+    for at in range(40):
+        lengths.append(chance.randrange(20, 120))
+        requests.append(run.add(f"r{at}", prompt(at % 30, chance.randrange(2, 50)), lengths[-1]))
+        for _ in range(chance.randrange(12)):
+            run.step()
+        if chance.random() < 0.2 and run.rows:
+            run.preempt(chance.choice(run.rows))
+        if chance.random() < 0.3:
+            run.resume()
+    run.resume()
+    run.run()
+    for request, length in zip(requests, lengths, strict=True):
+        assert request.answer == answer(request.prompt, length)
+    assert run.accepted > 0.2 * sum(lengths)
+
+
+def test_drafts_are_those_of_the_request_wherever_its_row_is() -> None:
+    alone = engine()
+    alone.add("a", prompt(1), 60)
+    alone.run()
+    among = engine()
+    for at in range(5):  # these end, so "a" moves to another row
+        among.add(f"short{at}", [1, 2, 3], 2)
+    among.proposer.chains.table.learn = lambda *_: None
+    among.add("a", prompt(1), 60)
+    among.run()
+    drafts = [step["a"] for step in alone.proposed if "a" in step]
+    assert sum(map(len, drafts)) > 50
+    assert [request for step in among.proposed for request in step].count("a") == len(drafts)
+
+
+def test_both_cores_draft_alike_for_many_requests() -> None:
+    runs = []
+    for core in ("python", "native"):
+        run = engine()
+        proposer = run.proposer
+        proposer.chains = type(proposer.chains)(proposer.most_drafts, drafting_core=core)
+        chance = random.Random(3)
+        for at in range(24):
+            run.add(f"r{at}", prompt(at % 8, chance.randrange(2, 40)), chance.randrange(10, 40))
+            for _ in range(chance.randrange(9)):
+                run.step()
+        run.run()
+        runs.append(run)
+    python, native = runs
+    assert python.proposed == native.proposed
+    assert sum(len(own) for step in native.proposed for own in step.values()) > 500
+    tables = [run.proposer.chains.table for run in runs]
+    assert [*tables[0].seen] == [*tables[1].seen]
+    np.testing.assert_allclose(tables[0].probability, tables[1].probability, rtol=1e-12)
+
+
+def test_answers_that_ended_help_others() -> None:
+    run = engine()
+    run.add("first", prompt(5), 25)
+    run.run()
+    cold = run.steps
+    run.add("second", prompt(5), 25)
+    run.run()
+    assert run.steps - cold < 0.6 * cold
+    # by what it said: one further step is for the next proposer call to see that it ended
+    assert len(run.proposer.requests) <= 1
+
+
+@pytest.mark.parametrize("shows", [True, False])
+def test_steps_without_a_call_are_made_up_for(shows: bool) -> None:
+    run = engine(shows=shows)
+    request = run.add("a", prompt(7), 100)
+    for at in range(200):
+        if not run.rows:
+            break
+        run.step(propose=at % 5 != 3)
+    assert request.answer == answer(prompt(7), 100)
+    followed = run.proposer.requests
+    assert len(followed) <= (1 if shows else 100)
+
+
+def test_drafts_that_the_scheduler_cuts_are_learnt_from_as_far_as_they_were_verified() -> None:
+    run = engine()
+    run.keep_drafts = 1
+    request = run.add("a", prompt(7), 100)
+    skipped = []
+    begin = run.proposer.chains.begin
+
+    def watched(ids: Any) -> Any:
+        chain = begin(ids)
+        skip = chain.skip
+        chain.skip = lambda tokens: (skipped.append(tokens), skip(tokens))
+        return chain
+
+    run.proposer.chains.begin = watched
+    run.run()
+    assert request.answer == answer(prompt(7), 100)
+    assert not skipped  # every step was one of its own drafts
+
+
+def test_a_request_whose_tokens_were_taken_back_begins_anew() -> None:
+    run = engine()
+    request = run.add("a", prompt(7), 60)
+    for _ in range(6):
+        run.step()
+    assert 0 < len(request.answer) < 60
+    request.tokens = [*request.prompt]
+    request.computed, request.drafts = 0, []
+    run.run()
+    assert request.answer == answer(prompt(7), 60)
+
+
+def test_other_ranks_propose_nothing_and_need_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logits, "watch", lambda: pytest.fail("a rank looked for logits"))
+    proposer = CalibratedProposer(config(), rank=1)
+    run = Engine(proposer)
+    request = run.add("a", prompt(7), 30)
+    run.run()
+    assert request.answer == answer(prompt(7), 30)
+    assert run.verified == 0
+
+
+def test_drafts_end_before_the_longest_sequence() -> None:
+    run = engine(longest=40)
+    run.add("a", [3, 4, 5] * 10, 10)
+    while run.rows:
+        run.step()
+        for request in run.rows:
+            assert len(request.tokens) + len(request.drafts) <= 40
+
+
+def test_without_logits_it_says_so_once_and_drafts_from_ngrams(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logits, "watch", lambda: "it is not there")
+    run = engine(shows=False)
+    request = run.add("a", prompt(7), 80)
+    run.run()
+    assert request.answer == answer(prompt(7), 80)
+    assert run.accepted > 10
+    assert [record.getMessage() for record in caplog.records] == [
+        "logitspec drafts from n-grams alone, because vLLM does not show the logits: "
+        "it is not there"
+    ]
+
+
+def test_a_runner_of_another_version_is_not_wrapped() -> None:
+    class Other:
+        def _sample(self, logits: Any) -> None: ...
+
+    before = Other._sample
+    assert "does not take" in (wrap(Other) or "")
+    assert Other._sample is before
+
+
+def test_a_runner_is_wrapped_once_and_shows_the_best_tokens_of_every_position() -> None:
+    kind = shown()
+    once = kind._sample
+    assert wrap(kind) is None and kind._sample is once
+    run = engine()
+    seen: list[Any] = []
+    propose = run.proposer.propose
+    run.proposer.propose = lambda *some, **more: (
+        seen.append(run.proposer.seen),
+        propose(*some, **more),
+    )[1]
+    run.add("a", prompt(7), 30)
+    run.add("b", prompt(8), 30)
+    run.run()
+    assert any(sum(step.drafts) for step in seen)
+    for step in seen:
+        assert step.best.shape == (sum(step.drafts) + len(step.requests), 24)
+    for ended in (run.proposer.seen,):
+        assert ended is None  # nothing is kept
+
+
+@pytest.mark.parametrize("what", ["drafts", "rows", "nothing"])
+def test_what_does_not_fit_is_not_taken_for_logits(what: str) -> None:
+    from types import SimpleNamespace
+
+    runner = Runner(None)
+    runner.input_batch.req_ids = ["a", "b"]
+    counts = {"drafts": [1], "rows": [1, 1], "nothing": [0, 0]}[what]
+    rows = {"drafts": 3, "rows": 3, "nothing": 2}[what]
+    values = None if what == "nothing" else torch.zeros(rows, 9)
+    metadata = SimpleNamespace(num_draft_tokens=counts)
+    assert logits.seen(runner, values, metadata, 4) is None
+
+
+class TestBudget:
+    def budget(self, seconds: Callable[[int], float], requests: int = 32) -> BatchBudget:
+        """One that has learnt such costs."""
+        found = BatchBudget(requests * 9)
+        chance = random.Random(0)
+        for _ in range(600):
+            tokens = chance.randrange(1, requests * 9 + 1)
+            found.note(tokens, 200, seconds(tokens), 1e-5)
+        return found
+
+    def test_what_costs_nothing_is_all_drafted(self) -> None:
+        flat = self.budget(lambda _: 0.01)
+        assert flat.choose([[0.9, 0.5, 0.1], [0.3]], 2, 200) == [3, 1]
+
+    def test_where_the_machine_is_full_only_sure_drafts_are_taken(self) -> None:
+        full = self.budget(lambda n: 0.002 * n)
+        assert full.choose([[0.9, 0.5, 0.1]] * 4, 4, 200) == [0] * 4
+        half = self.budget(lambda n: 0.03 + 0.002 * n)
+        counts = half.choose([[0.95, 0.9, 0.1], [0.2], []], 3, 200)
+        assert counts == [2, 0, 0]
+
+    def test_the_most_probable_drafts_of_all_requests_come_first(self) -> None:
+        some = self.budget(lambda n: 0.01 if n <= 6 else 0.01 + 0.002 * (n - 6))
+        assert some.choose([[0.5, 0.4], [0.9, 0.8, 0.7], []], 3, 200) == [0, 3, 0]
+
+    def test_equal_drafts_are_not_cut_short(self) -> None:
+        flat = self.budget(lambda _: 0.01)
+        assert flat.choose([[0.5, 0.5], [0.5]], 2, 200) == [2, 1]
+
+    def test_drafts_that_are_never_right_are_given_up(self) -> None:
+        some = self.budget(lambda n: 0.03 + 0.001 * n)
+        paths = [[0.6, 0.5]] * 8
+        assert sum(some.choose(paths, 8, 200)) == 16
+        for _ in range(100):
+            some.learn(8.8, 0, 16)
+        assert sum(some.choose(paths, 8, 200)) == 0
+
+    def test_it_rests_only_where_drafting_takes_time(self) -> None:
+        for drafting, rests in ((1e-6, False), (2e-3, True)):
+            full = self.budget(lambda n: 0.002 * n)
+            found = []
+            for _ in range(40):
+                found.append(full.rests)
+                if not found[-1]:
+                    full.choose([[0.5]] * 4, 4, 200)
+                full.note(4, 200, 0.008, drafting)
+            assert any(found) == rests
+            assert not rests or 0 < found[20:].count(False) < 4
+
+    def test_more_requests_than_it_knows_of_get_no_drafts(self) -> None:
+        small = self.budget(lambda _: 0.01, requests=1)
+        assert small.choose([[0.9]] * 12, 12, 200) == [0] * 12
+
+
+def test_proposing_for_32_requests_of_2000_tokens_is_cheap() -> None:
+    proposer = CalibratedProposer(config(drafts=8, requests=32, longest=4096), rank=0)
+    if proposer.chains._first.__class__.__name__ != "CompiledCore":
+        pytest.skip("there is no C++ compiler here")
+    proposer.budget.note = lambda *_: None
+    chance = np.random.default_rng(0)
+    ids = chance.integers(0, 400, (32, 4096)).astype(np.int32)
+    lengths = np.full(32, 2000, np.int32)
+    times = []
+    sampled = [[int(row[1999])] for row in ids]
+    found: list[list[int]] = [[] for _ in ids]
+    for _ in range(20):
+        names = [f"r{i}" for i in range(32)]
+        drafts = [len(own) for own in found]
+        best = torch.tensor(chance.integers(0, 400, (32 + sum(drafts), 24)))
+        proposer.seen = logits.Seen(names, names, drafts, best)
+        start = time.perf_counter()
+        found = proposer.propose(sampled, lengths, ids)
+        times.append(time.perf_counter() - start)
+        sampled = [[int(row[length])] for row, length in zip(ids, lengths, strict=True)]
+        lengths = lengths + 1
+    assert sum(map(len, found)) > 0
+    # 0.2 ms a request and step are wanted, of a quiet machine; tests share theirs
+    assert np.median(times[1:]) / 32 < 1e-3
