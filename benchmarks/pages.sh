@@ -22,6 +22,7 @@
 #                               (default: MODEL_PATH/SmolLM2-135M-Instruct.Q4_1.gguf)
 #   SECOND      GGUF file of a second model, of any family; skipped without one: the figures here
 #               are of Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF, Q4_K_M                (default: none)
+#   VLLM        interpreter of an environment with vLLM; skipped without one         (default: none)
 #   STORE       datastore of the method rest, made of Python's library      (default: data/python.store)
 #   DOCS        folder that the pages are written into                          (default: docs)
 #   SPARSER     ask only every so many-th of the questions, to try this out         (default: 1)
@@ -46,6 +47,7 @@ MACHINE=${MACHINE:-amd-epyc-2-cores}
 MODEL_PATH=${MODEL_PATH:-checkpoints/smollm2-135m-instruct}
 GGUF=${GGUF:-$MODEL_PATH/SmolLM2-135M-Instruct.Q4_1.gguf}
 SECOND=${SECOND-}
+VLLM=${VLLM-}
 STORE=${STORE:-data/python.store}
 DOCS=${DOCS:-docs}
 SPARSER=${SPARSER:-1}
@@ -115,6 +117,9 @@ performance() {
     if [ -n "$SECOND" ]; then
         measure contexts-second contexts --model-path "$SECOND" --benches govreport_8k govreport_16k --questions 1 \
             --methods vanilla,suffix,calibrated,calibrated@16,calibrated@auto
+    fi
+    if [ -n "$VLLM" ]; then
+        measure vllm-default in_vllm --vllm-python "$VLLM" --model-path "$MODEL_PATH" --rounds $((SPARSER < 3 ? 2 : 1))
     fi
     measure warm warm --model-path "$GGUF" --questions $((SPARSER < 5 ? 20 / SPARSER : 4))
     for temperature in 0.7 1.0; do

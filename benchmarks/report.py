@@ -16,7 +16,7 @@ from evaluation.tabulating.origin import machine, read_tables
 from evaluation.tabulating.table import to_markdown
 from model.logitspec.errors import InputError
 
-from . import scale, step_cost
+from . import in_vllm, scale, step_cost
 from .measure import fill, grouped
 from .sections import (
     Content,
@@ -140,6 +140,33 @@ def samples_section(contents: Sequence[Content], _: Path) -> str:
     )
 
 
+def vllm_section(contents: Sequence[Content], folder: Path) -> str:
+    """Of in_vllm's results, with a picture of each."""
+    text = (
+        "## In vLLM\n\n"
+        "`python -m benchmarks.in_vllm` ([vllm.md](vllm.md)): servers with one model each, asked "
+        "over HTTP, so many requests at a time; they take turns, and those that wait stand still. No "
+        "prompt is asked twice of a server. Greedy. `ngram` is vLLM's with its defaults, `tuned` "
+        "looks for n-grams of 2 to 4 tokens; `suffix` is arctic-inference's, with its defaults. "
+        "Tokens a step are a request's. An answer is equal if it is that of vLLM without "
+        "speculation, token for token.\n"
+    )
+    for content in contents:
+        settings, (engine,) = content["settings"], content["engine"]
+        known = named(content)
+        name = f"vllm-{known['model']}.png"
+        in_vllm.draw(content["cells"], folder / name)
+        text += (
+            f"\nvLLM {engine['vllm']}, {known['model']}, {settings['dtype']}, {known['isa']}: "
+            f"{' and '.join(settings['benches'])}, prompts of at most "
+            f"{settings['most_prompt_tokens']} tokens, at most {settings['max_new_tokens']} new "
+            f"ones, medians of {settings['rounds']} rounds.\n\n"
+            f"![tokens/s in vLLM]({folder.name}/{name})\n\n"
+            + markdown_table(in_vllm.SUMMARY, in_vllm.summary(content["cells"]))
+        )
+    return text
+
+
 SECTIONS: dict[str, Callable[[Sequence[Content], Path], str]] = {
     "agreement*.json": lambda contents, _: agreement_section(contents),
     "llama_cpp*.json": lambda contents, _: llama_section(contents),
@@ -150,6 +177,7 @@ SECTIONS: dict[str, Callable[[Sequence[Content], Path], str]] = {
     "contexts*.json": lambda contents, _: contexts_section(contents),
     "warm*.json": lambda contents, _: warm_section(contents),
     "first_token*.json": lambda contents, _: first_token_section(contents),
+    "vllm*.json": vllm_section,
     "step_cost*.json": step_section,
     "neighbour*.json": lambda contents, _: neighbour_section(contents),
     "scale.json": scale_section,

@@ -163,6 +163,7 @@ def test_every_command_of_the_script_parses(
     python.chmod(0o755)
     folders = {"FIGURES": str(tmp_path / "figures"), "DOCS": str(tmp_path / "docs")}
     folders |= {"SECOND": "second.gguf", "STORE": str(tmp_path / "python.store")}
+    folders |= {"VLLM": "python-with-vllm"}
     monkeypatch.delenv("LOGITSPEC_ISA", raising=False)
     script = ["sh", str(ROOT / "benchmarks" / "pages.sh")]
     subprocess.run(script, env=os.environ | folders | {"PYTHON": str(python)}, check=True)
@@ -174,7 +175,7 @@ def test_every_command_of_the_script_parses(
     of_gguf, others = 2 + 2 + 2, 2 + 2  # commands of a model, and beside them
     sets = 1 + ("avx512f" in cpu_info("flags"))
     performance = sets * (2 * of_gguf + others) + 1 + 2 + 2 + 2 + 1 + 1
-    performance += 1 + 2 * 2 * 2  # what was learnt, and samples of one prompt
+    performance += 1 + 1 + 2 * 2 * 2  # in vLLM, what was learnt, and samples of one prompt
     assert len(lines) == performance + (1 + 1 + 6 + 4 + 1) + (1 + 2 * 2 + 1)
     for line in lines:
         _, module, *argv = line.split("\0")[:-1]
@@ -191,14 +192,14 @@ def test_every_command_of_the_script_parses(
         _, module, *argv = line.split("\0")[:-1]
         parses(module, argv, monkeypatch)
     lines += more
-    without = os.environ | folders | {"PYTHON": str(python), "SECOND": ""}
+    without = os.environ | folders | {"PYTHON": str(python), "SECOND": "", "VLLM": ""}
     done = subprocess.run(
         [*script, "performance"], env=without, check=True, capture_output=True, text=True
     )
     assert done.stderr == "pages.sh: no second model is measured; SECOND names its GGUF file\n"
     last = commands()[len(lines) :]
     assert last
-    assert not any("second" in line for line in last)
+    assert not any("second" in line or "vllm" in line for line in last)
     refused = subprocess.run([*script, "second"], env=without, capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.startswith("pages.sh: no second model to ask; give its GGUF file")

@@ -1,0 +1,152 @@
+"""The contest inside vLLM: a server that answers as one does, and what is made of answers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import in_vllm, report
+from benchmarks.vllm_server import COUNTED, read_metrics
+
+from ..conftest import question
+
+# What of a vLLM server the benchmark asks for. It answers with the numbers from the prompt's
+# length on; with the method suffix the last token is another, and half of its tokens were drafted.
+SERVER = """#!{python}
+import json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+method = json.loads(flags.get("--speculative-config", "{{}}")).get("method", "none")
+if method == "ngram":
+    sys.exit("x\\nValueError: there is no ngram today: none")
+counted = dict(tokens=0, accepted=0)
+class Handler(BaseHTTPRequestHandler):
+    def reply(self, text):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+    def do_GET(self):
+        if self.path == "/metrics":
+            lines = ["# HELP vllm:generation_tokens_total tokens"]
+            for name, value in [("generation", counted["tokens"]), ("spec_decode_num_draft",
+                    2 * counted["accepted"]), ("spec_decode_num_accepted", counted["accepted"])]:
+                lines.append(f'vllm:{{name}}_tokens_total{{{{engine="0"}}}} {{value}}.0')
+            self.reply("\n".join(lines) + "\n")
+        else:
+            self.reply(json.dumps({{"version": "0.32.0"}}))
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        n, new = len(body["prompt"]), body["max_tokens"]
+        tokens = list(range(n, n + new))
+        if method == "suffix":
+            tokens[-1] = 0
+            counted["accepted"] += new // 2
+        counted["tokens"] += new
+        self.reply(json.dumps({{"choices": [{{"token_ids": tokens}}]}}))
+    def log_message(self, *_):
+        pass
+ThreadingHTTPServer(("127.0.0.1", int(flags["--port"])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    path = tmp_path / "python-with-vllm"
+    path.write_text(SERVER.format(python=sys.executable))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def argv(chat_path: str, python: Path, make_bench: Callable[..., Path]) -> list[str]:
+    make_bench(*(question(n, f"What is {n}?") for n in range(12)))
+    flags = ["--benches", "mine", "--max-new-tokens", "6", "--rounds", "2", "--prompts", "2", "3"]
+    flags += ["--concurrency", "1", "2", "--model-path", chat_path]
+    return [*flags, "--vllm-python", str(python)]
+
+
+def test_servers_take_turns_and_all_is_counted(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "results"
+    folder.mkdir()
+    file = folder / "vllm-mine.json"
+    assert in_vllm.main([*argv, "--methods", "none,suffix,calibrated", "--json", str(file)]) == 0
+    content = json.loads(file.read_text())
+    assert content["engine"] == [{"vllm": "0.32.0"}]
+    cells = content["cells"]
+    assert [(row["round"], row["concurrency"], row["method"]) for row in cells[:4]] == [
+        (0, 1, "none"), (0, 1, "suffix"), (0, 1, "calibrated"), (0, 2, "none"),
+    ]  # fmt: skip
+    assert len(cells) == 2 * 2 * 3
+    by = {(row["method"], row["concurrency"]): row for row in cells if row["round"] == 1}
+    assert by["suffix", 2]["tokens"] == 3 * 6
+    assert by["suffix", 2]["equal"] == 0 and by["calibrated", 2]["equal"] == 3
+    assert by["suffix", 2]["mat"] == 2.0 and by["suffix", 2]["right"] == 0.5
+    assert by["none", 1]["mat"] == 1.0
+    assert in_vllm.main([*argv, "--json", str(file)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    page = tmp_path / "page.md"
+    assert report.main([str(folder), "--output", str(page)]) == 0
+    assert "vLLM 0.32.0" in page.read_text() and "| suffix |" in page.read_text()
+    assert (
+        tmp_path / "page" / f"vllm-{Path(argv[argv.index('--model-path') + 1]).name}.png"
+    ).exists()
+
+
+def test_the_summary_by_hand() -> None:
+    def cell(method: str, number: int, seconds: float, accepted: float) -> dict[str, Any]:
+        return {
+            "method": method, "concurrency": 4, "round": number, "speed": 10 / seconds,
+            "tokens": 10, "accepted": accepted, "drafted": 2 * accepted, "equal": 1, "answers": 1,
+        }  # fmt: skip
+
+    rows = in_vllm.summary(
+        [
+            cell("none", 0, 1.0, 0), cell("ngram", 0, 2.0, 1), cell("suffix", 0, 0.5, 2),
+            cell("calibrated", 0, 0.4, 5), cell("logitspec", 0, 0.1, 5),
+            cell("none", 1, 2.0, 0), cell("ngram", 1, 2.0, 1), cell("suffix", 1, 4.0, 2),
+            cell("calibrated", 1, 1.0, 5), cell("logitspec", 1, 0.1, 5),
+        ]
+    )  # fmt: skip
+    found = {row["method"]: row for row in rows}
+    assert found["calibrated"]["over_none"] == pytest.approx((2.5 + 2) / 2)
+    # suffix is the best in the first round, none and ngram are in the second; ours do not count
+    assert found["calibrated"]["over_best"] == pytest.approx((1.25 + 2) / 2)
+    assert found["suffix"]["over_best"] == pytest.approx((2 + 0.5) / 2)
+    assert found["calibrated"]["mat"] == 2.0 and found["calibrated"]["right"] == 0.5
+    assert found["none"]["over_best"] == pytest.approx((0.5 + 1) / 2)
+
+
+def test_metrics_are_sums_over_engines() -> None:
+    text = f'{COUNTED["accepted"]}{{engine="0"}} 3.0\n{COUNTED["accepted"]}{{engine="1"}} 4.0\n'
+    assert read_metrics(text)["accepted"] == 7.0
+    assert read_metrics("")["generated"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--methods", "calibrated,none"], "give none first, then of ngram, ngram tuned, suffix"),
+        (["--methods", "none,eagle"], "--methods none,eagle: give none first"),
+        (["--prompts", "2"], "--prompts has 1 numbers for 2 of --concurrency; give one for each"),
+        (["--rounds", "9"], "have 12 of at most 400 tokens; ask fewer"),
+        (["--most-prompt-tokens", "1"], "have 0 of at most 1 tokens; ask fewer"),
+        (["--vllm-python", "/nowhere"], "--vllm-python /nowhere is no program"),
+        (["--vllm-python", "/bin/false"], "vLLM does not start: it ended with status 1"),
+        (["--methods", "none,ngram"], "ValueError: there is no ngram today"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    argv: list[str], capsys: pytest.CaptureFixture[str], flags: list[str], problem: str
+) -> None:
+    assert in_vllm.main([*argv, *flags]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert problem in error
