@@ -37,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
             for name, value in [("generation", counted["tokens"]), ("spec_decode_num_draft",
                     2 * counted["accepted"]), ("spec_decode_num_accepted", counted["accepted"])]:
                 lines.append(f'vllm:{{name}}_tokens_total{{{{engine="0"}}}} {{value}}.0')
-            self.reply("\n".join(lines) + "\n")
+            self.reply("\\n".join(lines) + "\\n")
         else:
             self.reply(json.dumps({{"version": "0.32.0"}}))
     def do_POST(self):
