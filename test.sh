@@ -3,7 +3,8 @@
 #
 #   sh test.sh fast       without the real model and without Ray; no coverage
 #   sh test.sh            all but the slow tests, with line coverage: under ten minutes on two cores
-#   sh test.sh full       all tests, every reference trace and quick question to its end: half an hour
+#   sh test.sh full       all tests, every reference trace and quick question to its end, and in vLLM,
+#                         which is installed into .venv-vllm: an hour
 #   sh test.sh -k pool    the tests that pytest selects with these arguments
 #
 # BENCH_FROM=DIR takes the published question sets from DIR/NAME/question.jsonl and DIR/raw. The tests
@@ -26,6 +27,13 @@ esac
 use_environment dev -r requirements.txt -e ".[dev,ray,plots,score,datastore]"
 try_environment suffix -e ".[suffix]" ||
     echo "test.sh: the package of the method suffix could not be built; its tests are skipped" >&2
+if [ "$tier" = full ] && [ -z "${LOGITSPEC_VLLM-}" ]; then
+    if vllm_environment; then
+        export LOGITSPEC_VLLM="$PWD/.venv-vllm/bin/python"
+    else
+        echo "test.sh: vLLM could not be installed; its tests are skipped" >&2
+    fi
+fi
 python -m data.prepare default-model >/dev/null
 if [ -n "${BENCH_FROM-}" ]; then
     python -m data.prepare all --from "$BENCH_FROM" >/dev/null

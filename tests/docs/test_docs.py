@@ -23,8 +23,8 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 GENERATED = ("docs/flags.md",)
 MODULES = make_flags.command_modules()
 # Programs that are not this repository's
-OTHER_PROGRAMS = (".", "pip", "git", "cd", "ray", "curl", "hf")
-OTHER_FLAGS = {"--head", "--address", "--setup"}  # of `ray start` and of eval.sh
+OTHER_PROGRAMS = (".", "pip", "git", "cd", "ray", "curl", "hf", "vllm")
+OTHER_FLAGS = {"--head", "--address", "--setup", "--model"}  # of `ray start`, eval.sh and vLLM
 
 
 def name(page: Path) -> str:

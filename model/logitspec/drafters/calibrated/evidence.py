@@ -187,10 +187,6 @@ class AnswerEvidence(NgramEvidence):
         self._answers = [[]]
         self._taken.clear()
 
-    def share(self, other: AnswerEvidence) -> None:
-        """Keep answers together with another one."""
-        self._followers, self._taken = other._followers, other._taken
-
     def kept(self) -> Numbers:
         """All answers that are kept, see list_answers()."""
         return list_answers([*self._taken, *self._answers] if self.keep else [])
@@ -256,10 +252,6 @@ class RowEvidence(Source):
         self._single = {}
         self._earlier.clear()
         self.begin(())
-
-    def share(self, other: RowEvidence) -> None:
-        """Keep rows together with another one."""
-        self._earlier = other._earlier
 
     def __len__(self) -> int:
         """How many rows are found by two tokens."""
@@ -342,15 +334,9 @@ class Evidence:
     """
 
     def __init__(
-        self,
-        max_ngram_size: int,
-        row_width: int,
-        last_width: int,
-        *,
-        keep_rows: bool,
-        keep_ngrams: bool,
-        shared: Evidence | None = None,
-    ) -> None:
+        self, max_ngram_size: int, row_width: int, last_width: int, *,
+        keep_rows: bool, keep_ngrams: bool, shared: Evidence | None = None,
+    ) -> None:  # fmt: skip
         self.ngrams = NgramEvidence(max_ngram_size, stride=1)
         self.rows = RowEvidence(row_width, len(self.ngrams.grades), keep=keep_rows)
         self.last = LastEvidence(last_width, self.rows.stride * len(self.rows.grades))
@@ -359,8 +345,9 @@ class Evidence:
         )
         self.sources = (self.ngrams, self.rows, self.last, self.earlier)
         if shared is not None:
-            self.rows.share(shared.rows)
-            self.earlier.share(shared.earlier)
+            self.rows._earlier = shared.rows._earlier
+            self.earlier._followers = shared.earlier._followers
+            self.earlier._taken = shared.earlier._taken
         self.longest = max(max_ngram_size, 2)  # tokens of a context that a look takes
         self._prompt: list[int] = []
 

@@ -1,0 +1,204 @@
+"""Runs vLLM and prints what came of it as JSON: python vllm_child.py JOB MODEL.
+
+test_vllm_engine.py starts it with the python of an environment with vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+FACTS = "LOGITSPEC_TEST_FACTS"  # a file that Watched writes its facts into
+DRAFTS = 6
+
+
+def speculation(proposer: str | None) -> dict[str, Any] | None:
+    if proposer is None:
+        return None
+    return {"method": "custom_class", "model": proposer, "num_speculative_tokens": DRAFTS}
+
+
+def prompts(count: int, shortest: int, longest: int, vocabulary: int) -> list[list[int]]:
+    chance = random.Random(0)
+    return [
+        [chance.randrange(3, vocabulary) for _ in range(chance.randrange(shortest, longest))]
+        for _ in range(count)
+    ]
+
+
+def engine(model: str, proposer: str | None, **more: Any) -> Any:
+    from vllm import LLM
+
+    return LLM(
+        model, dtype="float32", speculative_config=speculation(proposer), disable_log_stats=False,
+        skip_tokenizer_init=True, max_model_len=512, seed=0, **more,
+    )  # fmt: skip
+
+
+def answers(model: str) -> dict[str, Any]:
+    """Greedy answers to texts, by proposer: with pieces of prompts, cached prefixes, and a cache so
+    small that requests are preempted."""
+    from vllm import SamplingParams
+
+    asked = json.loads(Path(os.environ["LOGITSPEC_TEST_PROMPTS"]).read_text())
+    found: dict[str, Any] = {}
+    small = {"max_num_batched_tokens": 64, "num_gpu_blocks_override": 40, "max_num_seqs": 6}
+    for name in (None, "CalibratedProposer", "LogitSpecProposer", "vllm_child.Blind"):
+        path = name if name is None or "." in name else f"logitspec.vllm.{name}"
+        llm = engine(model, path, enable_prefix_caching=True, block_size=16, **small)
+        outputs = llm.generate(
+            [{"prompt_token_ids": ids} for ids in asked],
+            SamplingParams(temperature=0, max_tokens=60, detokenize=False), use_tqdm=False,
+        )  # fmt: skip
+        drawn = llm.generate(
+            [{"prompt_token_ids": ids} for ids in asked[:4]],
+            SamplingParams(temperature=1.0, seed=7, max_tokens=20, detokenize=False),
+            use_tqdm=False,
+        )
+        found[str(name)] = {
+            "tokens": [[*output.outputs[0].token_ids] for output in outputs],
+            "drawn": [len(output.outputs[0].token_ids) for output in drawn],
+            "metrics": metrics(llm),
+        }
+        del llm
+    return found
+
+
+def metrics(llm: Any) -> dict[str, float]:
+    wanted = ("num_preemptions", "spec_decode_num_accepted_tokens", "prefix_cache_hits")
+    found = {metric.name.removeprefix("vllm:"): metric for metric in llm.get_metrics()}
+    return {name: getattr(found.get(name), "value", 0) for name in wanted}
+
+
+def two_ranks(model: str) -> dict[str, Any]:
+    """Greedy answers of one rank without drafts, and of two with them."""
+    from vllm import SamplingParams
+
+    asked = prompts(6, 5, 60, 90)
+    found: dict[str, Any] = {}
+    for name, proposer, ranks in (
+        ("none", None, 1), ("two", None, 2), ("drafted", "vllm_child.Watched", 2),
+    ):  # fmt: skip
+        llm = engine(model, proposer, tensor_parallel_size=ranks)
+        outputs = llm.generate(
+            [{"prompt_token_ids": ids} for ids in asked],
+            SamplingParams(temperature=0, max_tokens=80, detokenize=False, ignore_eos=True),
+            use_tqdm=False,
+        )
+        found[name] = {
+            "tokens": [[*output.outputs[0].token_ids] for output in outputs],
+            "metrics": metrics(llm),
+        }
+        del llm
+    return found
+
+
+def load(model: str) -> dict[str, Any]:
+    """A thousand requests, some of which are aborted or whose client goes away."""
+    return asyncio.run(ask_all(model, 1000))
+
+
+async def ask_all(model: str, count: int) -> dict[str, Any]:
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    running = AsyncLLM.from_engine_args(
+        AsyncEngineArgs(
+            model,
+            dtype="float32",
+            speculative_config=speculation("vllm_child.Watched"),
+            skip_tokenizer_init=True,
+            max_model_len=512,
+            max_num_seqs=16,
+        )
+    )
+    chance = random.Random(1)
+    asked = prompts(count, 2, 100, 90)
+    done = {"ended": 0, "aborted": 0, "gone": 0, "tokens": 0}
+    places = asyncio.Semaphore(24)
+
+    async def read(number: int, length: int, most: int) -> None:
+        wanted = SamplingParams(
+            temperature=chance.choice([0.0, 1.0]), max_tokens=length, detokenize=False,
+            ignore_eos=True,
+        )  # fmt: skip
+        tokens = 0
+        async for output in running.generate(
+            {"prompt_token_ids": asked[number]}, wanted, f"request-{number}"
+        ):
+            tokens = len(output.outputs[0].token_ids)
+            if tokens >= most:
+                done["aborted"] += 1
+                await running.abort(f"request-{number}")
+                return
+        done["ended"] += 1
+        done["tokens"] += tokens
+        assert tokens == length
+
+    async def ask(number: int) -> None:
+        async with places:
+            length = chance.randrange(1, 80)
+            kind = chance.random()
+            most = chance.randrange(1, 80) if kind < 0.2 else 10**6
+            reading = asyncio.create_task(read(number, length, most))
+            if kind > 0.9:  # a client that does not wait
+                await asyncio.sleep(chance.random() * 0.3)
+                reading.cancel()
+                done["gone"] += 1
+            await asyncio.gather(reading, return_exceptions=kind > 0.9)
+
+    await asyncio.gather(*map(ask, range(count)))
+    # What ended is only seen in the next step
+    await ask(0)
+    await asyncio.sleep(1)
+    running.shutdown()
+    facts = [json.loads(line) for line in Path(os.environ[FACTS]).read_text().splitlines()]
+    return {**done, "facts": facts}
+
+
+def held() -> float:
+    """MiB that this process holds."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+try:
+    from logitspec.vllm import CalibratedProposer, logits
+except ImportError:  # where the tests import this file
+    pass
+else:
+
+    class Watched(CalibratedProposer):
+        """Writes down how many requests it follows, and what its process holds."""
+
+        steps = 0
+
+        def propose(self, *some: Any, **more: Any) -> list[list[int]]:
+            found = super().propose(*some, **more)
+            self.steps += 1
+            path = os.environ.get(FACTS)
+            if path and self.steps % 50 == 0:
+                followed = len(self.requests)
+                idle = len(self.chains._idle)
+                with Path(path).open("a") as file:
+                    file.write(json.dumps([self.steps, len(found), followed, idle, held()]) + "\n")
+            return found
+
+    class Blind(CalibratedProposer):
+        """Drafts without the logits."""
+
+        def __init__(self, config: Any) -> None:
+            watch, logits.watch = logits.watch, lambda: "not wanted"
+            super().__init__(config)
+            logits.watch = watch
+
+
+if __name__ == "__main__":
+    job = {"answers": answers, "two_ranks": two_ranks, "load": load}[sys.argv[1]]
+    print("\nFOUND " + json.dumps(job(sys.argv[2])))
