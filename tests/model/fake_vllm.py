@@ -21,7 +21,7 @@ def config(drafts: int = 6, requests: int = 8, longest: int = LONGEST) -> Any:
     return SimpleNamespace(
         speculative_config=SimpleNamespace(num_speculative_tokens=drafts),
         model_config=SimpleNamespace(max_model_len=longest),
-        scheduler_config=SimpleNamespace(max_num_seqs=requests),
+        scheduler_config=SimpleNamespace(max_num_batched_tokens=requests * (drafts + 1)),
     )
 
 
@@ -63,6 +63,7 @@ class Runner:
         self.drafter = drafter
         self.requests: dict[str, Any] = {}
         self.input_batch = SimpleNamespace(req_ids=[])
+        self.query_start_loc = SimpleNamespace(np=np.zeros(256, np.int32))
 
     def _sample(self, logits: Any, spec_decode_metadata: Any) -> Any:
         return logits.argmax(-1)
@@ -117,7 +118,7 @@ class Engine:
         """One step; without `propose` as when a sequence is nearly as long as it may be."""
         if not self.rows:
             return
-        counts, sampled, rows = [], [], []
+        counts, sampled, rows, run = [], [], [], [0]
         drafted: list[int] = []
         for request in self.rows:
             request.drafts = request.drafts[: self.keep_drafts]
@@ -125,6 +126,7 @@ class Engine:
             if left > 1:  # a prompt, or one that was preempted
                 request.drafts = []
                 request.computed += min(left, self.chunk)
+                run.append(min(left, self.chunk))
                 counts.append(0)
                 rows.append(logits_after(*request.tokens[-2:]))
                 if request.computed < len(request.tokens):
@@ -133,6 +135,7 @@ class Engine:
                 sampled.append([int(rows[-1].argmax())])
                 continue
             counts.append(len(request.drafts))
+            run.append(1 + len(request.drafts))
             drafted += request.drafts
             context, right, wrong = [*request.tokens], [], False
             for draft in (*request.drafts, -1):
@@ -148,6 +151,7 @@ class Engine:
             sampled.append(right)
         self.steps += 1
         self.runner.input_batch.req_ids = [request.name for request in self.rows]
+        self.runner.query_start_loc.np[: len(run)] = np.cumsum(run)
         metadata = SimpleNamespace(num_draft_tokens=counts) if drafted else None
         self.runner._sample(torch.tensor(np.array(rows)), metadata)
         ids = np.zeros((len(self.rows), LONGEST), np.int32)

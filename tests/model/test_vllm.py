@@ -213,6 +213,8 @@ def test_a_runner_is_wrapped_once_and_shows_the_best_tokens_of_every_position() 
     assert wrap(kind) is None and kind._sample is once
     run = engine()
     seen: list[Any] = []
+    noted: list[int] = []
+    run.proposer.budget.note = lambda tokens, *_: noted.append(tokens)
     propose = run.proposer.propose
     run.proposer.propose = lambda *some, **more: (
         seen.append(run.proposer.seen),
@@ -224,6 +226,9 @@ def test_a_runner_is_wrapped_once_and_shows_the_best_tokens_of_every_position() 
     assert any(sum(step.drafts) for step in seen)
     for step in seen:
         assert step.best.shape == (sum(step.drafts) + len(step.requests), 24)
+    # prompts of 24 tokens are read in pieces of 16; then no step reads anything
+    assert [step.tokens for step in seen[:2]] == [32, 16]
+    assert [step.tokens for step in seen[2:]] == noted
     for ended in (run.proposer.seen,):
         assert ended is None  # nothing is kept
 
@@ -310,7 +315,7 @@ def test_proposing_for_32_requests_of_2000_tokens_is_cheap() -> None:
         names = [f"r{i}" for i in range(32)]
         drafts = [len(own) for own in found]
         best = torch.tensor(chance.integers(0, 400, (32 + sum(drafts), 24)))
-        proposer.seen = logits.Seen(names, names, drafts, best)
+        proposer.seen = logits.Seen(names, names, drafts, None, best)
         start = time.perf_counter()
         found = proposer.propose(sampled, lengths, ids)
         times.append(time.perf_counter() - start)

@@ -20,12 +20,13 @@ class BatchBudget:
     """Takes of all requests' drafts those with which a step gives most tokens a second.
 
     A step of R requests and M drafts is expected to give R tokens and the sum E of the drafts'
-    path probabilities, and costs what a step over R + M tokens costs: sizing/live_cost.py learns
-    that. The drafts compete: the most probable one, of whichever request, is the first. The M with
-    the largest (R + E) / T(R + M) is taken, often 0 where many requests already fill the machine.
+    path probabilities. It costs what a step over so many tokens costs, those of prompts that it
+    reads included: sizing/live_cost.py learns that as T. The drafts compete: the most probable one,
+    of whichever request, is the first. The M with the largest (R + E) / T is taken, often 0 where
+    many requests already fill the machine.
 
     Args:
-        most_tokens: largest R + M.
+        most_tokens: of a step.
     """
 
     def __init__(self, most_tokens: int) -> None:
@@ -43,7 +44,7 @@ class BatchBudget:
         """Learn from a step that ran.
 
         Args:
-            tokens: that it was over: requests and drafts.
+            tokens: that it was over: requests, drafts and those of prompts.
             context: tokens of a request, the mean.
             seconds: that it took.
             drafting: seconds of these in which its drafts were made.
@@ -82,13 +83,16 @@ class BatchBudget:
             self._idle, self._rest = IDLE - 1, REST
         return False
 
-    def choose(self, paths: Sequence[Sequence[float]], requests: int, context: int) -> list[int]:
+    def choose(
+        self, paths: Sequence[Sequence[float]], requests: int, context: int, reading: int = 0
+    ) -> list[int]:
         """How many drafts each request gets.
 
         Args:
             paths: of each, the path probabilities of its drafts, which fall.
-            requests: that the next step runs, those without drafts included.
+            requests: that the next step decodes, those without drafts included.
             context: tokens of a request, the mean.
+            reading: tokens of prompts that it reads, probably.
         """
         if self._cost is None:
             return [len(own) for own in paths]
@@ -96,9 +100,9 @@ class BatchBudget:
             self._drawn = at
             self._curve = np.array(self._cost.curve(context))
         every = np.sort(np.concatenate([np.zeros(0), *paths]))[::-1]
-        every = every[: max(0, len(self._curve) - 1 - requests)]
+        first = min(requests + reading, len(self._curve) - 1)
+        every = every[: len(self._curve) - 1 - first]
         tokens = requests + np.concatenate(([0.0], np.cumsum(every))) * min(1.0, self.trust)
-        first = min(requests, len(self._curve) - 1)
         rates = tokens / self._curve[first : first + len(tokens)]
         most = int(np.argmax(rates))
         if not most:

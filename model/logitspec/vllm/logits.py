@@ -29,6 +29,7 @@ class Seen(NamedTuple):
         requests: the id of each row's request.
         alive: ids of all requests that did not end, those that wait in between included.
         drafts: of each row, how many drafts were verified.
+        tokens: that the step was over, of prompts, too; None: not known.
         best: [sum of drafts + rows, width] ids of the best tokens after each verified position, the
             best first: of a row's last sampled token, then of its drafts.
     """
@@ -36,6 +37,7 @@ class Seen(NamedTuple):
     requests: Sequence[str]
     alive: Collection[str]
     drafts: Sequence[int]
+    tokens: int | None
     best: torch.Tensor
 
 
@@ -88,5 +90,7 @@ def seen(runner: Any, logits: torch.Tensor | None, metadata: Any, width: int) ->
     drafts = [0] * len(ids) if metadata is None else [*metadata.num_draft_tokens]
     if len(drafts) != len(ids) or sum(drafts) + len(ids) != len(logits):
         return None
+    starts = getattr(getattr(runner, "query_start_loc", None), "np", None)
+    tokens = None if starts is None else int(starts[len(ids)])
     best = torch.topk(logits, min(width, logits.shape[-1])).indices
-    return Seen([*ids], alive.keys(), drafts, best)
+    return Seen([*ids], alive.keys(), drafts, tokens, best)

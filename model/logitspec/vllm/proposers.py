@@ -16,6 +16,7 @@ from .budget import BatchBudget
 from .following import Draftable, Followed, Requests
 from .retrieving import WIDTH, RetrievedChain, Retrieving
 
+REMEMBERED = 8  # steps
 Tokens = npt.NDArray[np.integer[Any]]
 
 
@@ -40,13 +41,13 @@ class Proposer(ABC):
     def __init__(self, config: Any, rank: int | None = None) -> None:
         self.most_drafts: int = config.speculative_config.num_speculative_tokens
         self._longest: int = config.model_config.max_model_len
-        batch = config.scheduler_config.max_num_seqs
-        self.budget = BatchBudget(batch * (self.most_drafts + 1))
+        self.budget = BatchBudget(config.scheduler_config.max_num_batched_tokens)
         self.requests = Requests(self._begin, self._end)
         self.seen: logits.Seen | None = None
         self._drafts_here = (own_rank() if rank is None else rank) == 0
         self._began: float | None = None  # when the last step's drafts were made
         self._drafting = 0.0  # seconds that took
+        self._reading = 0.0  # tokens of prompts in a step, of the last ones
         if self._drafts_here and (why := logits.watch()):
             logits.log.warning(
                 "logitspec drafts from n-grams alone, because vLLM does not show the logits: %s",
@@ -90,21 +91,32 @@ class Proposer(ABC):
         known = self.requests.step(sampled_token_ids, num_tokens_no_spec, token_ids_cpu, seen)
         decoding = [request for request in known if request is not None]
         context = sum(request.count for request in decoding) // max(1, len(decoding))
-        self._learn(decoding, len(decoding) == count, context, start)
+        tokens = None if seen is None else seen.tokens
+        if tokens is None and len(decoding) == count:  # no prompt was read
+            tokens = sum(1 + request.looked_at for request in decoding)
+        self._learn([r for r in decoding if not r.is_new], tokens, context, start)
         drafts = self._draft(known, context)
         self._began, self._drafting = start, time.perf_counter() - start
         return drafts
 
-    def _learn(self, decoding: Sequence[Followed], whole: bool, context: int, now: float) -> None:
-        """Take in what became of the last drafts, and how long the step took."""
-        for request in decoding:
+    def _learn(self, old: Sequence[Followed], tokens: int | None, context: int, now: float) -> None:
+        """Take in what became of the last drafts, and how long the step took.
+
+        Args:
+            old: the requests that had drafts, or might have.
+            tokens: of the step; None: not known.
+            context: tokens of a request, the mean.
+            now: the time.
+        """
+        for request in old:
             if request.verified:
                 hoped = sum(request.paths[: request.verified])
                 self.budget.learn(hoped, request.accepted, request.verified)
-        # A step that read prompts says nothing, nor does one before which there was no request
-        if self._began is not None and whole and all(not request.is_new for request in decoding):
-            tokens = sum(1 + request.looked_at for request in decoding)
-            self.budget.note(tokens, context, now - self._began, self._drafting)
+        if tokens is None or not old or self._began is None:
+            return  # without an old request, the engine may have waited before the step
+        self.budget.note(tokens, context, now - self._began, self._drafting)
+        reading = tokens - sum(1 + request.looked_at for request in old)
+        self._reading += (reading - self._reading) / REMEMBERED
 
     def _draft(self, known: Sequence[Followed | None], context: int) -> list[list[int]]:
         """The drafts of each row, as many as are worth it."""
@@ -115,7 +127,8 @@ class Proposer(ABC):
                 most = min(self.most_drafts, self._longest - request.count - 1)
                 request.draft(max(0, most))
         paths = [[] if request is None else request.paths for request in known]
-        counts = self.budget.choose(paths, len(known), context)
+        drafting = sum(request is not None for request in known)
+        counts = self.budget.choose(paths, drafting, context, round(self._reading))
         return [
             [] if request is None else request.offer(count)
             for request, count in zip(known, counts, strict=True)
