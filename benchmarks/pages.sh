@@ -121,6 +121,7 @@ performance() {
     if [ -n "$VLLM" ]; then
         measure vllm-default in_vllm --vllm-python "$VLLM" --model-path "$MODEL_PATH" --rounds $((SPARSER < 3 ? 2 : 1))
     fi
+    measure proposing proposing
     measure warm warm --model-path "$GGUF" --questions $((SPARSER < 5 ? 20 / SPARSER : 4))
     for temperature in 0.7 1.0; do
         for each in "math500 167" "aime25 10"; do

@@ -16,7 +16,7 @@ from evaluation.tabulating.origin import machine, read_tables
 from evaluation.tabulating.table import to_markdown
 from model.logitspec.errors import InputError
 
-from . import in_vllm, scale, step_cost
+from . import in_vllm, proposing, scale, step_cost
 from .measure import fill, grouped
 from .sections import (
     Content,
@@ -167,6 +167,17 @@ def vllm_section(contents: Sequence[Content], folder: Path) -> str:
     return text
 
 
+def proposing_section(contents: Sequence[Content], _: Path) -> str:
+    """Of proposing's results."""
+    rows = [row for content in contents for row in content["proposing"]]
+    return (
+        "## What proposing costs in vLLM\n\n"
+        "`python -m benchmarks.proposing`: the proposers without vLLM, given a batch's arrays and "
+        f"the best tokens of every verified position; at most {contents[0]['settings']['drafts']} "
+        "drafts a request, all of them verified.\n\n" + markdown_table(proposing.COLUMNS, rows)
+    )
+
+
 SECTIONS: dict[str, Callable[[Sequence[Content], Path], str]] = {
     "agreement*.json": lambda contents, _: agreement_section(contents),
     "llama_cpp*.json": lambda contents, _: llama_section(contents),
@@ -178,6 +189,7 @@ SECTIONS: dict[str, Callable[[Sequence[Content], Path], str]] = {
     "warm*.json": lambda contents, _: warm_section(contents),
     "first_token*.json": lambda contents, _: first_token_section(contents),
     "vllm*.json": vllm_section,
+    "proposing*.json": proposing_section,
     "step_cost*.json": step_section,
     "neighbour*.json": lambda contents, _: neighbour_section(contents),
     "scale.json": scale_section,

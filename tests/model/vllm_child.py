@@ -169,7 +169,7 @@ def held() -> float:
 
 
 try:
-    from logitspec.vllm import CalibratedProposer, logits
+    from logitspec.vllm import CalibratedProposer
 except ImportError:  # where the tests import this file
     pass
 else:
@@ -194,9 +194,7 @@ else:
         """Drafts without the logits."""
 
         def __init__(self, config: Any) -> None:
-            watch, logits.watch = logits.watch, lambda: "not wanted"
-            super().__init__(config)
-            logits.watch = watch
+            super().__init__(config, watch=lambda: "not wanted")
 
 
 if __name__ == "__main__":

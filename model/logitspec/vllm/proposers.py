@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from .following import Draftable, Followed, Requests
 from .retrieving import WIDTH, RetrievedChain, Retrieving
 
 REMEMBERED = 8  # steps
+Watch = Callable[[], str | None]
 Tokens = npt.NDArray[np.integer[Any]]
 
 
@@ -29,6 +30,7 @@ class Proposer(ABC):
     Args:
         config: vLLM's VllmConfig.
         rank: among those that share a layer's tensors; None: vLLM knows.
+        watch: has vLLM show the logits, or says why it does not.
 
     Attributes:
         width: best tokens of each verified position that it wants to see.
@@ -38,7 +40,7 @@ class Proposer(ABC):
 
     width: int
 
-    def __init__(self, config: Any, rank: int | None = None) -> None:
+    def __init__(self, config: Any, rank: int | None = None, watch: Watch = logits.watch) -> None:
         self.most_drafts: int = config.speculative_config.num_speculative_tokens
         self._longest: int = config.model_config.max_model_len
         self.budget = BatchBudget(config.scheduler_config.max_num_batched_tokens)
@@ -48,7 +50,7 @@ class Proposer(ABC):
         self._began: float | None = None  # when the last step's drafts were made
         self._drafting = 0.0  # seconds that took
         self._reading = 0.0  # tokens of prompts in a step, of the last ones
-        if self._drafts_here and (why := logits.watch()):
+        if self._drafts_here and (why := watch()):
             logits.log.warning(
                 "logitspec drafts from n-grams alone, because vLLM does not show the logits: %s",
                 why,
@@ -138,8 +140,8 @@ class Proposer(ABC):
 class CalibratedProposer(Proposer):
     """Chains of the method calibrated: at every place the candidate that is most likely right."""
 
-    def __init__(self, config: Any, rank: int | None = None) -> None:
-        super().__init__(config, rank)
+    def __init__(self, config: Any, rank: int | None = None, watch: Watch = logits.watch) -> None:
+        super().__init__(config, rank, watch)
         self.chains = Chains(self.most_drafts)
         self.width = self.chains.last_width
 
@@ -156,8 +158,8 @@ class LogitSpecProposer(Proposer):
 
     width = WIDTH
 
-    def __init__(self, config: Any, rank: int | None = None) -> None:
-        super().__init__(config, rank)
+    def __init__(self, config: Any, rank: int | None = None, watch: Watch = logits.watch) -> None:
+        super().__init__(config, rank, watch)
         self.retrieving = Retrieving()
 
     def _begin(self, ids: Sequence[int]) -> RetrievedChain:
