@@ -149,12 +149,12 @@ class VllmServer:
             raise OSError(f"{error.code}: {' '.join(said.split())[:200]}") from error
 
     def _why(self, error: Exception | None) -> str:
-        """The last error that the server said before it ended, or what was raised."""
-        if self._process.poll() is None:
-            return str(error or f"no answer in {START_SECONDS} s")
+        """What was raised, and the last error that the server said."""
         self._said.seek(0)
         lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
         errors = [line for line in lines if re.search(r"\w(Error|Exception)\b.*: ", line)]
+        if self._process.poll() is None:
+            return "; ".join([str(error or f"no answer in {START_SECONDS} s"), *errors[-1:]])
         said = (errors or lines or ["nothing"])[-1]
         return f"it ended with status {self._process.returncode}: {said.strip()}"
 
