@@ -79,6 +79,6 @@ setup(
         "plots": ["matplotlib>=3.9"],
         "score": ["math-verify>=0.9"],
         "suffix": ["arctic-inference>=0.3"],
-        "vllm": ["vllm>=0.32"],
+        "vllm": ["vllm==0.32.*"],
     },
 )

@@ -74,7 +74,8 @@ WARMUP_TOKENS = 16
 
 
 def shares(counted: Figures, tokens: int) -> Figures:
-    """Tokens a step of a request, and the share of drafts that were right, by vLLM's metrics."""
+    """Tokens a step of a request, and the share of drafts that were right, by vLLM's metrics, which
+    count drafts behind an answer's end, too."""
     accepted, drafted = counted["accepted"], counted["drafted"]
     return {
         "mat": tokens / max(1.0, tokens - accepted),
@@ -88,7 +89,7 @@ def prompts_of(args: argparse.Namespace, target: Target) -> list[list[int]]:
     random.Random(0).shuffle(questions)
     asked = [target.prompts.start().ask(question.turns[0]) for question in questions]
     short = [ids for ids in asked if len(ids) <= args.most_prompt_tokens]
-    wanted = args.rounds * sum(args.prompts)
+    wanted = args.rounds * sum(args.prompts) + 1  # one to warm up with
     if len(short) < wanted:
         raise InputError(
             f"--rounds {args.rounds} and --prompts {args.prompts} take {wanted} prompts, and "
@@ -129,20 +130,22 @@ def run(args: argparse.Namespace) -> None:
     target = Target.resolve(read(TargetSettings, args, device="cpu", cpu_kernels="plain"))
     prompts = prompts_of(args, target)
     results = Results(args, "cpu")
+    # Nearer to the longest sequence vLLM verifies dummy drafts of all requests; suffix drafts 24
+    room = max(32, args.drafts + 8)
     flags = [
         "--dtype", args.dtype, "--max-num-seqs", str(max(args.concurrency)),
-        "--max-model-len", str(args.most_prompt_tokens + args.max_new_tokens + 16),
+        "--max-model-len", str(args.most_prompt_tokens + args.max_new_tokens + room),
     ]  # fmt: skip
     with ExitStack() as stack:
         servers: dict[str, VllmServer] = {}
         for name in args.methods:
             speculation = METHODS[name]
-            if speculation is not None and speculation["method"] == OURS:
+            if speculation is not None and is_ours(name):
                 speculation = {**speculation, "num_speculative_tokens": args.drafts}
             print(f"starting vLLM with {name}", flush=True)
             server = VllmServer(python, args.model_path, speculation, flags)
             stack.callback(server.close)
-            server.ask(prompts[0], WARMUP_TOKENS)
+            server.ask(prompts[-1], WARMUP_TOKENS)
             server.pause()
             servers[name] = server
         servers[BASE].go_on()
@@ -185,6 +188,11 @@ def ask_turn(
         table.add({**row, **shares(counted, tokens)})
 
 
+def is_ours(method: str) -> bool:
+    speculation = METHODS[method]
+    return speculation is not None and speculation["method"] == OURS
+
+
 def summary(cells: Sequence[Figures]) -> list[Figures]:
     """Of each method and concurrency: medians over the rounds, ratios within a round."""
     methods = list(dict.fromkeys(cell["method"] for cell in cells))
@@ -193,9 +201,8 @@ def summary(cells: Sequence[Figures]) -> list[Figures]:
         own = {m: [c for c in cells if (c["method"], c["concurrency"]) == (m, concurrency)]
                for m in methods}  # fmt: skip
         for name, rows in own.items():
-            others = [own[m] for m in methods if m != name and METHODS[m] is not None
-                      and METHODS[m]["method"] != OURS]  # type: ignore[index]  # fmt: skip
-            best = [max(row["speed"] for row in at) for at in zip(*others, own[BASE], strict=True)]
+            others = [own[m] for m in methods if m != name and not is_ours(m)]
+            best = [max(row["speed"] for row in at) for at in zip(*others, strict=True)]
             counted = {n: sum(row[n] for row in rows) for n in ("accepted", "drafted")}
             found.append(
                 {

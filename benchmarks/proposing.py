@@ -53,6 +53,7 @@ class Batch:
         config = SimpleNamespace(
             speculative_config=SimpleNamespace(num_speculative_tokens=drafts),
             model_config=SimpleNamespace(max_model_len=context + most),
+            parallel_config=SimpleNamespace(distributed_executor_backend=None, world_size=1),
             scheduler_config=SimpleNamespace(max_num_batched_tokens=requests * (drafts + 1)),
         )
         self.proposer = kind(config, rank=0, watch=lambda: None)
@@ -71,7 +72,8 @@ class Batch:
         self.verified += sum(map(len, self._drafts))
         self._lengths += np.array([*map(len, sampled)], np.int32)
         counts = [*map(len, self._drafts)]
-        self.proposer.seen = Seen(self._names, self._names, counts, None, torch.tensor(best))
+        ids = torch.tensor([draft for own in self._drafts for draft in own])
+        self.proposer.seen = Seen(self._names, self._names, counts, ids, None, torch.tensor(best))
         start = time.perf_counter()
         self._drafts = self.proposer.propose(sampled, self._lengths, self._texts)
         return time.perf_counter() - start

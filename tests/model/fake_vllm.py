@@ -21,13 +21,15 @@ def config(drafts: int = 6, requests: int = 8, longest: int = LONGEST) -> Any:
     return SimpleNamespace(
         speculative_config=SimpleNamespace(num_speculative_tokens=drafts),
         model_config=SimpleNamespace(max_model_len=longest),
+        parallel_config=SimpleNamespace(distributed_executor_backend="mp", world_size=1),
         scheduler_config=SimpleNamespace(max_num_batched_tokens=requests * (drafts + 1)),
     )
 
 
 def logits_after(before: int, token: int) -> np.ndarray:
     """The model's logits: greedy answers come back to where they were after some 30 tokens."""
-    return np.random.default_rng(before * VOCABULARY + token).normal(size=VOCABULARY)
+    seed = before % VOCABULARY * VOCABULARY + token % VOCABULARY  # -1 is padding
+    return np.random.default_rng(seed).normal(size=VOCABULARY)
 
 
 def answer(prompt: list[int], length: int) -> list[int]:
@@ -152,7 +154,10 @@ class Engine:
         self.steps += 1
         self.runner.input_batch.req_ids = [request.name for request in self.rows]
         self.runner.query_start_loc.np[: len(run)] = np.cumsum(run)
-        metadata = SimpleNamespace(num_draft_tokens=counts) if drafted else None
+        metadata = None
+        if drafted:
+            ids = torch.tensor(drafted)
+            metadata = SimpleNamespace(num_draft_tokens=counts, draft_token_ids=ids)
         self.runner._sample(torch.tensor(np.array(rows)), metadata)
         ids = np.zeros((len(self.rows), LONGEST), np.int32)
         for row, request in enumerate(self.rows):

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from benchmarks import proposing
+from model.logitspec.drafters.calibrated.chains import Chains
+from model.logitspec.errors import InputError
 from model.logitspec.vllm import CalibratedProposer, LogitSpecProposer, logits
 from model.logitspec.vllm.budget import BatchBudget
 from model.logitspec.vllm.logits import wrap
@@ -73,18 +75,89 @@ def test_requests_that_come_and_go_get_their_own_answers_in_fewer_steps(
 
 
 def test_drafts_are_those_of_the_request_wherever_its_row_is() -> None:
-    alone = engine()
+    """The paper's drafts depend on the request alone, so they are the same among others."""
+    alone, among = engine(LogitSpecProposer), engine(LogitSpecProposer)
     alone.add("a", prompt(1), 60)
-    alone.run()
-    among = engine()
     for at in range(5):  # these end, so "a" moves to another row
-        among.add(f"short{at}", [1, 2, 3], 2)
-    among.proposer.chains.table.learn = lambda *_: None
+        among.add(f"short{at}", [1, 2, 3], 2 + at)
     among.add("a", prompt(1), 60)
-    among.run()
-    drafts = [step["a"] for step in alone.proposed if "a" in step]
-    assert sum(map(len, drafts)) > 50
-    assert [request for step in among.proposed for request in step].count("a") == len(drafts)
+    for run in (alone, among):
+        run.run()
+    drafts = [[step["a"] for step in run.proposed if "a" in step] for run in (alone, among)]
+    assert drafts[0] == drafts[1]
+    assert sum(map(len, drafts[0])) > 50
+
+
+def test_padding_of_vllms_own_is_not_taken_for_drafts() -> None:
+    run = engine()
+    request = run.add("a", prompt(7), 100)
+    learnt: list[tuple[int, int]] = []
+    run.proposer.budget.learn = lambda hoped, right, verified: learnt.append((right, verified))
+    for _ in range(60):
+        run.step()
+    assert sum(verified for _, verified in learnt) == run.verified > 20
+    request.length = 150
+    count, before = len(learnt), run.verified
+    for _ in range(4):
+        if request.drafts:
+            request.drafts = [-1] * len(request.drafts)
+        run.step()
+    assert run.verified > before
+    assert len(learnt) == count
+    run.run()
+    assert request.answer == answer(prompt(7), 150)
+
+
+def test_tokens_that_a_grammar_forbids_are_not_shown() -> None:
+    runner = Runner(None)
+    runner.input_batch.req_ids = ["a", "b"]
+    values = torch.full((2, VOCABULARY), -torch.inf)
+    values[0, [3, 5]] = torch.tensor([1.0, 2.0])
+    values[1] = torch.arange(VOCABULARY).flip(0)
+    shown = logits.look(runner, values, None, 4)
+    assert shown is not None and shown.best is not None
+    assert shown.best.tolist() == [[5, 3, -1, -1], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("core", ["python", "native"])
+def test_rows_of_a_step_may_be_of_several_lengths(core: str) -> None:
+    chains = Chains(4, drafting_core=core)
+    chain = chains.begin([1, 2, 3, 4, 1, 2, 3, 4, 1])
+    assert chain.draft(2, [2, 9])[0][:2] == [3, 4]
+    chain.observe(2, 2, [[3, 9], [4, 7, 8, 5, 6, 10, 11, 12, 13], []])
+    assert chain.core.kept()["rows"].tolist() == [2, 2, 3, 9, 3, 8, 4, 7, 8, 5, 6, 10, 11, 12]
+
+
+def test_ranks_with_schedulers_of_their_own_are_refused() -> None:
+    made = config()
+    made.parallel_config.distributed_executor_backend = "external_launcher"
+    CalibratedProposer(made, rank=0, watch=not_needed)
+    made.parallel_config.world_size = 2
+    with pytest.raises(InputError, match="every rank schedules by itself"):
+        CalibratedProposer(made, rank=0, watch=not_needed)
+
+
+def test_while_it_rests_nothing_is_looked_for_and_no_token_is_lost() -> None:
+    run = engine()
+    request = run.add("a", prompt(7), 60)
+    seen: list[Any] = []
+    propose = run.proposer.propose
+
+    def watched(*some: Any, **more: Any) -> Any:
+        seen.append(run.proposer.seen)
+        return propose(*some, **more)
+
+    run.proposer.propose = watched
+    for _ in range(5):
+        run.step()
+    run.proposer.budget.rest = 4
+    for _ in range(4):
+        run.step()
+    assert [step.best is None for step in seen] == [False] * 5 + [True] * 4
+    assert [step["a"] for step in run.proposed[5:]] == [[]] * 4
+    run.run()
+    assert any(step["a"] for step in run.proposed[9:])
+    assert request.answer == answer(prompt(7), 60)
 
 
 def test_both_cores_draft_alike_for_many_requests() -> None:
@@ -211,8 +284,8 @@ def test_a_runner_is_wrapped_once_and_shows_the_best_tokens_of_every_position() 
     once = kind._sample
     assert wrap(kind) is None and kind._sample is once
     run = engine()
-    seen: list[Any] = []
     noted: list[int] = []
+    seen: list[Any] = []
     run.proposer.budget.note = lambda tokens, *_: noted.append(tokens)
     propose = run.proposer.propose
     run.proposer.propose = lambda *some, **more: (
@@ -228,21 +301,22 @@ def test_a_runner_is_wrapped_once_and_shows_the_best_tokens_of_every_position() 
     # prompts of 24 tokens are read in pieces of 16; then no step reads anything
     assert [step.tokens for step in seen[:2]] == [32, 16]
     assert [step.tokens for step in seen[2:]] == noted
-    for ended in (run.proposer.seen,):
-        assert ended is None  # nothing is kept
+    assert run.proposer.seen is None  # nothing is kept
 
 
-@pytest.mark.parametrize("what", ["drafts", "rows", "nothing"])
+@pytest.mark.parametrize("what", ["drafts", "rows", "nothing", "ids"])
 def test_what_does_not_fit_is_not_taken_for_logits(what: str) -> None:
     from types import SimpleNamespace
 
     runner = Runner(None)
     runner.input_batch.req_ids = ["a", "b"]
-    counts = {"drafts": [1], "rows": [1, 1], "nothing": [0, 0]}[what]
-    rows = {"drafts": 3, "rows": 3, "nothing": 2}[what]
+    counts = {"drafts": [1], "rows": [1, 1], "nothing": [0, 0], "ids": [1, 0]}[what]
+    rows = {"drafts": 3, "rows": 3, "nothing": 2, "ids": 3}[what]
     values = None if what == "nothing" else torch.zeros(rows, 9)
-    metadata = SimpleNamespace(num_draft_tokens=counts)
-    assert logits.seen(runner, values, metadata, 4) is None
+    metadata = SimpleNamespace(num_draft_tokens=counts, draft_token_ids=torch.zeros(sum(counts)))
+    if what == "ids":
+        del metadata.draft_token_ids
+    assert logits.look(runner, values, metadata, 4) is None
 
 
 class TestBudget:
@@ -287,12 +361,19 @@ class TestBudget:
             full = self.budget(lambda n: 0.002 * n)
             found = []
             for _ in range(40):
-                found.append(full.rests)
+                found.append(full.resting())
                 if not found[-1]:
                     full.choose([[0.5]] * 4, 4, 200)
                 full.note(4, 200, 0.008, drafting)
             assert any(found) == rests
             assert not rests or 0 < found[20:].count(False) < 4
+
+    def test_steps_that_only_read_prompts_say_nothing_of_drafts(self) -> None:
+        full = self.budget(lambda n: 0.002 * n)
+        for _ in range(40):
+            full.note(4, 200, 0.008, 2e-3)
+            assert not full.resting()
+            full.choose([], 0, 200, 32)
 
     def test_more_requests_than_it_knows_of_get_no_drafts(self) -> None:
         small = self.budget(lambda _: 0.01, requests=1)

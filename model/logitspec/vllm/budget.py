@@ -38,7 +38,7 @@ class BatchBudget:
         self._right = self._hoped = 0.0
         self._share = 0.0  # of a step's time that drafting takes
         self._idle = 0  # steps in turn without a draft
-        self._rest = 0  # steps for which it is not looked for drafts
+        self.rest = 0  # steps for which drafts are not looked for
 
     def note(self, tokens: int, context: int, seconds: float, drafting: float) -> None:
         """Learn from a step that ran.
@@ -73,14 +73,11 @@ class BatchBudget:
         """How often drafts were right, beside what was expected."""
         return (self._right + GRANTED) / (self._hoped + GRANTED)
 
-    @property
-    def rests(self) -> bool:
-        """Whether drafts are not even to be looked for in the next step; asked once a step."""
-        if self._rest:
-            self._rest -= 1
+    def resting(self) -> bool:
+        """Count a step; whether drafts are not even to be looked for in it."""
+        if self.rest:
+            self.rest -= 1
             return True
-        if self._idle >= IDLE and self._share > DEAR:
-            self._idle, self._rest = IDLE - 1, REST
         return False
 
     def choose(
@@ -94,7 +91,7 @@ class BatchBudget:
             context: tokens of a request, the mean.
             reading: tokens of prompts that it reads, probably.
         """
-        if self._cost is None:
+        if self._cost is None or not requests:
             return [len(own) for own in paths]
         if self._drawn != (at := (self._cost.version, context // CONTEXTS[0])):
             self._drawn = at
@@ -107,6 +104,8 @@ class BatchBudget:
         most = int(np.argmax(rates))
         if not most:
             self._idle += 1
+            if self._idle >= IDLE and self._share > DEAR:
+                self._idle, self.rest = IDLE - 1, REST
             self.learn(0, 0, requests)
             return [0] * len(paths)
         self._idle = 0

@@ -33,6 +33,7 @@ class Followed:
         count: of its tokens.
         root: the last of these.
         is_new: it was not there in the step before.
+        missed: since the last step there were others that were not seen.
         paths: path probabilities of its last drafts.
         looked_at: how many drafts the last step verified, its own or not.
         verified: how many of its drafts the last step verified.
@@ -43,7 +44,7 @@ class Followed:
         self.drafts = drafts
         self.count = count
         self.root = root
-        self.is_new = True
+        self.is_new, self.missed = True, False
         self.looked_at = self.verified = self.accepted = 0
         self.paths: list[float] = []
         self.last_step = 0
@@ -67,7 +68,7 @@ class Followed:
         self._best = best[-1] if best else ()
 
     def advance(
-        self, sampled: Sequence[int], between: Sequence[int], verified: int | None,
+        self, sampled: Sequence[int], between: Sequence[int], drafts: Sequence[int] | None,
         best: Sequence[Sequence[int]],
     ) -> None:  # fmt: skip
         """Go on by a step.
@@ -75,18 +76,17 @@ class Followed:
         Args:
             sampled: its tokens: drafts that were right, and one more.
             between: tokens that came in steps before it which were not seen.
-            verified: how many drafts it verified; None: not known.
+            drafts: that it verified; None: not known, so those that were offered.
             best: of the tokens after the root and after each draft; empty: not known.
         """
         accepted = len(sampled) - 1
-        if verified is None:
-            verified = max(self._offered, accepted)
-        drafted = self._drafted
-        ours = drafted is not None and not between and accepted <= verified <= self._offered
-        if ours and drafted is not None and drafted[:accepted] == [*sampled[:accepted]]:
-            rows = best or [()] * (verified + 1)
-            self.drafts.observe(verified, accepted, rows)
-            self.verified, self.accepted = verified, accepted
+        offered = None if self._drafted is None else self._drafted[: self._offered]
+        if drafts is None:
+            drafts = offered or []
+        ours = offered is not None and not between and offered[: len(drafts)] == [*drafts]
+        if ours and [*drafts[:accepted]] == [*sampled[:accepted]]:
+            self.drafts.observe(len(drafts), accepted, best or [()] * (len(drafts) + 1))
+            self.verified, self.accepted = len(drafts), accepted
         else:
             self.drafts.skip([self.root, *between, *sampled[:-1]])
             self.verified = self.accepted = 0
@@ -94,8 +94,8 @@ class Followed:
         self.root = sampled[-1]
         self._best = best[accepted] if best else ()
         self._drafted, self._offered = None, 0
-        self.looked_at = verified
-        self.is_new = False
+        self.looked_at = max(len(drafts), accepted)
+        self.is_new, self.missed = False, len(between) > 0
 
 
 class Requests:
@@ -133,14 +133,19 @@ class Requests:
             The request of each row; None where a prompt is read.
         """
         self._steps += 1
-        best = [] if seen is None else seen.best.tolist()
+        best: list[list[int]] = []
+        draft_ids: list[int] = []
+        if seen is not None:
+            draft_ids = seen.draft_ids.tolist()
+            best = [] if seen.best is None else [*map(without_padding, seen.best.tolist())]
         found: list[Followed | None] = []
-        first = 0  # of the rows of `best` that are this row's
+        first = 0  # of its drafts
         for row, tokens in enumerate(sampled):
             count = int(counts[row])
-            verified = None if seen is None else seen.drafts[row]
-            end = first + 1 + (verified or 0)
-            own, first = best[first:end], end
+            end = first + (0 if seen is None else seen.drafts[row])
+            drafts = None if seen is None else draft_ids[first:end]
+            own = best[first + row : end + row + 1]
+            first = end
             if not len(tokens):
                 found.append(None)
                 continue
@@ -151,7 +156,7 @@ class Requests:
                 request.begin_with(own[: len(tokens)])
             else:
                 between = ids[row, request.count : count - len(tokens)].tolist()
-                request.advance(tokens, between, verified, own)
+                request.advance(tokens, between, drafts, own)
             self._keep(request, row, ids, seen)
             found.append(request)
         self._forget(seen)
@@ -201,6 +206,10 @@ class Requests:
     def _leave(self, requests: Iterable[Followed]) -> None:
         for request in requests:
             self._end(request.drafts)
+
+
+def without_padding(row: list[int]) -> list[int]:
+    return row[: row.index(-1)] if row[-1] < 0 else row
 
 
 def tail(ids: Any, row: int, count: int) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 vLLM calls a proposer with tokens alone. But the runner that calls it has the logits, one row for
 each position whose next token was sampled or verified, and passes them to its method `_sample` just
 before. So that method is wrapped, once in a process, when the first proposer is made. Nothing of
-vLLM's own changes, and logits are only read.
+vLLM's own changes, and logits are only read. A structured output's grammar has been applied to them
+by then: tokens that it forbids are no candidates.
 """
 
 from __future__ import annotations
@@ -29,16 +30,19 @@ class Seen(NamedTuple):
         requests: the id of each row's request.
         alive: ids of all requests that did not end, those that wait in between included.
         drafts: of each row, how many drafts were verified.
+        draft_ids: [sum of drafts] these drafts, row by row; below 0: vLLM's own padding.
         tokens: that the step was over, of prompts, too; None: not known.
         best: [sum of drafts + rows, width] ids of the best tokens after each verified position, the
-            best first: of a row's last sampled token, then of its drafts.
+            best first, and -1 where there are no more: of a row's last sampled token, then of its
+            drafts. None: not wanted.
     """
 
     requests: Sequence[str]
     alive: Collection[str]
     drafts: Sequence[int]
+    draft_ids: torch.Tensor
     tokens: int | None
-    best: torch.Tensor
+    best: torch.Tensor | None
 
 
 class Watcher(Protocol):
@@ -46,6 +50,7 @@ class Watcher(Protocol):
 
     seen: Seen | None  # the step that propose() is called for next
     width: int  # best tokens that it wants of each position
+    looks: bool  # whether it wants them of the next step
 
 
 def watch() -> str | None:
@@ -73,7 +78,8 @@ def wrap(runner: Any) -> str | None:
     def shown(self: Any, logits: torch.Tensor | None, spec_decode_metadata: Any) -> Any:
         watcher = getattr(self, "drafter", None)
         if watcher is not None and hasattr(watcher, "seen"):
-            watcher.seen = seen(self, logits, spec_decode_metadata, watcher.width)
+            width = watcher.width if watcher.looks else 0
+            watcher.seen = look(self, logits, spec_decode_metadata, width)
         return sample(self, logits, spec_decode_metadata)
 
     setattr(shown, WRAPPED, True)
@@ -81,8 +87,9 @@ def wrap(runner: Any) -> str | None:
     return None
 
 
-def seen(runner: Any, logits: torch.Tensor | None, metadata: Any, width: int) -> Seen | None:
-    """What a runner's step shows; None: it does not look as vLLM 0.32 has it."""
+def look(runner: Any, logits: torch.Tensor | None, metadata: Any, width: int) -> Seen | None:
+    """What a runner's step shows, with so many best tokens of each position; None: it is not built
+    as in vLLM 0.32."""
     batch = getattr(runner, "input_batch", None)
     ids, alive = getattr(batch, "req_ids", None), getattr(runner, "requests", None)
     if logits is None or ids is None or alive is None:
@@ -92,5 +99,12 @@ def seen(runner: Any, logits: torch.Tensor | None, metadata: Any, width: int) ->
         return None
     starts = getattr(getattr(runner, "query_start_loc", None), "np", None)
     tokens = None if starts is None else int(starts[len(ids)])
-    best = torch.topk(logits, min(width, logits.shape[-1])).indices
-    return Seen([*ids], alive.keys(), drafts, tokens, best)
+    none = torch.empty(0, dtype=torch.int64)
+    draft_ids = none if metadata is None else getattr(metadata, "draft_token_ids", None)
+    if draft_ids is None:
+        return None
+    best = None
+    if width:
+        values, best = torch.topk(logits, min(width, logits.shape[-1]))
+        best = torch.where(values > -torch.inf, best, -1)
+    return Seen([*ids], alive.keys(), drafts, draft_ids, tokens, best)

@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..drafters.calibrated.chains import Chain, Chains
+from ..errors import InputError
 from . import logits
 from .budget import BatchBudget
 from .following import Draftable, Followed, Requests
 from .retrieving import WIDTH, RetrievedChain, Retrieving
 
-REMEMBERED = 8  # steps
+READING_STEPS = 8  # after which it is mostly forgotten how many tokens of prompts were read
+OWN_SCHEDULERS = "external_launcher"
 Watch = Callable[[], str | None]
 Tokens = npt.NDArray[np.integer[Any]]
 
@@ -24,8 +26,8 @@ Tokens = npt.NDArray[np.integer[Any]]
 class Proposer(ABC):
     """Drafts chains for the requests of an engine.
 
-    Only the engine's first rank drafts: vLLM's scheduler takes its drafts alone and gives them to
-    all ranks, so with tensor parallelism the others need not come to the same drafts.
+    Only the first rank of those that share a layer's tensors drafts: vLLM's scheduler takes its
+    drafts alone and gives them to all ranks, so the others need not come to the same ones.
 
     Args:
         config: vLLM's VllmConfig.
@@ -36,25 +38,46 @@ class Proposer(ABC):
         width: best tokens of each verified position that it wants to see.
         seen: the step that propose() is called for next, where vLLM shows it (logits.py).
         budget: how many drafts a step is worth.
+
+    Raises:
+        InputError: every rank has a scheduler of its own, which would take other drafts.
     """
 
     width: int
 
     def __init__(self, config: Any, rank: int | None = None, watch: Watch = logits.watch) -> None:
+        ranks = config.parallel_config
+        if ranks.distributed_executor_backend == OWN_SCHEDULERS and ranks.world_size > 1:
+            raise InputError(
+                f"with distributed_executor_backend {OWN_SCHEDULERS!r} every rank schedules by "
+                "itself, and their drafts would differ; give another one, or a single rank"
+            )
         self.most_drafts: int = config.speculative_config.num_speculative_tokens
         self._longest: int = config.model_config.max_model_len
         self.budget = BatchBudget(config.scheduler_config.max_num_batched_tokens)
-        self.requests = Requests(self._begin, self._end)
+        self.requests = Requests(self._begin_timed, self._end)
         self.seen: logits.Seen | None = None
         self._drafts_here = (own_rank() if rank is None else rank) == 0
         self._began: float | None = None  # when the last step's drafts were made
         self._drafting = 0.0  # seconds that took
+        self._beginning = 0.0  # seconds of these for requests that were new
         self._reading = 0.0  # tokens of prompts in a step, of the last ones
+        self._warned = False
         if self._drafts_here and (why := watch()):
+            self._warn(why)
+
+    def _warn(self, why: str) -> None:
+        if not self._warned:
             logits.log.warning(
                 "logitspec drafts from n-grams alone, because vLLM does not show the logits: %s",
                 why,
             )
+        self._warned = True
+
+    @property
+    def looks(self) -> bool:
+        """Whether it wants the best tokens of the next step."""
+        return self._drafts_here and not self.budget.rest
 
     @abstractmethod
     def _begin(self, ids: Sequence[int]) -> Draftable:
@@ -88,17 +111,26 @@ class Proposer(ABC):
         if not self._drafts_here:
             return [[] for _ in range(count)]
         start = time.perf_counter()
-        if seen is not None and len(seen.requests) != count:
+        if seen is None or len(seen.requests) != count:
             seen = None
+            self._warn("its runner is not as in vLLM 0.32")
+        last, self._beginning = self._beginning, 0.0
         known = self.requests.step(sampled_token_ids, num_tokens_no_spec, token_ids_cpu, seen)
         decoding = [request for request in known if request is not None]
         context = sum(request.count for request in decoding) // max(1, len(decoding))
+        old = [request for request in decoding if not request.is_new]
         tokens = None if seen is None else seen.tokens
-        if tokens is None and len(decoding) == count:  # no prompt was read
-            tokens = sum(1 + request.looked_at for request in decoding)
-        self._learn([r for r in decoding if not r.is_new], tokens, context, start)
+        if tokens is None and len(old) == count:  # no prompt was read
+            tokens = sum(1 + request.looked_at for request in old)
+        self._learn(old, tokens, context, start - last)
         drafts = self._draft(known, context)
-        self._began, self._drafting = start, time.perf_counter() - start
+        self._began, self._drafting = start, time.perf_counter() - start - self._beginning
+        return drafts
+
+    def _begin_timed(self, ids: Sequence[int]) -> Draftable:
+        start = time.perf_counter()
+        drafts = self._begin(ids)
+        self._beginning += time.perf_counter() - start
         return drafts
 
     def _learn(self, old: Sequence[Followed], tokens: int | None, context: int, now: float) -> None:
@@ -108,21 +140,21 @@ class Proposer(ABC):
             old: the requests that had drafts, or might have.
             tokens: of the step; None: not known.
             context: tokens of a request, the mean.
-            now: the time.
+            now: the time, less what the last step's new requests took.
         """
         for request in old:
             if request.verified:
                 hoped = sum(request.paths[: request.verified])
                 self.budget.learn(hoped, request.accepted, request.verified)
-        if tokens is None or not old or self._began is None:
+        if tokens is None or not old or self._began is None or any(r.missed for r in old):
             return  # without an old request, the engine may have waited before the step
         self.budget.note(tokens, context, now - self._began, self._drafting)
         reading = tokens - sum(1 + request.looked_at for request in old)
-        self._reading += (reading - self._reading) / REMEMBERED
+        self._reading += (reading - self._reading) / READING_STEPS
 
     def _draft(self, known: Sequence[Followed | None], context: int) -> list[list[int]]:
         """The drafts of each row, as many as are worth it."""
-        if self.budget.rests:
+        if self.budget.resting():
             return [[] for _ in known]
         for request in known:
             if request is not None:
@@ -140,10 +172,12 @@ class Proposer(ABC):
 class CalibratedProposer(Proposer):
     """Chains of the method calibrated: at every place the candidate that is most likely right."""
 
+    width = 24
+
     def __init__(self, config: Any, rank: int | None = None, watch: Watch = logits.watch) -> None:
         super().__init__(config, rank, watch)
-        self.chains = Chains(self.most_drafts)
-        self.width = self.chains.last_width
+        if self._drafts_here:
+            self.chains = Chains(self.most_drafts, last_width=self.width)
 
     def _begin(self, ids: Sequence[int]) -> Chain:
         return self.chains.begin(ids)

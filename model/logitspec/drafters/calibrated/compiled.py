@@ -200,14 +200,15 @@ class CompiledCore:
     ) -> None:
         n, width = len(drafted.tokens), max(map(len, top_ids))
         unknown = (-1,) * width
-        best = list(chain.from_iterable(row or unknown for row in top_ids))
-        if len(top_ids) != n or len(best) != n * width:
-            raise ValueError(f"{len(top_ids)} rows of {width} best tokens or fewer for {n} nodes")
+        whole = (row if len(row) == width else (*row, *unknown[len(row) :]) for row in top_ids)
+        best = list(chain.from_iterable(whole))
+        if len(top_ids) != n:
+            raise ValueError(f"{len(top_ids)} rows of best tokens for {n} nodes")
         rows = (Int * len(best))(*best)
         logs = None
         if self._noise is not None:
             nothing = (0.0,) * width
-            known = (logs if row else nothing for row, logs in zip(top_ids, logprobs, strict=True))
+            known = (its if row else nothing for row, its in zip(top_ids, logprobs, strict=True))
             numbers = list(chain.from_iterable(known))
             if len(numbers) != len(best):
                 raise ValueError(f"{len(numbers)} log-probabilities of {len(best)} tokens")

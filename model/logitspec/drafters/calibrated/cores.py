@@ -41,6 +41,7 @@ def find_core(
     Raises:
         InputError: there is no such core, or it cannot be compiled here.
     """
+    assert learnt is None or not chain_least, "chains know no noise"
     if wanted not in CORES:
         raise InputError(f"drafting_core is {wanted!r}; give {', '.join(CORES)}")
     if wanted != "python":

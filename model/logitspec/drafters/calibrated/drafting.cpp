@@ -124,6 +124,11 @@ struct Drafting {
         own.clear();
         context.clear();
         for (Token token : prompt) commit(own, context, token);
+        if (!count) {  // nothing follows for now: give memory back
+            own = Ngrams();
+            single = pairs = Rows(set.row_width);
+            scored = scored_pairs = ScoredRows();
+        }
     }
 
     void take_in(std::vector<Token> answer) {
@@ -437,16 +442,18 @@ struct Drafting {
         awaited = path[accepted - 1] < looked ? path[accepted - 1] : -1;
         Token before = context.empty() ? -1 : context.back();
         auto row_of = [&](int64_t node) {
-            if (!width || rows[node * width] < 0) return;  // not known
+            const int64_t* row = rows + node * width;
+            int64_t known = std::find(row, row + width, -1) - row;
+            if (!known) return;
             Token parent = node ? Token(tree.tokens[tree.parents[node]]) : before;
             Token token = Token(tree.tokens[node]);
-            learn_row(parent, token, rows + node * width, width);
+            learn_row(parent, token, row, known);
             if (!f) return;
             const float* its = logs + node * width;  // those that are filtered out come last
-            int64_t count = std::find(its, its + width, -INFINITY) - its;
+            int64_t count = std::find(its, its + known, -INFINITY) - its;
             if (scored_pairs.count() >= MOST_ROWS) scored_pairs.clear();
-            scored.set(token, rows + node * width, its, count);
-            scored_pairs.set(key(parent, token), rows + node * width, its, count);
+            scored.set(token, row, its, count);
+            scored_pairs.set(key(parent, token), row, its, count);
         };
         for (int64_t node = nodes - 1; node >= 0; node--) row_of(node);
         for (int64_t i = 0; i < accepted; i++) row_of(path[i]);

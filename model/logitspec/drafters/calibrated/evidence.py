@@ -199,7 +199,8 @@ class AnswerEvidence(NgramEvidence):
         for answer in answers:
             self.context = ()
             super().extend(answer)
-            self._taken.append(answer)
+            if answer:
+                self._taken.append(answer)
 
     def extend(self, tokens: Iterable[int]) -> None:
         """Append tokens to the answer, which will be looked into from the next prompt on."""
