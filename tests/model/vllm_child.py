@@ -15,6 +15,8 @@ from typing import Any
 
 FACTS = "LOGITSPEC_TEST_FACTS"  # a file that Watched writes its facts into
 DRAFTS = 6
+OURS = "logitspec.vllm.CalibratedProposer", "logitspec.vllm.LogitSpecProposer"
+GRAMMAR = "(Yes|No), because [a-z ]{20,60}[.]"
 
 
 def speculation(proposer: str | None) -> dict[str, Any] | None:
@@ -36,35 +38,44 @@ def engine(model: str, proposer: str | None, **more: Any) -> Any:
 
     return LLM(
         model, dtype="float32", speculative_config=speculation(proposer), disable_log_stats=False,
-        skip_tokenizer_init=True, max_model_len=512, seed=0, **more,
+        max_model_len=512, seed=0, **more,
     )  # fmt: skip
 
 
 def answers(model: str) -> dict[str, Any]:
-    """Greedy answers to texts, by proposer: with pieces of prompts, cached prefixes, and a cache so
-    small that requests are preempted."""
+    """Answers by proposer: with pieces of prompts, cached prefixes, and a cache so small that
+    requests are preempted; with what requests may ask for; and up to the longest sequence."""
     from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
     asked = json.loads(Path(os.environ["LOGITSPEC_TEST_PROMPTS"]).read_text())
+    grammar = StructuredOutputsParams(regex=GRAMMAR)
+    kinds = {
+        "plain": SamplingParams(temperature=0, max_tokens=60),
+        "penalized": SamplingParams(temperature=0, repetition_penalty=1.3, max_tokens=40),
+        "by a grammar": SamplingParams(temperature=0, max_tokens=60, structured_outputs=grammar),
+        "drawn": SamplingParams(temperature=1.0, max_tokens=20),
+    }
     found: dict[str, Any] = {}
-    small = {"max_num_batched_tokens": 64, "num_gpu_blocks_override": 40, "max_num_seqs": 6}
-    for name in (None, "CalibratedProposer", "LogitSpecProposer", "vllm_child.Blind"):
-        path = name if name is None or "." in name else f"logitspec.vllm.{name}"
-        llm = engine(model, path, enable_prefix_caching=True, block_size=16, **small)
+    small = {"max_num_batched_tokens": 64, "num_gpu_blocks_override": 24, "max_num_seqs": 6}
+    for name in (None, "vllm_child.Steady", "vllm_child.Blind", *OURS):
+        llm = engine(model, name, enable_prefix_caching=True, block_size=32, **small)
+        own: dict[str, Any] = {}
+        for kind, wanted in kinds.items():
+            prompts = asked if kind == "plain" else asked[:5]
+            outputs = llm.generate(
+                [{"prompt_token_ids": ids} for ids in prompts], wanted, use_tqdm=False
+            )
+            own[kind] = [[*output.outputs[0].token_ids] for output in outputs]
+            if kind == "by a grammar":
+                own["texts"] = [output.outputs[0].text for output in outputs]
+        longest = (asked[0] * 20)[:480]  # with a neighbour, which is drafted for, too
         outputs = llm.generate(
-            [{"prompt_token_ids": ids} for ids in asked],
-            SamplingParams(temperature=0, max_tokens=60, detokenize=False), use_tqdm=False,
+            [{"prompt_token_ids": ids} for ids in (longest, asked[1])],
+            SamplingParams(temperature=0, max_tokens=90, ignore_eos=True), use_tqdm=False,
         )  # fmt: skip
-        drawn = llm.generate(
-            [{"prompt_token_ids": ids} for ids in asked[:4]],
-            SamplingParams(temperature=1.0, seed=7, max_tokens=20, detokenize=False),
-            use_tqdm=False,
-        )
-        found[str(name)] = {
-            "tokens": [[*output.outputs[0].token_ids] for output in outputs],
-            "drawn": [len(output.outputs[0].token_ids) for output in drawn],
-            "metrics": metrics(llm),
-        }
+        own["to the end"] = [[*output.outputs[0].token_ids] for output in outputs]
+        found[str(name)] = {**own, "metrics": metrics(llm)}
         del llm
     return found
 
@@ -84,7 +95,9 @@ def two_ranks(model: str) -> dict[str, Any]:
     for name, proposer, ranks in (
         ("none", None, 1), ("two", None, 2), ("drafted", "vllm_child.Watched", 2),
     ):  # fmt: skip
-        llm = engine(model, proposer, tensor_parallel_size=ranks)
+        cores = sorted(os.sched_getaffinity(0))[:ranks]  # one for each rank, which vLLM wants told
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, cores))
+        llm = engine(model, proposer, tensor_parallel_size=ranks, skip_tokenizer_init=True)
         outputs = llm.generate(
             [{"prompt_token_ids": ids} for ids in asked],
             SamplingParams(temperature=0, max_tokens=80, detokenize=False, ignore_eos=True),
@@ -190,8 +203,15 @@ else:
                     file.write(json.dumps([self.steps, len(found), followed, idle, held()]) + "\n")
             return found
 
-    class Blind(CalibratedProposer):
-        """Drafts without the logits."""
+    class Steady(CalibratedProposer):
+        """Drafts as much as it may, whatever a step costs."""
+
+        def __init__(self, config: Any, **more: Any) -> None:
+            super().__init__(config, **more)
+            self.budget.note = lambda *_: None  # type: ignore[method-assign]
+
+    class Blind(Steady):
+        """The same without the logits."""
 
         def __init__(self, config: Any) -> None:
             super().__init__(config, watch=lambda: "not wanted")
