@@ -300,7 +300,19 @@ def test_a_runner_is_wrapped_once_and_shows_the_best_tokens_of_every_position() 
         assert step.best.shape == (sum(step.drafts) + len(step.requests), 24)
     # prompts of 24 tokens are read in pieces of 16; then no step reads anything
     assert [step.tokens for step in seen[:2]] == [32, 16]
-    assert [step.tokens for step in seen[2:]] == noted
+    assert [step.tokens for step in seen[2:]] == noted  # only these tell what a step costs
+
+
+def test_where_all_steps_read_prompts_they_tell_what_a_step_costs() -> None:
+    run = engine(requests=24)
+    noted: list[int] = []
+    run.proposer.budget.note = lambda tokens, *_: noted.append(tokens)
+    run.add("a", prompt(7), 120)
+    for at in range(30):  # a new prompt in every step
+        run.add(f"r{at}", prompt(at), 1)
+        run.step()
+    assert min(noted) > 16  # a piece of a prompt beside the request
+    assert 5 < len(noted) < 16
     assert run.proposer.seen is None  # nothing is kept
 
 
@@ -373,7 +385,7 @@ class TestBudget:
         for _ in range(40):
             full.note(4, 200, 0.008, 2e-3)
             assert not full.resting()
-            full.choose([], 0, 200, 32)
+            full.choose([], 0, 200)
 
     def test_more_requests_than_it_knows_of_get_no_drafts(self) -> None:
         small = self.budget(lambda _: 0.01, requests=1)

@@ -11,6 +11,7 @@ from ..sizing.step_cost import CONTEXTS, StepCost
 
 REMEMBERED = 512.0  # drafts after which it is mostly forgotten how many were right
 GRANTED = 16.0  # drafts that count as having been right as often as expected
+SLACK = 0.01  # of the tokens a second, for which no more drafts are made: costs are not so sure
 DEAR = 0.02  # of a step's time; where drafting takes more, it rests when nothing is drafted
 IDLE = 8  # steps in turn without a draft after which it rests
 REST = 16  # steps
@@ -20,10 +21,11 @@ class BatchBudget:
     """Takes of all requests' drafts those with which a step gives most tokens a second.
 
     A step of R requests and M drafts is expected to give R tokens and the sum E of the drafts'
-    path probabilities. It costs what a step over so many tokens costs, those of prompts that it
-    reads included: sizing/live_cost.py learns that as T. The drafts compete: the most probable one,
-    of whichever request, is the first. The M with the largest (R + E) / T is taken, often 0 where
-    many requests already fill the machine.
+    path probabilities. It costs what a step over R + M tokens costs: sizing/live_cost.py learns
+    that as T. What prompts cost that it reads beside them is the same however many drafts there
+    are. The drafts compete: the most probable one, of whichever request, is the first. The M with
+    the largest (R + E) / T is taken, often 0 where many requests already fill the machine; and of
+    several that are nearly as good the smallest.
 
     Args:
         most_tokens: of a step.
@@ -44,7 +46,7 @@ class BatchBudget:
         """Learn from a step that ran.
 
         Args:
-            tokens: that it was over: requests, drafts and those of prompts.
+            tokens: that it was over.
             context: tokens of a request, the mean.
             seconds: that it took.
             drafting: seconds of these in which its drafts were made.
@@ -80,16 +82,13 @@ class BatchBudget:
             return True
         return False
 
-    def choose(
-        self, paths: Sequence[Sequence[float]], requests: int, context: int, reading: int = 0
-    ) -> list[int]:
+    def choose(self, paths: Sequence[Sequence[float]], requests: int, context: int) -> list[int]:
         """How many drafts each request gets.
 
         Args:
             paths: of each, the path probabilities of its drafts, which fall.
             requests: that the next step decodes, those without drafts included.
             context: tokens of a request, the mean.
-            reading: tokens of prompts that it reads, probably.
         """
         if self._cost is None or not requests:
             return [len(own) for own in paths]
@@ -97,11 +96,11 @@ class BatchBudget:
             self._drawn = at
             self._curve = np.array(self._cost.curve(context))
         every = np.sort(np.concatenate([np.zeros(0), *paths]))[::-1]
-        first = min(requests + reading, len(self._curve) - 1)
+        first = min(requests, len(self._curve) - 1)
         every = every[: len(self._curve) - 1 - first]
         tokens = requests + np.concatenate(([0.0], np.cumsum(every))) * min(1.0, self.trust)
         rates = tokens / self._curve[first : first + len(tokens)]
-        most = int(np.argmax(rates))
+        most = int(np.argmax(rates >= (1 - SLACK) * rates.max()))
         if not most:
             self._idle += 1
             if self._idle >= IDLE and self._share > DEAR:

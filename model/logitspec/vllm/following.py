@@ -16,7 +16,7 @@ TAIL = 16  # last tokens by which a request is known again where ids are not sho
 PATIENCE = 256  # steps after which such a request that was not seen again has ended
 
 
-class Draftable(Protocol):
+class Drafts(Protocol):
     """The drafts of a request: chains.Chain, or RetrievedChain."""
 
     def draft(self, root: int, top_ids: Sequence[int]) -> tuple[list[int], list[float]]: ...
@@ -40,7 +40,7 @@ class Followed:
         accepted: how many of those were right.
     """
 
-    def __init__(self, drafts: Draftable, count: int, root: int) -> None:
+    def __init__(self, drafts: Drafts, count: int, root: int) -> None:
         self.drafts = drafts
         self.count = count
         self.root = root
@@ -107,7 +107,7 @@ class Requests:
     """
 
     def __init__(
-        self, begin: Callable[[Sequence[int]], Draftable], end: Callable[[Any], None]
+        self, begin: Callable[[Sequence[int]], Drafts], end: Callable[[Any], None]
     ) -> None:
         self._begin, self._end = begin, end
         self._by_id: dict[str, Followed] = {}

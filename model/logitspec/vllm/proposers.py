@@ -14,10 +14,10 @@ from ..drafters.calibrated.chains import Chain, Chains
 from ..errors import InputError
 from . import logits
 from .budget import BatchBudget
-from .following import Draftable, Followed, Requests
+from .following import Drafts, Followed, Requests
 from .retrieving import WIDTH, RetrievedChain, Retrieving
 
-READING_STEPS = 8  # after which it is mostly forgotten how many tokens of prompts were read
+READING_STEPS = 16  # in turn, after which steps that read prompts tell what a step costs
 OWN_SCHEDULERS = "external_launcher"
 Watch = Callable[[], str | None]
 Tokens = npt.NDArray[np.integer[Any]]
@@ -61,7 +61,7 @@ class Proposer(ABC):
         self._began: float | None = None  # when the last step's drafts were made
         self._drafting = 0.0  # seconds that took
         self._beginning = 0.0  # seconds of these for requests that were new
-        self._reading = 0.0  # tokens of prompts in a step, of the last ones
+        self._reading = 0  # steps in turn that read prompts
         self._warned = False
         if self._drafts_here and (why := watch()):
             self._warn(why)
@@ -80,7 +80,7 @@ class Proposer(ABC):
         return self._drafts_here and not self.budget.rest
 
     @abstractmethod
-    def _begin(self, ids: Sequence[int]) -> Draftable:
+    def _begin(self, ids: Sequence[int]) -> Drafts:
         """The drafts of a request with these tokens."""
 
     def _end(self, drafts: Any) -> None:  # noqa: B027 - optional
@@ -127,7 +127,7 @@ class Proposer(ABC):
         self._began, self._drafting = start, time.perf_counter() - start - self._beginning
         return drafts
 
-    def _begin_timed(self, ids: Sequence[int]) -> Draftable:
+    def _begin_timed(self, ids: Sequence[int]) -> Drafts:
         start = time.perf_counter()
         drafts = self._begin(ids)
         self._beginning += time.perf_counter() - start
@@ -148,9 +148,11 @@ class Proposer(ABC):
                 self.budget.learn(hoped, request.accepted, request.verified)
         if tokens is None or not old or self._began is None or any(r.missed for r in old):
             return  # without an old request, the engine may have waited before the step
-        self.budget.note(tokens, context, now - self._began, self._drafting)
-        reading = tokens - sum(1 + request.looked_at for request in old)
-        self._reading += (reading - self._reading) / READING_STEPS
+        drafting = sum(1 + request.looked_at for request in old)
+        self._reading = 0 if tokens == drafting else self._reading + 1
+        # A prompt's tokens are cheaper than drafts, so they are counted only where all steps read
+        if not self._reading or self._reading > READING_STEPS:
+            self.budget.note(tokens, context, now - self._began, self._drafting)
 
     def _draft(self, known: Sequence[Followed | None], context: int) -> list[list[int]]:
         """The drafts of each row, as many as are worth it."""
@@ -162,7 +164,7 @@ class Proposer(ABC):
                 request.draft(max(0, most))
         paths = [[] if request is None else request.paths for request in known]
         drafting = sum(request is not None for request in known)
-        counts = self.budget.choose(paths, drafting, context, round(self._reading))
+        counts = self.budget.choose(paths, drafting, context)
         return [
             [] if request is None else request.offer(count)
             for request, count in zip(known, counts, strict=True)

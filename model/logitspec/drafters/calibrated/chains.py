@@ -25,8 +25,8 @@ class Chains:
     """Drafts chains for requests that come and go.
 
     The numbers are those of CalibratedDrafter. Memory: of a request what its tokens' n-grams and
-    rows take, about 1 kB a token; of all that ended MOST_EARLIER n-grams, about 150 MB, and a row
-    for each token of the vocabulary.
+    rows take, about half a kB a token; of all that ended MOST_EARLIER n-grams, about 100 MB, and a
+    row for each token of the vocabulary.
 
     Args:
         most_drafts: longest chain, in tokens.
