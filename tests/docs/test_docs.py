@@ -24,7 +24,7 @@ GENERATED = ("docs/flags.md",)
 MODULES = make_flags.command_modules()
 # Programs that are not this repository's
 OTHER_PROGRAMS = (".", "pip", "git", "cd", "ray", "curl", "hf", "vllm")
-OTHER_FLAGS = {"--head", "--address", "--setup", "--model"}  # of `ray start`, eval.sh and vLLM
+OTHER_FLAGS = {"--head", "--address", "--setup"}  # of `ray start` and of eval.sh
 
 
 def name(page: Path) -> str:
