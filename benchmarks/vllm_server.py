@@ -26,6 +26,7 @@ MODULE = "vllm.entrypoints.openai.api_server"
 NAME = "model"  # by which it serves the model
 START_SECONDS = 600  # to load a model
 ANSWER_SECONDS = 600
+SETTLING = 2.0  # until nothing is under way that would be too late after a pause
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for this machine
 COUNTED = {  # of its metrics
     "drafts": "vllm:spec_decode_num_drafts_total",
@@ -106,6 +107,7 @@ class VllmServer:
 
     def pause(self) -> None:
         """Have all its processes stand still, so that they take no time from others."""
+        time.sleep(SETTLING)
         os.killpg(self._process.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:

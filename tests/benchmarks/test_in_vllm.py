@@ -64,7 +64,13 @@ def python(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def argv(chat_path: str, python: Path, make_bench: Callable[..., Path]) -> list[str]:
+def argv(
+    chat_path: str,
+    python: Path,
+    make_bench: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> list[str]:
+    monkeypatch.setattr("benchmarks.vllm_server.SETTLING", 0.0)
     make_bench(*(question(n, f"What is {n}?") for n in range(12)))
     flags = ["--benches", "mine", "--max-new-tokens", "6", "--rounds", "2", "--prompts", "2", "3"]
     flags += ["--concurrency", "1", "2", "--model-path", chat_path]
