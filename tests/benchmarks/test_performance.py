@@ -21,6 +21,7 @@ from ..docs.test_docs import parses
 from ..evaluation.test_tables import write
 
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -140,19 +141,22 @@ def test_the_page_holds_what_was_measured(
 @pytest.mark.parametrize(
     ("name", "machine", "flags"),
     [
-        ("performance", "amd-epyc-2-cores", []),
-        ("performance-gpu", "nvidia-h200", ["--title", "Performance on a GPU"]),
+        ("performance", "amd-epyc-2-cores", ["--notes", str(DOCS / "performance-notes.md")]),
+        (
+            "performance-gpu",
+            "nvidia-h200",
+            ["--notes", str(DOCS / "performance-gpu-notes.md"), "--title", "Performance on a GPU"],
+        ),
+        ("performance-vllm", "amd-epyc-2-cores-vllm", ["--title", "Performance in vLLM"]),
     ],
 )
 def test_the_page_in_the_repository_is_what_its_sources_give(
     tmp_path: Path, name: str, machine: str, flags: list[str]
 ) -> None:
-    notes = ROOT / "docs" / f"{name}-notes.md"
     page = tmp_path / f"{name}.md"
     sources = ROOT / "benchmarks" / "results" / machine
-    argv = [str(sources), "--output", str(page), "--notes", str(notes), *flags]
-    assert report.main(argv) == 0
-    assert page.read_text() == (ROOT / "docs" / f"{name}.md").read_text()
+    assert report.main([str(sources), "--output", str(page), *flags]) == 0
+    assert page.read_text() == (DOCS / f"{name}.md").read_text()
 
 
 def test_every_command_of_the_script_parses(
