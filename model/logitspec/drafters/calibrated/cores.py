@@ -33,7 +33,7 @@ def find_core(
         wanted: one of CORES.
         known: to the core.
         learnt: of samples whose noise is known; None: best tokens are drafted.
-        readable: the core in Python.
+        readable: the core in Python that drafts trees.
         chain_least: see growth.ReadableCore.
         shared: a core with which it shares what it keeps; of the same settings, and in Python the
             evidence is to be shared already.
@@ -57,4 +57,6 @@ def find_core(
             warnings.warn(message, stacklevel=5)
     if learnt is not None:
         return SampledCore(*known, learnt)
-    return readable(*known, chain_least=chain_least)
+    if chain_least:
+        return ReadableCore(*known, chain_least=chain_least)
+    return readable(*known)
