@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -36,10 +35,10 @@ from .measure import (
     Results,
     run_benchmark,
 )
-from .vllm_server import Speculation, VllmServer, increase
+from .vllm_server import VllmServer, increase
 
 OURS = "custom_class"
-METHODS: dict[str, Speculation | None] = {
+METHODS: dict[str, Figures | None] = {
     "none": None,
     "ngram": {"method": "ngram", "num_speculative_tokens": 5},
     "ngram tuned": {
@@ -152,11 +151,11 @@ def run(args: argparse.Namespace) -> None:
         results.put("engine", [{"vllm": servers[BASE].version()}])
         servers[BASE].pause()
         table = results.table("cells", "each method's turn", CELLS)
-        turn = partial(ask_turn, args, servers, table)
         at = 0
         for number in range(args.rounds):
             for concurrency, count in zip(args.concurrency, args.prompts, strict=True):
-                turn(number, concurrency, prompts[at : at + count])
+                asked = prompts[at : at + count]
+                ask_turn(args, servers, table, number, concurrency, asked)
                 at += count
     show(results.content["cells"])
     if args.plot is not None:

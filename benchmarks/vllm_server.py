@@ -14,7 +14,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 from evaluation.command.files import ROOT
 from model.logitspec.errors import InputError
@@ -172,6 +171,3 @@ def read_metrics(text: str) -> dict[str, float]:
 
 def increase(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
     return {name: after[name] - before[name] for name in before}
-
-
-Speculation = dict[str, Any]

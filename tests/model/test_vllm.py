@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from model.logitspec.drafters.calibrated.chains import Chains
 from model.logitspec.errors import InputError
 from model.logitspec.vllm import CalibratedProposer, LogitSpecProposer, logits
 from model.logitspec.vllm.budget import BatchBudget
-from model.logitspec.vllm.logits import wrap
 
 from .fake_vllm import VOCABULARY, Engine, Runner, answer, config
 
@@ -35,7 +35,7 @@ def shown() -> type[Runner]:
         def _sample(self, logits: Any, spec_decode_metadata: Any) -> Any:
             return super()._sample(logits, spec_decode_metadata)
 
-    assert wrap(Shown) is None
+    assert logits.wrap(Shown) is None
     return Shown
 
 
@@ -275,14 +275,14 @@ def test_a_runner_of_another_version_is_not_wrapped() -> None:
         def _sample(self, logits: Any) -> None: ...
 
     before = Other._sample
-    assert "does not take" in (wrap(Other) or "")
+    assert "does not take" in (logits.wrap(Other) or "")
     assert Other._sample is before
 
 
 def test_a_runner_is_wrapped_once_and_shows_the_best_tokens_of_every_position() -> None:
     kind = shown()
     once = kind._sample
-    assert wrap(kind) is None and kind._sample is once
+    assert logits.wrap(kind) is None and kind._sample is once
     run = engine()
     noted: list[int] = []
     seen: list[Any] = []
@@ -318,8 +318,6 @@ def test_where_all_steps_read_prompts_they_tell_what_a_step_costs() -> None:
 
 @pytest.mark.parametrize("what", ["drafts", "rows", "nothing", "ids"])
 def test_what_does_not_fit_is_not_taken_for_logits(what: str) -> None:
-    from types import SimpleNamespace
-
     runner = Runner(None)
     runner.input_batch.req_ids = ["a", "b"]
     counts = {"drafts": [1], "rows": [1, 1], "nothing": [0, 0], "ids": [1, 0]}[what]

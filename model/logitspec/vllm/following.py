@@ -56,7 +56,6 @@ class Followed:
         """Find at most so many drafts."""
         drafted, paths = self.drafts.draft(self.root, self._best)
         self._drafted, self.paths = drafted[:most], paths[:most]
-        self._offered = 0
 
     def offer(self, count: int) -> list[int]:
         """The first of the drafts, for vLLM to verify."""
@@ -169,14 +168,13 @@ class Requests:
         self, row: int, tokens: Sequence[int], count: int, ids: Any, seen: Seen | None
     ) -> Followed | None:
         """The request of a row, if it is known and has no fewer tokens than it had."""
+        before = count - len(tokens)
         if seen is None:
-            before = count - len(tokens)
             known = self._by_tail.get(tail(ids, row, before))
             return known.pop() if known else None
         request = self._by_id.pop(seen.requests[row], None)
         if request is None:
             return None
-        before = count - len(tokens)
         if request.count <= before and int(ids[row, request.count - 1]) == request.root:
             return request
         self._end(request.drafts)  # some of its tokens were taken back
@@ -193,15 +191,14 @@ class Requests:
         """Take leave of those that ended."""
         if seen is not None:
             self._leave(self._by_id.pop(i) for i in [*self._by_id] if i not in seen.alive)
-        if self._by_tail:
-            for key, known in [*self._by_tail.items()]:
-                old = [r for r in known if r.last_step < self._steps - PATIENCE]
-                self._leave(old)
-                kept = [r for r in known if r not in old]
-                if kept:
-                    self._by_tail[key] = kept
-                else:
-                    del self._by_tail[key]
+        for key, known in [*self._by_tail.items()]:
+            old = [r for r in known if r.last_step < self._steps - PATIENCE]
+            self._leave(old)
+            kept = [r for r in known if r not in old]
+            if kept:
+                self._by_tail[key] = kept
+            else:
+                del self._by_tail[key]
 
     def _leave(self, requests: Iterable[Followed]) -> None:
         for request in requests:
