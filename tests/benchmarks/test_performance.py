@@ -23,6 +23,8 @@ from ..evaluation.test_tables import write
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
+pytestmark = pytest.mark.xdist_group("performance")  # what they read is measured in one process
+
 
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:

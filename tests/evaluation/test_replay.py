@@ -318,39 +318,36 @@ def test_live_traces_are_compared_with(
     assert "was made with max_new_tokens 20, the recording with 24" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("flags", "methods", "complaint"),
-    [
-        (["--grid", "size=1,2"], "logitspec", "logitspec has no option 'size'; there are"),
-        (["--grid", "max_ngram_size="], "logitspec", "gives no values"),
-        (["--grid", "max_ngram_size"], "logitspec", "gives no values"),
-        (["--grid", "max_ngram_size=0"], "logitspec", "'0' is not a whole number"),
-        (["--grid", "merge=maybe"], "logitspec", "merge=maybe is neither true nor false"),
-        (["--grid", "max_ngram_size=1", "max_ngram_size=2"], "pld", "names max_ngram_size twice"),
-        (["--grid", "draft_tree_capacity=auto"], "recycling", "cannot do draft_tree_capacity=auto"),
-        (["--grid", "draft_tree_capacity=65"], "logitspec", "wants the 65 best tokens of the last"),
-        (["--grid", "num_pred_tokens=" + ",".join(map(str, range(1, 4000))),
-          "max_ngram_size=1,2,3"], "logitspec", "more than 10000"),
-        ([], "baseline", "has no drafter"),
-        ([], "nothing", "no method 'nothing'"),
-        ([], "pld,lookahead", "lookahead drafts what the target says after tokens off the answer"),
-        ([], ",", "names none"),
-        ([], "pld,logitspec,pld", "names pld twice"),
-        (["--grid", "draft_tree_capacity=8,16"], "logitspec@4", "@4 has no option 'draft_tree"),
-        (["--grid", "num_pred_tokens=150"], "pld", "trees of up to 151 nodes, and the step costs"),
-        ([], "no/file.py:Mine", "there is no file no/file.py"),
-        (["--step-cost", "no.json"], "pld", "cannot read the step costs no.json"),
-        (["--csv", "no/such/folder.csv"], "pld", "cannot write no/such/folder.csv"),
-    ],
-)  # fmt: skip
+BAD_SWEEPS = [  # flags, methods, complaint
+    (["--grid", "size=1,2"], "logitspec", "logitspec has no option 'size'; there are"),
+    (["--grid", "max_ngram_size="], "logitspec", "gives no values"),
+    (["--grid", "max_ngram_size"], "logitspec", "gives no values"),
+    (["--grid", "max_ngram_size=0"], "logitspec", "'0' is not a whole number"),
+    (["--grid", "merge=maybe"], "logitspec", "merge=maybe is neither true nor false"),
+    (["--grid", "max_ngram_size=1", "max_ngram_size=2"], "pld", "names max_ngram_size twice"),
+    (["--grid", "draft_tree_capacity=auto"], "recycling", "cannot do draft_tree_capacity=auto"),
+    (["--grid", "draft_tree_capacity=65"], "logitspec", "wants the 65 best tokens of the last"),
+    (["--grid", "num_pred_tokens=" + ",".join(map(str, range(1, 4000))),
+      "max_ngram_size=1,2,3"], "logitspec", "more than 10000"),
+    ([], "baseline", "has no drafter"),
+    ([], "nothing", "no method 'nothing'"),
+    ([], "pld,lookahead", "lookahead drafts what the target says after tokens off the answer"),
+    ([], ",", "names none"),
+    ([], "pld,logitspec,pld", "names pld twice"),
+    (["--grid", "draft_tree_capacity=8,16"], "logitspec@4", "@4 has no option 'draft_tree"),
+    (["--grid", "num_pred_tokens=150"], "pld", "trees of up to 151 nodes, and the step costs"),
+    ([], "no/file.py:Mine", "there is no file no/file.py"),
+    (["--step-cost", "no.json"], "pld", "cannot read the step costs no.json"),
+    (["--csv", "no/such/folder.csv"], "pld", "cannot write no/such/folder.csv"),
+]  # fmt: skip
+
+
 def test_bad_sweeps_are_refused(
     recorded: Callable[..., tuple[int, Path]],
     capsys: pytest.CaptureFixture[str],
-    flags: list[str],
-    methods: str,
-    complaint: str,
 ) -> None:
     _, folder = recorded("--tree-rows", "0", "--question-stride", "3")
-    assert sweep(folder, *flags, methods=methods) == 2
-    said = capsys.readouterr().err
-    assert complaint in said and "Traceback" not in said
+    for flags, methods, complaint in BAD_SWEEPS:
+        assert sweep(folder, *flags, methods=methods) == 2, complaint
+        said = capsys.readouterr().err
+        assert complaint in said and "Traceback" not in said

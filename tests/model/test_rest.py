@@ -157,7 +157,10 @@ def test_ids_that_the_model_has_not_are_refused(tiny: LlamaKVForCausalLM, folder
 
 
 def test_a_step_over_a_million_tokens_is_short(tmp_path: Path) -> None:
-    """Zipf's frequencies, as words have them; 5,000 occurrences of the most frequent pair count."""
+    """Zipf's frequencies, as words have them; 5,000 occurrences of the most frequent pair count.
+
+    The yardstick is a pass over the text, because machines differ.
+    """
     chance = np.random.default_rng(0)
     text = (chance.zipf(1.3, 1_200_000) % 50_000).astype(np.int32)
     text[::7] = text[3::7][: len(text[::7])]
@@ -165,18 +168,24 @@ def test_a_step_over_a_million_tokens_is_short(tmp_path: Path) -> None:
     write_datastore(store, [text], "a tokenizer")
     drafter = RestDrafter(str(store))
 
-    def median_ms(contexts: list[list[int]]) -> float:
-        seconds = []
+    tokens = text.tolist()
+
+    def of_a_pass(contexts: list[list[int]]) -> float:
+        """Median time of a step over that of counting a token in the text, in turns."""
+        seconds, passes = [], []
         for context in contexts:
             drafter.reset(context)
-            start = time.perf_counter()
+            start = time.thread_time()
             drafter.draft(context.pop(), [])
-            seconds.append(time.perf_counter() - start)
-        return 1e3 * float(np.median(seconds))
+            drafted = time.thread_time()
+            tokens.count(1)
+            seconds.append(drafted - start)
+            passes.append(time.thread_time() - drafted)
+        return float(np.median(seconds) / np.median(passes))
 
-    places = chance.integers(20, len(text), 400)
-    assert median_ms([text[at - 20 : at].tolist() for at in places]) < 0.5
-    assert median_ms([[0, 1, 1] for _ in range(50)]) < 2.0
+    places = chance.integers(20, len(text), 100)
+    assert of_a_pass([text[at - 20 : at].tolist() for at in places]) < 0.1
+    assert of_a_pass([[0, 1, 1] for _ in range(30)]) < 1.0
 
 
 def test_the_real_model_says_the_same_from_a_datastore(
