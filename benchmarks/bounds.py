@@ -30,8 +30,8 @@ from evaluation.recordings.replaying import (
     replay_turn,
 )
 from model.logitspec import CalibratedDrafter, Drafter, VanillaDrafter
-from model.logitspec.drafters.calibrated.evidence import Candidates
 from model.logitspec.drafters.calibrated.growth import Drafted, ReadableCore
+from model.logitspec.drafters.calibrated.source import Candidates
 
 from .measure import Figures, Results, run_benchmark
 

@@ -1,9 +1,9 @@
 """Fits the prior of the method `calibrated`: python -m benchmarks.fit_prior --help.
 
-The drafter answers questions that no benchmark here asks (data/fit, of our own writing); what its
-acceptance table has counted then is fitted by a logistic regression with one weight for each grade
-of each source of evidence. The weights are all that prior.json holds. With --sampled the answers
-are samples, and what the foresight table has counted is fitted, too: that is prior_sampled.json.
+The drafter answers questions that no benchmark here asks (data/fit, of our own writing). How often
+the tokens of each grade of each source of evidence were right then is all that prior.json holds.
+With --sampled the answers are samples, and what the foresight table has counted is fitted, too:
+that is prior_sampled.json.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from evaluation.command.files import write_atomically, writing
 from evaluation.command.flags import add_machine_flags, read
 from evaluation.command.parser import Parser, at_least
 from model.logitspec import CalibratedDrafter, Drafter
-from model.logitspec.drafters.calibrated.evidence import LastEvidence, Source
+from model.logitspec.drafters.calibrated.evidence import LastEvidence
 from model.logitspec.drafters.calibrated.foresight import (
     BINS,
     FIRST_COUNT,
@@ -43,15 +43,17 @@ from model.logitspec.drafters.calibrated.foresight import (
 from model.logitspec.drafters.calibrated.prior import (
     PRIOR,
     SAMPLED_PRIOR,
-    additive_prior,
     prior_of,
 )
+from model.logitspec.drafters.calibrated.source import Source
 from model.logitspec.errors import InputError
 from model.logitspec.sampling import Sampling
+from model.logitspec.sizing.acceptance_table import AcceptanceTable
 
 from .measure import add_question_flags
 
-FLAT = -2.0  # log-odds of every candidate before anything is fitted
+FLAT = 0.12  # of every grade before anything is fitted
+FIRST = 2.0  # tokens that FLAT weighs
 FEW = 20.0  # tokens that weigh as much as what is known of all kinds
 TEMPERATURES = 0.7, 1.0  # of the samples
 RIDGE = 1.0  # a weight of w costs RIDGE * w * w / 2 of the log-likelihood
@@ -80,21 +82,18 @@ class Questionnaire:
         return tokens, steps
 
 
-def fit(sources: Sequence[Source], seen: Floats, right: Floats) -> dict[str, Any]:
-    """What prior.json holds: the bias, and for each source a weight for every grade.
-
-    They make the counts of an acceptance table most likely, ridge-penalized: `seen` are the
-    observations of each cell, `right` how many of them were right.
-    """
-    cells = np.flatnonzero(seen)
-    sizes = [len(source.grades) for source in sources]
-    columns = [cells // source.stride % size for source, size in zip(sources, sizes, strict=True)]
-    bias, *weights = newton(one_hot(columns, sizes), seen[cells], right[cells]).round(3).tolist()
-    fitted: dict[str, Any] = {"bias": bias}
-    for source in sources:
-        own, weights = weights[: len(source.grades)], weights[len(source.grades) :]
-        fitted[source.name] = dict(zip(source.grades, own, strict=True))
-    return fitted
+def fit(sources: Sequence[Source], table: AcceptanceTable) -> dict[str, Any]:
+    """What prior.json holds: how often the tokens of each grade were right, drawn to FLAT."""
+    seen, right = np.array(table.seen, float), np.array(table.right, float)
+    shares = ((right + FIRST * FLAT) / (seen + FIRST)).round(4).tolist()
+    return {
+        source.name: {
+            grade: shares[source.first + at]
+            for at, grade in enumerate(source.grades)
+            if not grade.startswith("no")
+        }
+        for source in sources
+    }
 
 
 def fit_foresight(table: ForesightTable) -> dict[str, Any]:
@@ -116,18 +115,12 @@ def fit_foresight(table: ForesightTable) -> dict[str, Any]:
     return fitted
 
 
-def one_hot(columns: Sequence[npt.NDArray[np.int64]], sizes: Sequence[int]) -> Floats:
-    """[n, 1 + grades]: a column of ones, then for each of `columns` as many as it has grades."""
-    parts = [np.eye(size)[column] for column, size in zip(columns, sizes, strict=True)]
-    return np.hstack([np.ones((len(columns[0]), 1)), *parts])
-
-
 def newton(x: Floats, seen: Floats, right: Floats) -> Floats:
-    """Logistic regression by Newton's method with short steps; x is [cells, weights]."""
+    """Logistic regression by Newton's method with short steps; x is [bins, weights]."""
     penalty = np.full(x.shape[1], RIDGE)
     penalty[0] = RIDGE / 100
     weights = np.zeros(x.shape[1])
-    weights[0] = FLAT
+    weights[0] = -2.0
     for _ in range(100):
         p = 1 / (1 + np.exp(-x @ weights))
         slope = x.T @ (seen * p - right) + penalty * weights
@@ -140,8 +133,8 @@ def newton(x: Floats, seen: Floats, right: Floats) -> Floats:
 
 
 def flat_prior(sources: Sequence[Source]) -> list[float]:
-    """The same probability for every cell."""
-    return additive_prior(FLAT, [[0.0] * len(source.grades) for source in sources])
+    """The same probability for every grade."""
+    return [FLAT for source in sources for _ in source.grades]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -160,11 +153,10 @@ def run(args: argparse.Namespace) -> None:
     for round_ in range(1, args.rounds + 1):
         answers = [asked.answer(drafter, sampling) for sampling in asking]
         tokens, steps = map(sum, zip(*answers, strict=True))
-        seen, right = np.array(drafter.table.seen, float), np.array(drafter.table.right, float)
-        fitted = fit(drafter.sources, seen, right)
+        fitted = fit(drafter.sources, drafter.table)
         foreseen = fit_foresight(drafter.foresight_table) if drafter.foresight_table else None
         drafter.use_prior(prior_of(fitted, drafter.sources), foreseen)
-        print(f"round {round_}: MAT {tokens / steps:.3f}, {int(seen.sum())} candidates seen")
+        print(f"round {round_}: MAT {tokens / steps:.3f}")
         about = f"python -m benchmarks.fit_prior, {asked.title}, {tokens} tokens, {model}"
         written = {"fitted by": about, **fitted, **({"foresight": foreseen} if foreseen else {})}
         with writing(args.output, "give another --output"):

@@ -19,8 +19,9 @@ from evaluation.recordings.format import load_recording
 from evaluation.recordings.replaying import Configuration, replay_drafter
 from model.logitspec import CalibratedDrafter
 from model.logitspec.drafters.calibrated.corrections import Corrections, Weighed
-from model.logitspec.drafters.calibrated.evidence import Candidates, Evidence
+from model.logitspec.drafters.calibrated.evidence import Evidence
 from model.logitspec.drafters.calibrated.growth import Drafted, ReadableCore
+from model.logitspec.drafters.calibrated.source import Candidates, Source
 from model.logitspec.errors import InputError
 from model.logitspec.sizing.acceptance_table import AcceptanceTable
 
@@ -133,7 +134,8 @@ class Uncorrected(ReadableCore):
     ) -> tuple[list[tuple[int, int, float]], Any]:
         base, named = candidates
         cells = [base + more for more in named.values()]
-        known = [self.table.probability[cell] for cell in cells]
+        wrong, places = self.corrections.wrong, self.corrections.places
+        known = [1 - wrong(places(cell), self.table.probability) for cell in cells]
         weighed = Weighed([*named], cells, known, -1, [])
         return list(zip(*weighed[:3], strict=True)), weighed
 
@@ -145,91 +147,80 @@ class Alone(Corrections):
         return [own / (1 + own) for own in odds], 0 if odds else -1
 
 
-class Unshared(ReadableCore):
-    """Candidates below a node do not compete."""
+class Corrected(ReadableCore):
+    """Other corrections."""
+
+    by: type[Corrections]
 
     def __init__(
         self, evidence: Evidence, table: AcceptanceTable, corrections: Corrections, capacity: int
     ) -> None:
-        super().__init__(evidence, table, Alone(evidence.sources), capacity)
+        super().__init__(evidence, table, self.by(evidence.sources), capacity)
 
 
 class Forgetting(ReadableCore):
-    """What a cell has seen fades by a hundredth with each of its observations."""
+    """What was seen of a grade fades by a hundredth with each of its observations."""
 
     def learn(self, noted: Any, true: int) -> None:
         table: Any = self.table
-        for cell in noted.cells:
-            table.seen[cell] *= 0.99
-            table.right[cell] *= 0.99
+        for place in {at for cell in noted.cells for at in self.corrections.places(cell)}:
+            table.seen[place] *= 0.99
+            table.right[place] *= 0.99
         super().learn(noted, true)
 
 
 class ByDepth(ReadableCore):
-    """Depth is a feature: the first, second and third edge and those below have their own table."""
+    """Depth is a feature: the first, second and third edge and those below have a table and
+    corrections of their own."""
 
-    TABLES = 4
+    MOST = 3
 
     def use(self, table: AcceptanceTable) -> None:
-        self._cells_each = len(table.prior)
-        for name in ("prior", "probability", "nothing", "seen", "right"):
-            setattr(table, name, getattr(table, name) * self.TABLES)
+        sources, strength = self.evidence.sources, table.strength
+        self._own = [
+            (AcceptanceTable(table.prior, strength), Corrections(sources))
+            for _ in range(self.MOST + 1)
+        ]
         super().use(table)
 
-    def look(self, tree: Drafted, context: tuple[int, ...], top_ids: Sequence[int]) -> Candidates:
-        base, named = super().look(tree, context, top_ids)
-        depth, node = 0, len(tree.tokens) - 1
-        while node and depth < self.TABLES - 1:
-            node = tree.parents[node]
-            depth += 1
-        return base + depth * self._cells_each, named
+    def weigh(
+        self, candidates: Candidates, context: tuple[int, ...], depth: int
+    ) -> tuple[list[tuple[int, int, float]], Any]:
+        depth = min(depth, self.MOST)
+        self.table, self.corrections = self._own[depth]
+        weighed, noted = super().weigh(candidates, context, depth)
+        return weighed, (depth, noted)
+
+    def learn(self, noted: Any, true: int) -> None:
+        depth, weighed = noted
+        self.table, self.corrections = self._own[depth]
+        super().learn(weighed, true)
 
 
-class MixedTable(AcceptanceTable):
-    """A table for each source; a token is wrong only if it is so by all of them (noisy or)."""
+class CountedTogether(Corrections):
+    """The table knows all grades of a candidate together, and believes what they say alone."""
 
-    def __init__(self, drafter: CalibratedDrafter) -> None:
-        self.sources = drafter.sources
-        prior = drafter.table.prior
-        self.tables = [
-            AcceptanceTable(
-                [prior[grade * source.stride] for grade in range(len(source.grades))],
-                drafter.table.strength,
-            )
-            for source in self.sources
-        ]
-        self.prior, self.strength = prior, drafter.table.strength
-        self.probability = self
-        self.seen = self.right = []
+    def __init__(self, sources: Sequence[Source]) -> None:
+        super().__init__(sources)
+        self._counts: dict[tuple[int, ...], tuple[int, int]] = {}  # seen, right
 
-    def reset(self) -> None:
-        for table in self.tables:
-            table.reset()
+    def wrong(self, places: Sequence[int], known: Any) -> float:
+        seen, right = self._counts.get(tuple(places), (0, 0))
+        weight = 20.0
+        return (seen - right + weight * super().wrong(places, known)) / (seen + weight)
 
-    def __getitem__(self, cell: int) -> float:
-        wrong = 1.0
-        for source, table in zip(self.sources, self.tables, strict=True):
-            grade = cell // source.stride % len(source.grades)
-            if not source.grades[grade].startswith("no"):  # it names the token
-                wrong *= 1 - table.probability[grade]
-        return 1 - wrong
-
-    def learn(self, cell: int, right: bool) -> None:
-        for source, table in zip(self.sources, self.tables, strict=True):
-            table.learn(cell // source.stride % len(source.grades), right)
+    def learn(self, weighed: Weighed, true: int) -> None:
+        for token, cell in zip(weighed.tokens, weighed.cells, strict=True):
+            places = tuple(self.places(cell))
+            seen, right = self._counts.get(places, (0, 0))
+            self._counts[places] = seen + 1, right + (token == true)
+        super().learn(weighed, true)
 
 
 def flat(capacity: int) -> CalibratedDrafter:
-    """Every cell begins with the same probability."""
+    """Every grade begins with the same probability."""
     drafter = CalibratedDrafter(capacity, drafting_core="python")
     drafter.use_prior(flat_prior(drafter.sources))
-    return drafter
-
-
-def mixed(capacity: int) -> CalibratedDrafter:
-    """Estimates are mixed instead of counted together."""
-    drafter = CalibratedDrafter(capacity, drafting_core="python")
-    drafter.use_table(MixedTable(drafter))
     return drafter
 
 
@@ -270,9 +261,9 @@ VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
     "forgetting": on_core(Forgetting),
     "depth as a feature": on_core(ByDepth),
     "without corrections": on_core(Uncorrected),
-    "siblings do not compete": on_core(Unshared),
+    "siblings do not compete": on_core(Corrected, by=Alone),
+    "all grades counted together": on_core(Corrected, by=CountedTogether),
     "no patience": on_core(ReadableCore, patience=1.0),
-    "estimates mixed": mixed,
 }
 
 

@@ -121,7 +121,7 @@ def test_evidence_is_begun_with(
         (["rows.npz", "rows2.npz"], "calibrated", "are two states; give one"),
         (["a.npz"], "calibrated", "is no file; give a state (*.npz), traces or texts"),
         (["torn.npz"], "calibrated", "torn.npz is no state, or a torn one"),
-        (["cells.npz"], "calibrated", "makes no sense, it may be damaged; it is of --evidence"),
+        (["grades.npz"], "calibrated", "makes no sense, it may be damaged; it is of --evidence"),
         (["none.txt"], "calibrated", "is no file; give a state (*.npz), traces or texts"),
         (["x/x-calibrated.jsonl"], "calibrated", "x-calibrated.jsonl is written by this run"),
         (["none.txt"], "vanilla,pld", "--evidence means nothing to vanilla, pld; leave it out"),
@@ -139,8 +139,8 @@ def test_evidence_that_is_none_is_refused(
     for name in ("rows.npz", "rows2.npz"):
         with (tmp_path / name).open("wb") as file:
             write_state(file, "recycling", {"rows": np.empty(0, np.int64)}, None)
-    with (tmp_path / "cells.npz").open("wb") as file:
-        write_state(file, "calibrated", {"greedy.cells": np.array([3])}, None)
+    with (tmp_path / "grades.npz").open("wb") as file:
+        write_state(file, "calibrated", {"greedy.grades": np.array([3])}, None)
     (tmp_path / "torn.npz").write_bytes((tmp_path / "rows.npz").read_bytes()[:100])
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "x-calibrated.jsonl").write_text("")

@@ -243,7 +243,7 @@ def test_what_the_native_core_cannot_take_is_refused() -> None:
     tree = drafter.draft(3, [3, 4, 5, 6])
     with pytest.raises(ValueError, match=f"3 rows of best tokens for {len(tree)} nodes"):
         drafter.observe(tree, [0], [[1, 2]] * 3)
-    with pytest.raises(ValueError, match="a prior of 3 cells for"):
+    with pytest.raises(ValueError, match="a prior of 3 grades for"):
         drafter.use_prior([0.1, 0.2, 0.3])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
 from model.logitspec import (
@@ -12,12 +11,13 @@ from model.logitspec import (
 )
 from model.logitspec.drafters.calibrated.evidence import (
     AnswerEvidence,
+    Evidence,
     LastEvidence,
     NgramEvidence,
     RowEvidence,
-    Source,
 )
-from model.logitspec.drafters.calibrated.prior import PRIOR, additive_prior
+from model.logitspec.drafters.calibrated.prior import PRIOR, prior_of
+from model.logitspec.drafters.calibrated.source import Source
 from model.logitspec.sizing.acceptance_table import AcceptanceTable
 
 
@@ -91,12 +91,20 @@ def test_wider_sources_take_the_nearest_fitted_grade() -> None:
     assert wide.fitted[12] == "rank 7 in the row of two tokens"
     fitted = json.loads(PRIOR.read_text())
     for source in CalibratedDrafter(max_ngram_size=9, row_width=20, last_width=60).sources:
-        assert set(source.fitted) <= fitted[source.name].keys()
+        for own, grade in zip(source.grades, source.fitted, strict=True):
+            assert (grade in fitted[source.name]) is not own.startswith("no")
 
 
-def test_the_prior_adds_log_odds_and_the_table_learns_shares() -> None:
-    prior = additive_prior(0.0, [[0.0, 1.0], [0.0, -2.0]])
-    assert prior == pytest.approx([0.5, 1 / (1 + np.exp(-1)), 1 / (1 + np.e**2), 1 / (1 + np.e)])
+def test_the_prior_is_by_grade_and_the_table_learns_shares() -> None:
+    evidence = Evidence(5, 8, 24, keep_rows=True, keep_ngrams=True)
+    fitted = json.loads(PRIOR.read_text())
+    prior = prior_of(fitted, evidence.sources)
+    assert len(prior) == sum(len(source.grades) for source in evidence.sources)
+    cell = evidence.rows.stride * 3 + evidence.earlier.stride * 7
+    assert evidence.rows.grade(cell) == "rank 2 in the row of two tokens"
+    assert prior[evidence.rows.place(cell)] == fitted["rows"]["rank 2 in the row of two tokens"]
+    assert not evidence.earlier.names(cell) and prior[evidence.earlier.place(cell)] == 0
+    prior = [0.5, 0.25, 0.1]
     table = AcceptanceTable(prior, strength=2)
     table.learn(0, True)
     table.learn(0, True)

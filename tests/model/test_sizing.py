@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.calibration import reliability
-from benchmarks.fit_prior import fit
+from benchmarks.fit_prior import FLAT as FLAT_PRIOR
+from benchmarks.fit_prior import fit, flat_prior
 from model.logitspec import (
     CalibratedDrafter,
     DraftTree,
@@ -24,12 +25,9 @@ from model.logitspec import (
     decode,
     storage,
 )
-from model.logitspec.drafters.calibrated.evidence import (
-    LastEvidence,
-    NgramEvidence,
-    Source,
-)
-from model.logitspec.drafters.calibrated.prior import additive_prior
+from model.logitspec.drafters.calibrated.evidence import Evidence
+from model.logitspec.drafters.calibrated.prior import prior_of
+from model.logitspec.sizing.acceptance_table import AcceptanceTable
 from model.logitspec.sizing.budget import Budget
 from model.logitspec.sizing.ranks import SizeByRank
 from model.logitspec.sizing.step_cost import StepCost, rising
@@ -230,15 +228,17 @@ def test_logitspecs_ranks_learn_from_guesses_that_were_cut_off() -> None:
     assert (table.seen[1], table.right[1], table.seen[2], table.right[2]) == (1, 1, 1, 0)
 
 
-def test_the_fit_finds_the_weights_that_made_the_counts() -> None:
-    chance = np.random.default_rng(0)
-    sources: Sequence[Source] = (NgramEvidence(1, 1), LastEvidence(3, 7))
-    weights = [chance.normal(size=len(source.grades)) for source in sources]
-    prior = np.array(additive_prior(-1.0, weights))
-    seen = np.full(len(prior), 4000.0)
-    fitted = fit(sources, seen, seen * prior)
-    again = additive_prior(fitted["bias"], [list(fitted[s.name].values()) for s in sources])
-    assert again == pytest.approx(prior.tolist(), abs=0.01)
+def test_the_fit_is_how_often_each_grade_was_right() -> None:
+    evidence = Evidence(5, 8, 24, keep_rows=True, keep_ngrams=True)
+    table = AcceptanceTable(flat_prior(evidence.sources), 20.0)
+    place = evidence.last.first + 2  # of the second best of the last logits
+    for right in [True] * 30 + [False] * 70:
+        table.learn(place, right)
+    fitted = fit(evidence.sources, table)
+    prior = prior_of(fitted, evidence.sources)
+    assert prior[place] == pytest.approx(0.3, abs=0.01)
+    assert fitted["last logits"]["rank 1 or more"] == prior[place]
+    assert {*prior[:place], *prior[place + 1 :]} == {0.0, FLAT_PRIOR}
 
 
 def test_reliability_by_hand() -> None:

@@ -123,7 +123,7 @@ def test_answers_alone_are_evidence(core: str) -> None:
     ("name", "numbers"),
     [
         ("layout", [1, 2, 3]),
-        ("greedy.cells", [0]),
+        ("greedy.grades", [0]),
         ("greedy.answers", [1, 2]),
         ("greedy.answers", [-2, -1]),
         ("greedy.answers", [1 << 24, -1]),
@@ -158,8 +158,8 @@ def test_counts_that_contradict_each_other_are_refused() -> None:
     state = drafter.state()
     for name, change in (
         ("sampled.right", lambda a: a + 1000),
-        ("sampled.cells", lambda a: a[0] + 0 * a),
-        ("sampled.cells", lambda a: a + len(drafter.table.prior)),
+        ("sampled.grades", lambda a: a[0] + 0 * a),
+        ("sampled.grades", lambda a: a + len(drafter.table.prior)),
         ("sampled.bins", lambda a: a[::-1] + 1 - 2 * (a > 0)),
         ("sampled.shares", lambda a: -a),
         ("sampled.shares", lambda a: 0 * a),

@@ -1,4 +1,4 @@
-"""How likely drafts are right, by their cell: learnt from what was accepted."""
+"""How likely drafts are right, by their grade: learnt from what was accepted."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 
 from ..listed import Numbers
 
-COUNTED = ("cells", "seen", "right")
+COUNTED = ("grades", "seen", "right")
 
 
 class AcceptanceTable:
-    """How likely a draft of a cell is right, given that its parent is.
+    """How likely a draft of a grade is right, given that its parent is.
 
     The share of the right ones among those seen, with the prior counting as so many of them.
 
     Args:
-        prior: what is believed of each cell before anything was seen.
+        prior: what is believed of each grade before anything was seen.
         strength: how many observations the prior weighs.
     """
 
@@ -37,30 +37,30 @@ class AcceptanceTable:
         self.seen[:] = self.right[:] = self.nothing
 
     def counted(self) -> dict[str, Numbers]:
-        """The cells that were seen, how often, and how often they were right."""
+        """The grades that were seen, how often, and how often they were right."""
         seen, right = np.array(self.seen, np.int64), np.array(self.right, np.int64)
-        cells = np.flatnonzero(seen)
-        return {"cells": cells, "seen": seen[cells], "right": right[cells]}
+        grades = np.flatnonzero(seen)
+        return {"grades": grades, "seen": seen[grades], "right": right[grades]}
 
     def take(self, counted: Mapping[str, Numbers]) -> None:
         """Go on from what counted() gave."""
         self.reset()
-        for cell, seen, right in zip(*(counted[n].tolist() for n in COUNTED), strict=True):
-            self.seen[cell], self.right[cell] = seen, right
-            self._estimate(cell)
+        for grade, seen, right in zip(*(counted[n].tolist() for n in COUNTED), strict=True):
+            self.seen[grade], self.right[grade] = seen, right
+            self._estimate(grade)
 
     def believe(self) -> None:
         """Make the prior of what was learnt, so that what is learnt from now on counts for more."""
         self.prior[:] = self.probability
         self.reset()
 
-    def learn(self, cell: int, right: bool) -> None:
-        """Take in whether a draft of a cell, whose parent was right, was right."""
-        self.seen[cell] += 1
-        self.right[cell] += right
-        self._estimate(cell)
+    def learn(self, grade: int, right: bool) -> None:
+        """Take in whether a draft of a grade, whose parent was right, was right."""
+        self.seen[grade] += 1
+        self.right[grade] += right
+        self._estimate(grade)
 
-    def _estimate(self, cell: int) -> None:
-        self.probability[cell] = (self.right[cell] + self.strength * self.prior[cell]) / (
-            self.seen[cell] + self.strength
+    def _estimate(self, grade: int) -> None:
+        self.probability[grade] = (self.right[grade] + self.strength * self.prior[grade]) / (
+            self.seen[grade] + self.strength
         )

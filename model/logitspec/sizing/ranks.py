@@ -65,9 +65,9 @@ class SizeByRank(FixedSize):
         self.table = AcceptanceTable(
             [*by_rank, *after_guess, *[RIGHT_AFTER_ROOT] * num_pred_tokens], PRIOR_STRENGTH
         )
-        self._after_root = guesses + branch_length  # cell of the first token after the root
+        self._after_root = guesses + branch_length  # grade of the first token after the root
         self._whole = DraftTree(0, 1)  # the last tree, before it was cut
-        self._cells, self._paths = [-1], [1.0]  # of its nodes
+        self._grades, self._paths = [-1], [1.0]  # of its nodes
         self._awaited: int | None = None  # its last accepted node
 
     def prepare(self, target: Measurable, top_k: int, node_top_k: int) -> None:
@@ -80,16 +80,16 @@ class SizeByRank(FixedSize):
         if self._awaited is not None:  # the root came after the last path
             self._learn_below(self._awaited, tree.tokens[0])
         self._whole = tree
-        self._cells = [self._cell(*node) for node in zip(tree.depths, ranks, strict=True)]
+        self._grades = [self._grade(*node) for node in zip(tree.depths, ranks, strict=True)]
         self.budget.begin(committed, tree.capacity)
         paths = self._paths = [1.0]
         self.budget.add(1.0)
         for node in range(1, len(tree)):
-            paths.append(paths[tree.parents[node]] * self.table.probability[self._cells[node]])
+            paths.append(paths[tree.parents[node]] * self.table.probability[self._grades[node]])
             self.budget.add(paths[node])
         return tree.first(self.budget.best_nodes)
 
-    def _cell(self, depth: int, rank: int | None) -> int:
+    def _grade(self, depth: int, rank: int | None) -> int:
         if rank is None:
             return self._after_root + depth - 1  # the root's own is never looked at
         return rank if depth == 1 else self._guesses + depth - 2
@@ -104,7 +104,7 @@ class SizeByRank(FixedSize):
         tree = self._whole
         for node in range(parent + 1, len(tree)):
             if tree.parents[node] == parent:
-                self.table.learn(self._cells[node], tree.tokens[node] == true)
+                self.table.learn(self._grades[node], tree.tokens[node] == true)
 
     def forget(self) -> None:
         self.table.reset()

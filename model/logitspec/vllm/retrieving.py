@@ -35,7 +35,7 @@ class RetrievedChain:
         self._pool = NgramPool(MAX_NGRAM_SIZE, most_drafts)
         self._pool.extend(ids)
         self._tokens: list[int] = []  # the root, then the last drafts
-        self._cells: list[int] = []  # of these drafts
+        self._grades: list[int] = []  # of these drafts
 
     def draft(self, root: int, top_ids: Sequence[int]) -> tuple[list[int], list[float]]:
         context = [*self._pool.ids[-MAX_NGRAM_SIZE:], root]
@@ -46,17 +46,17 @@ class RetrievedChain:
             drafts, kind = [guess, *self._pool.lookup([*context, guess])[: length - 1]], GUESSED
         drafts = drafts[: self._most]
         self._tokens = [root, *drafts]
-        self._cells = [kind * GRADED + min(at, GRADED - 1) for at in range(len(drafts))]
+        self._grades = [kind * GRADED + min(at, GRADED - 1) for at in range(len(drafts))]
         path, paths = 1.0, []
-        for cell in self._cells:
-            path *= self._table.probability[cell]
+        for grade in self._grades:
+            path *= self._table.probability[grade]
             paths.append(path)
         return drafts, paths
 
     def observe(self, verified: int, accepted: int, top_ids: Sequence[Sequence[int]]) -> None:
-        for at, cell in enumerate(self._cells[:verified]):
+        for at, grade in enumerate(self._grades[:verified]):
             if at <= accepted:
-                self._table.learn(cell, at < accepted)
+                self._table.learn(grade, at < accepted)
         self._pool.extend(self._tokens[: accepted + 1])
 
     def skip(self, tokens: Sequence[int]) -> None:

@@ -33,7 +33,7 @@ class Chains:
         max_ngram_size: longest n-gram matched.
         row_width: tokens of a row.
         last_width: ranks of the last logits that are candidates.
-        prior_strength: how many observations the fixed prior weighs in a cell.
+        prior_strength: how many observations the fixed prior weighs in a grade.
         drafting_core: "native", "python" or "auto".
 
     Raises:

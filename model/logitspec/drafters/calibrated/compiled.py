@@ -27,15 +27,15 @@ FLAGS = ("-O2", "-ffp-contract=off")  # the very sums of Python
 Double = ctypes.c_double
 INTEGERS = (
     *("capacity", "max_ngram_size", "lengths", "row_width", "ranks", "last_width"),
-    *("row_stride", "last_stride"),
-    *("earlier_stride", "most_followers", "most_earlier", "keep_rows", "keep_ngrams"),
+    *("most_followers", "most_earlier", "keep_rows", "keep_ngrams"),
 )
 Settings = structure(
     "Settings", **dict.fromkeys(INTEGERS, Int),
-    **dict.fromkeys(("pruning", "patience", "chain_least"), Double), last_steps=Pointer,
+    **dict.fromkeys(("pruning", "patience", "chain_least"), Double), grade_count=Int,
+    **dict.fromkeys(("last_grades", "strides", "firsts", "named"), Pointer),
 )  # fmt: skip
 OF_CORRECTIONS = ("weights", "squares", "any_right", "nodes")
-OF_CELLS = dict.fromkeys(("prior", "probability"), np.float64) | dict.fromkeys(
+OF_GRADES = dict.fromkeys(("prior", "probability"), np.float64) | dict.fromkeys(
     ("nothing", "seen", "right"), np.int64
 )
 OF_TABLE = ("probability", "seen", "right", "prior", *OF_CORRECTIONS)
@@ -92,15 +92,18 @@ class CompiledCore:
         for name in ("listed", "listed_logs"):
             getattr(self._library, f"drafting_{name}").restype = Pointer
         ngrams, rows, last, earlier = evidence.sources
-        steps = integers(last.steps)
+        last_grades = 1 + integers(last.steps) // last.stride
+        strides, firsts = integers([[s.stride, s.first] for s in evidence.sources]).T.copy()
+        named = np.array(corrections.named, np.uint8)
         settings = Settings(
             capacity=capacity, pruning=growth.PRUNING, chain_least=chain_least,
             patience=1.0 if chain_least else growth.PATIENCE,
             max_ngram_size=ngrams.max_ngram_size, lengths=ngrams.lengths,
             row_width=rows.width, ranks=rows.ranks, keep_rows=rows.keep,
-            last_width=len(steps), last_steps=steps.ctypes.data, keep_ngrams=earlier.keep,
-            row_stride=rows.stride, last_stride=last.stride, earlier_stride=earlier.stride,
-            most_followers=MOST_FOLLOWERS, most_earlier=MOST_EARLIER,
+            last_width=len(last_grades), last_grades=last_grades.ctypes.data,
+            keep_ngrams=earlier.keep, most_followers=MOST_FOLLOWERS, most_earlier=MOST_EARLIER,
+            strides=strides.ctypes.data, firsts=firsts.ctypes.data, named=named.ctypes.data,
+            grade_count=len(named),
         )  # fmt: skip
         other = None if shared is None else shared._handle
         self._handle: ctypes.c_void_p = Pointer(
@@ -122,7 +125,7 @@ class CompiledCore:
         self.use(table)
 
     def use(self, table: AcceptanceTable) -> None:
-        for name, kind in OF_CELLS.items():
+        for name, kind in OF_GRADES.items():
             setattr(table, name, np.ascontiguousarray(getattr(table, name), kind))
         known = (table.probability, table.seen, table.right, table.prior)
         self._kept = (*known, *self._corrections)

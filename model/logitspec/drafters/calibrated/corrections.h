@@ -10,7 +10,7 @@
 
 extern "C" {
 
-struct Table {  // of acceptance, a number for every cell; then what corrects it
+struct Table {  // of acceptance, a number for every grade; then what corrects it
     double* probability;
     int64_t *seen, *right;
     const double* prior;
@@ -42,26 +42,32 @@ struct Below {  // a node
 
 class Corrections {
   public:
-    // Of four sources of evidence; strides are those of the second, the third and the fourth.
-    Corrections(std::array<int64_t, 3> strides, int64_t last_count) {
-        int64_t stride = 1, begin = ODDS_LEVELS;
-        for (size_t i = 0; i < sources_.size(); i++) {
-            int64_t count = i < strides.size() ? strides[i] / stride : last_count;
-            sources_[i] = {uint32_t(stride), uint32_t(count), begin};
-            begin += count;
-            stride *= count;
-        }
-        mixed_ = begin;
+    // `firsts` tells where the grades of each source begin, `named` of all grades whether the source
+    // names a token of it.
+    Corrections(const int64_t* firsts, const uint8_t* named, int64_t grades)
+        : named_(named, named + grades), levels_(grades + (1 << SOURCES)) {
+        std::copy_n(firsts, SOURCES, firsts_.begin());
     }
 
     // How likely each candidate is right.
     void weigh(Below& below, const Table& table) const {
         double total = 0, whole = 0;
         for (Candidate& c : below.all) {
-            double logit = log_odds(table.probability[c.cell]);
-            c.level = bin_of(EDGES, logit);
+            double wrong = 1;
+            int64_t choice = 0;
+            for (size_t i = 0; i < SOURCES; i++) {
+                int64_t at = firsts_[i] + c.grades[i];
+                if (named_[at]) {
+                    wrong *= 1 - table.probability[at];
+                    choice |= int64_t(1) << i;
+                }
+            }
+            double logit = log_odds(1 - wrong);
+            c.choice = int64_t(named_.size()) + choice;
+            c.level = levels_ + bin_of(EDGES, logit);
+            for (size_t i = 0; i < SOURCES; i++) logit += table.weights[firsts_[i] + c.grades[i]];
+            logit += table.weights[c.choice];
             logit += table.weights[c.level];
-            for (const Grades& source : sources_) logit += table.weights[source.at(c.cell)];
             c.probability = std::exp(std::min(MOST, std::max(-MOST, logit)));
             total += c.probability;
             whole += c.probability / (1 + c.probability);
@@ -81,8 +87,21 @@ class Corrections {
         for (const Candidate& c : below.all) {
             table.any_right[below.bin] += c.token == right;
             double error = (c.token == right) - c.probability;
+            for (size_t i = 0; i < SOURCES; i++) learn_at(firsts_[i] + c.grades[i], error, table);
+            learn_at(c.choice, error, table);
             learn_at(c.level, error, table);
-            for (const Grades& source : sources_) learn_at(source.at(c.cell), error, table);
+        }
+    }
+
+    // Counts a candidate in the table, for every source that names it.
+    void count(const Candidate& c, bool right, const Table& t) const {
+        for (size_t i = 0; i < SOURCES; i++) {
+            int64_t at = firsts_[i] + c.grades[i];
+            if (!named_[at]) continue;
+            t.seen[at]++;
+            t.right[at] += right;
+            t.probability[at] =
+                (t.right[at] + t.strength * t.prior[at]) / (t.seen[at] + t.strength);
         }
     }
 
@@ -96,20 +115,15 @@ class Corrections {
     std::pair<double, int64_t> correct_mixture(double mixed, int64_t guess,
                                                const Table& table) const {
         double logit = log_odds(mixed);
-        int64_t at = mixed_ + guess * ODDS_LEVELS + bin_of(EDGES, logit);
+        int64_t at = levels_ + (1 + guess) * ODDS_LEVELS + bin_of(EDGES, logit);
         logit = std::min(MOST, std::max(-MOST, logit + table.weights[at]));
         return {1 / (1 + std::exp(-logit)), at};
     }
 
   private:
-    struct Grades {
-        uint32_t stride, count;
-        int64_t begin;  // of its weights
-        int64_t at(int64_t cell) const { return begin + uint32_t(cell) / stride % count; }
-    };
-
-    std::array<Grades, 4> sources_;
-    int64_t mixed_;  // where the weights of mixtures begin
+    std::array<int64_t, SOURCES> firsts_;
+    std::vector<uint8_t> named_;
+    int64_t levels_;  // where the weights of the levels begin; those of mixtures follow
 };
 
 }  // namespace

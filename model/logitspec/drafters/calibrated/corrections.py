@@ -1,13 +1,15 @@
-"""What the acceptance table's cells leave out, learnt from every candidate that is seen.
+"""How likely a candidate is by all grades together, and not by each alone.
 
-A cell that was seen seldom knows little but its prior. So weights are added to a cell's log-odds:
-one for the grade of each source, and one for the level of the log-odds. They are learnt from
-how far each probability was off, by steps whose length is AdaGrad's (Duchi, Hazan, Singer, Adaptive
-Subgradient Methods, JMLR 12, 2011).
+The acceptance table knows how often each grade of a source was right. Sources that agree make a
+token more likely: it is wrong only if it is so by all that name it (noisy or). They are not
+independent, so weights are added to the log-odds of that: for the grade of each source, for which
+sources name the token, and for the level of the log-odds. They are learnt from how far each
+probability was off, by steps whose length is AdaGrad's (Duchi, Hazan, Singer, Adaptive Subgradient
+Methods, JMLR 12, 2011).
 
-Nor does a cell know of the other candidates, of which one at most is right. So what the candidates
-below a node share is how often any of them is right, which is learnt by the sum of their
-probabilities. Each has a part of that in proportion to its odds, as in a conditional logit.
+Of the candidates below a node one at most is right. So what they share is how often any of them is
+right, which is learnt by the sum of their probabilities. Each has a part of that in proportion to
+its odds, as in a conditional logit.
 
 Of samples whose noise is known, a mixture of two estimates is corrected in the same way
 (foresight.py): a mean of the two is too careful where they agree.
@@ -17,14 +19,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from math import exp, log, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...listed import Numbers
-from .evidence import Source
+from .source import Source
 
 EDGES = (-3.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # least log-odds of each level but the first
 LEVELS = len(EDGES) + 1
@@ -41,20 +42,22 @@ class Weighed(NamedTuple):
     """The candidates below a node, a number of each."""
 
     tokens: Sequence[int]
-    cells: Sequence[int]  # of the acceptance table
+    cells: Sequence[int]  # the grades of each
     probabilities: Sequence[float]  # that each is right, given that the node is
     bin: int  # of the sum of what these would be alone; -1: there is no candidate
-    levels: Sequence[int]  # of their log-odds by the table
+    levels: Sequence[int]  # the weights of the levels of their log-odds before all corrections
 
 
 class Corrections:
-    """Weights that are added to the log-odds of an acceptance table's cells, and what sums mean.
+    """Weights that are added to the log-odds of candidates, and what sums mean.
 
     Args:
         sources: of evidence.
 
     Attributes:
-        weights: of the levels, of each source's grades, of all guesses and levels.
+        named: whether a token of each grade is named by the source.
+        weights: of each source's grades, of each choice of sources, of the levels, of all guesses
+            and levels.
         squares: the squared errors that each weight has seen.
         any_right: by bin, at how many nodes a candidate was right.
         nodes: by bin, of how many.
@@ -62,9 +65,10 @@ class Corrections:
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self._grades = [(source.stride, len(source.grades)) for source in sources]
-        *self._begins, self._mixed = accumulate((n for _, n in self._grades), initial=LEVELS)
-        self.count = self._mixed + len(GUESSES) * LEVELS
+        self._sources = [(source.first, source.stride, len(source.grades)) for source in sources]
+        self.named = [not grade.startswith("no") for s in sources for grade in s.grades]
+        self._levels = len(self.named) + 2 ** len(sources)
+        self.count = self._levels + (1 + len(GUESSES)) * LEVELS
         # Lists, which Python reads fastest; arrays where compiled code learns
         self.weights: Any = [0.0] * self.count
         self.squares: Any = [DOUBT] * self.count
@@ -93,18 +97,32 @@ class Corrections:
 
         Args:
             tokens: of the candidates.
-            cells: of the candidates, in the acceptance table.
-            known: that table's probabilities, by cell.
+            cells: the grades of each.
+            known: by the acceptance table, of each grade.
         """
         levels: list[int] = []
         odds: list[float] = []
         for cell in cells:
-            logit = log_odds(known[cell])
-            levels.append(bisect_right(EDGES, logit))
-            for place in (levels[-1], *self._places(cell)):
+            places = self.places(cell)
+            logit = log_odds(1 - self.wrong(places, known))
+            levels.append(self._levels + bisect_right(EDGES, logit))
+            for place in (*places, self._choice(places), levels[-1]):
                 logit += self.weights[place]
             odds.append(exp(min(MOST, max(-MOST, logit))))
         return Weighed(tokens, cells, *self.share(odds), levels)
+
+    def wrong(self, places: Sequence[int], known: Any) -> float:
+        """How likely a candidate is wrong, if what its sources say is independent.
+
+        Args:
+            places: of its grades.
+            known: by the acceptance table, of each grade.
+        """
+        wrong = 1.0
+        for place in places:
+            if self.named[place]:
+                wrong *= 1 - known[place]
+        return float(wrong)
 
     def share(self, odds: Sequence[float]) -> tuple[list[float], int]:
         """The probabilities of candidates of which one at most is right, and their sum's bin.
@@ -137,7 +155,8 @@ class Corrections:
         for token, cell, probability, level in each:
             self.any_right[weighed.bin] += token == true
             error = (token == true) - probability
-            for place in (level, *self._places(cell)):
+            places = self.places(cell)
+            for place in (*places, self._choice(places), level):
                 self.learn_at(place, error)
 
     def learn_at(self, place: int, error: float) -> None:
@@ -158,7 +177,7 @@ class Corrections:
             guess: which of GUESSES it is.
         """
         logit = log_odds(probability)
-        at = self._mixed + guess * LEVELS + bisect_right(EDGES, logit)
+        at = self._levels + (1 + guess) * LEVELS + bisect_right(EDGES, logit)
         return 1 / (1 + exp(-min(MOST, max(-MOST, logit + self.weights[at])))), at
 
     def believe(self) -> None:
@@ -170,10 +189,13 @@ class Corrections:
         self._first = known
         self.reset()
 
-    def _places(self, cell: int) -> list[int]:
-        """The weights of a cell's grades."""
-        known = zip(self._begins, self._grades, strict=True)
-        return [begin + cell // stride % count for begin, (stride, count) in known]
+    def places(self, cell: int) -> list[int]:
+        """Of the grades that make up a cell, in the table and among the weights."""
+        return [first + cell // stride % count for first, stride, count in self._sources]
+
+    def _choice(self, places: Sequence[int]) -> int:
+        """The weight of those sources that name a candidate with these grades."""
+        return len(self.named) + sum(self.named[place] << at for at, place in enumerate(places))
 
 
 def log_odds(probability: float) -> float:

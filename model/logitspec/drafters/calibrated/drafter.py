@@ -1,8 +1,8 @@
 """Calibrated draft trees, this project's own method: grown best first by how likely each path is.
 
-The evidence for a token is in evidence.py. What it is worth is in an acceptance table that learns
-from every step, and in corrections.py. growth.py grows the trees, and sizing/budget.py ends those
-that size themselves.
+The evidence for a token is in evidence.py. What each grade of it is worth is in an acceptance table
+that learns from every step, and what all of it together is worth in corrections.py. growth.py grows
+the trees, and sizing/budget.py ends those that size themselves.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from ..base import Drafter, register
 from .compiled import CompiledCore
 from .cores import Core, find_core
 from .corrections import SUMS, Corrections
-from .evidence import MOST_EARLIER, Evidence, Source
+from .evidence import MOST_EARLIER, Evidence
 from .foresight import BINS, KINDS, LEVELS, ForesightTable, SampledCore
 from .growth import Drafted, ReadableCore
 from .prior import PRIOR, SAMPLED_PRIOR, prior_of
+from .source import Source
 from .state import KEPT, LAYOUT, NOTHING, STATES, makes_sense, parts, with_answers
 
 SAMPLED_WIDTH, CHEAP_SAMPLED_WIDTH = 128, 32  # finding more tokens takes more time
@@ -51,13 +52,13 @@ class CalibratedDrafter(Drafter):
 
     Below every draft node the candidates are the tokens that some evidence names: what followed
     the longest matching n-gram, here and in earlier answers, the target's best tokens when it last
-    stood at such a token (a row of "copy logits"), and, below the root, the last logits. A
-    candidate's grades select a cell of the acceptance table. Weights that are learnt on line
-    correct that, and the candidates below a node share what there is. So each has a probability,
-    given its parent; the product along a path is the path's. The tree takes the node next that is
-    worth most: the most probable one, or one nearer to the root that is nearly as probable. Every
-    step shows of each candidate below the accepted nodes whether it was right, and all of it is
-    learnt from that.
+    stood at such a token (a row of "copy logits"), and, below the root, the last logits. An
+    acceptance table knows how often candidates of each grade were right. Weights that are learnt on
+    line join the grades, and the candidates below a node share what there is. So each has a
+    probability, given its parent; the product along a path is the path's. The tree takes the node
+    next that is worth most: the most probable one, or one nearer to the root that is nearly as
+    probable. Every step shows of each candidate below the accepted nodes whether it was right, and
+    all of it is learnt from that.
 
     The table, its corrections, the rows and the n-grams of answers are kept from prompt to prompt.
 
@@ -70,7 +71,7 @@ class CalibratedDrafter(Drafter):
         max_ngram_size: longest n-gram matched.
         row_width: tokens of a row.
         last_width: ranks of the last logits that are candidates.
-        prior_strength: how many observations the fixed prior weighs in a cell.
+        prior_strength: how many observations the fixed prior weighs in a grade.
         reset_table: begin every prompt with the prior.
         reset_rows: begin every prompt without the rows of earlier ones.
         reset_ngrams: begin every prompt without the n-grams of earlier answers.
@@ -164,7 +165,7 @@ class CalibratedDrafter(Drafter):
 
     @property
     def sources(self) -> Sequence[Source]:
-        """Of evidence; the grades of all make up the table's cells."""
+        """Of evidence; the acceptance table has a place for every grade of each."""
         return self.evidence.sources
 
     @property
@@ -174,21 +175,21 @@ class CalibratedDrafter(Drafter):
 
     @property
     def cells(self) -> list[int]:
-        """Of the last tree's nodes, in the acceptance table."""
+        """The grades of the last tree's nodes, see source.py."""
         return self.drafted.cells
 
     def use_prior(self, prior: Sequence[float], foresight: Mapping[str, Any] | None = None) -> None:
         """Begin anew with another prior.
 
         Args:
-            prior: of as many cells as the acceptance table has.
+            prior: of as many grades as the acceptance table has.
             foresight: that of a foresight table, if the prior is one of samples.
 
         Raises:
-            ValueError: it has another number of cells.
+            ValueError: it has another number of grades.
         """
         if len(prior) != len(self.table.prior):
-            raise ValueError(f"a prior of {len(prior)} cells for {len(self.table.prior)}")
+            raise ValueError(f"a prior of {len(prior)} grades for {len(self.table.prior)}")
         self.forget()
         if foresight is None:
             self.use_table(AcceptanceTable(prior, self._prior_strength))
@@ -311,7 +312,7 @@ class CalibratedDrafter(Drafter):
                 continue
             self._use(sampled=sampled)
             self._core.take({name: own.get(name, NOTHING) for name in KEPT})
-            if "cells" in own:
+            if "grades" in own:
                 self.table.take(own)
             if "weights" in own:
                 self.corrections.take(own)
@@ -368,13 +369,16 @@ class CalibratedDrafter(Drafter):
         lines: list[str] = []
         tokens, parents, paths, _ = self.drafted
         while node:
-            cell, table = self.cells[node], self.table
-            evidence = "; ".join(f"{s.name}: {s.grade(cell)}" for s in self.sources)
+            cell, evidence = self.cells[node], []
+            for source in self.sources:
+                evidence.append(f"{source.name}: {source.grade(cell)}")
+                if source.names(cell):
+                    at, table = source.place(cell), self.table
+                    evidence[-1] += (
+                        f", right {table.right[at]} of {table.seen[at]} times, prior "
+                        f"{table.prior[at]:.3f}, now {table.probability[at]:.3f}"
+                    )
             probability = paths[node] / paths[parents[node]]
-            lines.append(
-                f"token {tokens[node]}: {probability:.3f} ({evidence}; right "
-                f"{table.right[cell]} of {table.seen[cell]} times, prior {table.prior[cell]:.3f}, "
-                f"by the table {table.probability[cell]:.3f})"
-            )
+            lines.append(f"token {tokens[node]}: {probability:.3f} ({'; '.join(evidence)})")
             node = parents[node]
         return "\n".join(reversed(lines))

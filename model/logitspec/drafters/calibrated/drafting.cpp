@@ -14,12 +14,14 @@ extern "C" {
 
 struct Settings {
     int64_t capacity, max_ngram_size, lengths, row_width, ranks, last_width;
-    int64_t row_stride, last_stride, earlier_stride;  // of the cells; that of the n-grams is 1
     int64_t most_followers, most_earlier;
     int64_t keep_rows, keep_ngrams;
     double pruning, patience;
     double chain_least;  // path probability where a chain ends; 0: trees are drafted, not chains
-    const int64_t* last_steps;  // [last_width]
+    int64_t grade_count;          // of all sources
+    const int64_t* last_grades;   // [last_width] of the ranks of the last logits
+    const int64_t *strides, *firsts;  // [SOURCES] of each source's grades: in a cell, among all
+    const uint8_t* named;             // [grade_count] whether a source names tokens of the grade
 };
 
 struct Costs {  // of a tree that sizes itself, by its nodes; see budget.py
@@ -55,7 +57,7 @@ struct Kept {  // from prompt to prompt
 
 struct Drafting {
     Settings set;
-    std::vector<int64_t> last_steps;
+    std::vector<int64_t> last_grades, strides;
     std::shared_ptr<Kept> kept;
     Ngrams own;
     std::vector<Token> prompt;
@@ -75,12 +77,13 @@ struct Drafting {
 
     // `other` shares what is kept; null: nobody does.
     Drafting(const Settings& s, const Drafting* other)
-        : set(s), last_steps(s.last_steps, s.last_steps + s.last_width),
+        : set(s), last_grades(s.last_grades, s.last_grades + s.last_width),
+          strides(s.strides, s.strides + SOURCES),
           kept(other ? other->kept : std::make_shared<Kept>(s.row_width)), single(s.row_width),
           pairs(s.row_width),
-          corrections({s.row_stride, s.last_stride, s.earlier_stride}, s.row_stride),
-          below(s.capacity), guessed(s.capacity) {
-        set.last_steps = nullptr;
+          corrections(s.firsts, s.named, s.grade_count), below(s.capacity), guessed(s.capacity) {
+        set.last_grades = set.strides = set.firsts = nullptr;
+        set.named = nullptr;
     }
 
     void commit(Ngrams& ngrams, std::vector<Token>& before, Token token) const {
@@ -189,23 +192,26 @@ struct Drafting {
         begin(nullptr, 0);
     }
 
-    static void name(std::vector<Candidate>& named, Token token, int64_t more) {
-        for (Candidate& known : named)
-            if (known.token == token) {
-                known.cell += more;
-                return;
-            }
-        named.push_back({token, more});
+    static void name(std::vector<Candidate>& named, Token token, size_t source, int64_t grade) {
+        auto same = [=](const Candidate& known) { return known.token == token; };
+        auto at = std::find_if(named.begin(), named.end(), same);
+        if (at == named.end()) {
+            at = named.insert(at, {token, {}});
+            at->grades.fill(UNNAMED);
+        }
+        at->grades[source] = int32_t(grade);
     }
 
-    // Names what followed the longest n-gram, and tells where tokens that are not named stand.
+    // Names what followed the longest n-gram; returns the grade of tokens that are not named.
     template <class Before>
-    int64_t look_into(const Ngrams& ngrams, Before before, int64_t most, int64_t stride,
+    int64_t look_into(const Ngrams& ngrams, Before before, int64_t most, size_t source,
                       std::vector<Candidate>& named) const {
         auto [matched, found] = ngrams.match(before, most);
         if (!matched) return 0;
+        int64_t base = 1 + (std::min(matched, set.lengths) - 1) * SHARES;
         if (found->size() == 1) {
-            name(named, found->front().token, (found->front().times == 1 ? ONCE : ALWAYS) * stride);
+            bool once = found->front().times == 1;
+            name(named, found->front().token, source, base + (once ? ONCE : ALWAYS));
         } else {
             int64_t total = 0;
             for (const Follower& f : *found) total += f.times;
@@ -213,19 +219,19 @@ struct Drafting {
             for (size_t i = first; i < found->size(); i++) {
                 int64_t times = 3 * (*found)[i].times;
                 int64_t share = times <= total ? 1 : times <= 2 * total ? 2 : 3;
-                name(named, (*found)[i].token, share * stride);
+                name(named, (*found)[i].token, source, base + share);
             }
         }
-        return (1 + (std::min(matched, set.lengths) - 1) * SHARES) * stride;
+        return base;
     }
 
-    // The candidates below a node, with their cells. before(n) is the n-th last token up to it.
-    // Returns the cell of tokens that are not named.
+    // The candidates below a node. before(n) is the n-th last token up to it. Returns the grades of
+    // tokens that are not named.
     template <class Before>
-    int64_t look(Before before, int64_t length, const int64_t* top, int64_t tops,
-                 std::vector<Candidate>& named) const {
+    Grades look(Before before, int64_t length, const int64_t* top, int64_t tops,
+                std::vector<Candidate>& named) const {
         named.clear();
-        int64_t base = 0;
+        Grades base{};
         Token token = before(1);
 
         const Kept& old = *kept;
@@ -237,35 +243,37 @@ struct Drafting {
                 row = rows->get(token);
             }
         if (row.first) {
-            base += (kind + 1) * (set.ranks + 1) * set.row_stride;
-            for (int64_t rank = 0; rank < row.second; rank++) {
-                int64_t more = (std::min(rank, set.ranks - 1) - set.ranks) * set.row_stride;
-                auto same = [&](const Candidate& c) { return c.token == row.first[rank]; };
-                auto known = std::find_if(named.begin(), named.end(), same);
-                if (known == named.end())
-                    named.push_back({row.first[rank], more});
-                else
-                    known->cell = more;
-            }
+            int64_t first = 1 + kind * (set.ranks + 1);  // then the other ranks', then that of none
+            base[OF_ROWS] = int32_t(first + set.ranks);
+            for (int64_t rank = 0; rank < row.second; rank++)
+                name(named, row.first[rank], OF_ROWS, first + std::min(rank, set.ranks - 1));
         }
 
         int64_t most = std::min(length, set.max_ngram_size);
-        base += look_into(own, before, most, 1, named);
-        base += look_into(kept->ngrams, before, most, set.earlier_stride, named);
+        base[OF_NGRAMS] = int32_t(look_into(own, before, most, OF_NGRAMS, named));
+        base[OF_EARLIER] = int32_t(look_into(kept->ngrams, before, most, OF_EARLIER, named));
 
         if (top) {
-            base += set.last_stride;
+            base[OF_LAST] = 1;
             for (int64_t rank = 0; rank < std::min(tops, set.last_width); rank++)
-                if (top[rank] != token) name(named, Token(top[rank]), last_steps[rank]);
+                if (top[rank] != token) name(named, Token(top[rank]), OF_LAST, last_grades[rank]);
         }
-        for (Candidate& candidate : named) candidate.cell += base;
+        for (Candidate& candidate : named)
+            for (size_t i = 0; i < SOURCES; i++)
+                if (candidate.grades[i] == UNNAMED) candidate.grades[i] = base[i];
         return base;
+    }
+
+    int64_t cell_of(const Grades& grades) const {
+        int64_t cell = 0;
+        for (size_t i = 0; i < SOURCES; i++) cell += grades[i] * strides[i];
+        return cell;
     }
 
     // What both estimates say of the candidates below a node, and the share of the acceptance table.
     template <class Before>
     double weigh(Before before, int64_t length, int64_t depth, const std::vector<Candidate>& named,
-                 int64_t base, const Foresight& f, Guesses& guesses) const {
+                 const Grades& base, const Foresight& f, Guesses& guesses) const {
         guesses.all.clear();
         guesses.mixture = -1;
         double share = 1;
@@ -292,8 +300,8 @@ struct Drafting {
             for (auto [its, place] : foresee(row, state_of(f.stream, committed + depth + 1))) {
                 int64_t bin = kind * BINS + place;
                 const Candidate* c = known(its);
-                guesses.all.push_back({its, c ? c->cell : base, c ? c->probability : 0, bin,
-                                       probability(f, bin)});
+                guesses.all.push_back({its, cell_of(c ? c->grades : base), c ? c->probability : 0,
+                                       bin, probability(f, bin)});
             }
         }
         size_t foreseen = guesses.all.size();
@@ -301,18 +309,13 @@ struct Drafting {
             auto same = [&](const Guess& guess) { return guess.token == c.token; };
             auto end = guesses.all.begin() + foreseen;
             if (std::find_if(guesses.all.begin(), end, same) == end)
-                guesses.all.push_back({c.token, c.cell, c.probability, -1, 0});
+                guesses.all.push_back({c.token, cell_of(c.grades), c.probability, -1, 0});
         }
         return share;
     }
 
     void learn_below(int64_t node, Token right, const Table& t, const Foresight* f) const {
-        for (const Candidate& c : below[node].all) {
-            t.seen[c.cell]++;
-            t.right[c.cell] += c.token == right;
-            t.probability[c.cell] =
-                (t.right[c.cell] + t.strength * t.prior[c.cell]) / (t.seen[c.cell] + t.strength);
-        }
+        for (const Candidate& c : below[node].all) corrections.count(c, c.token == right, t);
         corrections.learn(below[node], right, t);
         if (!f) return;
         for (const Guess& g : guessed[node].all)
@@ -364,7 +367,7 @@ struct Drafting {
                 }
                 auto& named = below[node].all;
                 auto before = [&](int64_t n) { return last[n - 1]; };
-                int64_t base = look(before, length, node ? nullptr : top, tops, named);
+                Grades base = look(before, length, node ? nullptr : top, tops, named);
                 looked = nodes;
                 corrections.weigh(below[node], table);
                 auto push = [&](Token token, int64_t cell, double probability) {
@@ -387,9 +390,10 @@ struct Drafting {
                         return a.probability < b.probability;
                     };
                     auto best = std::max_element(named.begin(), named.end(), less);
-                    if (best != named.end()) push(best->token, best->cell, best->probability);
+                    if (best != named.end())
+                        push(best->token, cell_of(best->grades), best->probability);
                 } else {
-                    for (const Candidate& c : named) push(c.token, c.cell, c.probability);
+                    for (const Candidate& c : named) push(c.token, cell_of(c.grades), c.probability);
                 }
             }
             if (nodes == set.capacity) break;

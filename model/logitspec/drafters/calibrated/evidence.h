@@ -28,11 +28,16 @@ using Key = uint64_t;  // two numbers of 32 bits
 
 Key key(uint32_t first, uint32_t second) { return Key(first) << 32 | second; }
 
+constexpr size_t SOURCES = 4;
+constexpr size_t OF_NGRAMS = 0, OF_ROWS = 1, OF_LAST = 2, OF_EARLIER = 3;
+constexpr int32_t UNNAMED = -1;
+using Grades = std::array<int32_t, SOURCES>;
+
 struct Candidate {
     Token token;
-    int64_t cell;
+    Grades grades;  // of each source; UNNAMED until all have been asked
     double probability = 0;
-    int64_t level = 0;  // of its log-odds by the acceptance table
+    int64_t choice = 0, level = 0;  // weights: who names it, its log-odds before all corrections
 };
 
 struct Follower {

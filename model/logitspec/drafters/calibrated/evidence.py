@@ -1,18 +1,17 @@
 """What speaks for a token as the next one: the evidence that calibrated trees weigh.
 
-Each source puts the tokens that may follow a draft node into grades. The grades of all sources
-together are a token's cell in the acceptance table, which knows how often such a token was right.
+Each source puts the tokens that may follow a draft node into grades. The acceptance table knows how
+often a token of each grade was right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from ...listed import Numbers, answers_of, list_answers, list_rows, rows_of
+from .source import Candidates, Look, Source
 
-# (cell offset of tokens that are not named, {token that is named: its further offset})
-Look = tuple[int, dict[int, int]]
-Candidates = Look  # the same of all sources together: cells
 Row = Sequence[int]  # the best token ids after a token, best first
 # n-gram -> token -> how often it followed, the latest last; of one that followed once: it
 Followers = dict[tuple[int, ...], dict[int, int] | int]
@@ -22,53 +21,6 @@ GRADED_RANKS = 16  # of a row; lower ones have the grade of the last
 MOST_FOLLOWERS = 10  # of an n-gram, the latest; more would be guesses without weight
 MOST_EARLIER = 1_000_000  # n-grams, or tokens, of earlier answers; with more they begin anew
 MOST_ROWS = 1 << 16  # of a key; with more they are collected anew
-
-
-class Source:
-    """One kind of evidence. A token's part of its cell's index is its grade times `stride`.
-
-    Attributes:
-        name: of the source.
-        grades: what each grade means, in order.
-        fitted: which of the grades that the prior was fitted for stands for each.
-        stride: the number of cells that the sources before this one tell apart.
-    """
-
-    name: str
-    grades: tuple[str, ...]
-    fitted: tuple[str, ...]
-    stride: int
-
-    def grade(self, cell: int) -> str:
-        """What the source has to say of the tokens of a cell."""
-        return self.grades[cell // self.stride % len(self.grades)]
-
-    def names(self, cell: int) -> bool:
-        """Whether the source names the tokens of a cell: the grades of others begin with "no"."""
-        return not self.grade(cell).startswith("no")
-
-    def begin(self, prompt_ids: Sequence[int], *, again: bool = False) -> None:
-        """Take in a prompt, and forget the last one but for what is kept.
-
-        Args:
-            prompt_ids: of the prompt.
-            again: it is the last one, and what is known of that answer holds for the next one.
-        """
-
-    def forget(self) -> None:
-        """Drop what is kept from prompt to prompt, too."""
-
-    def look(self, context: tuple[int, ...]) -> Look:
-        """What is known of the token after a draft node.
-
-        Args:
-            context: the last tokens up to the node, the node's own last.
-
-        Returns:
-            The part of the cell's index of every token that the source does not name, and for
-            those it names what is to be added to that.
-        """
-        raise NotImplementedError
 
 
 class NgramEvidence(Source):
@@ -323,7 +275,7 @@ class LastEvidence(Source):
 
 
 class Evidence:
-    """All sources of one drafter; a cell is a choice of a grade for each.
+    """All sources of one drafter. A cell is a choice of a grade for each.
 
     Args:
         max_ngram_size: longest n-gram matched.
@@ -345,6 +297,9 @@ class Evidence:
             max_ngram_size, self.last.stride * len(self.last.grades), keep=keep_ngrams
         )
         self.sources = (self.ngrams, self.rows, self.last, self.earlier)
+        counts = accumulate(len(source.grades) for source in self.sources)
+        for source, count in zip(self.sources[1:], counts, strict=False):
+            source.first = count
         if shared is not None:
             self.rows._earlier = shared.rows._earlier
             self.earlier._followers = shared.earlier._followers

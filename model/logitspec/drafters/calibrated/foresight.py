@@ -24,8 +24,9 @@ from ...listed import Numbers, ScoredRow, list_scored, scored_of, scored_row, wi
 from ...sampling import Foresight, noise_of, states_of
 from ...sizing.acceptance_table import AcceptanceTable
 from .corrections import Corrections
-from .evidence import MOST_ROWS, Candidates, Evidence, RowEvidence
+from .evidence import MOST_ROWS, Evidence, RowEvidence
 from .growth import Drafted, ReadableCore
+from .source import Candidates
 
 FORESEEN = 32  # most tokens of a row that are candidates, those that win most likely
 KIND_NAMES = tuple(  # of rows
@@ -100,7 +101,7 @@ class Guess(NamedTuple):
     """A candidate of a node: what both estimates say of it."""
 
     token: int
-    cell: int  # of the acceptance table
+    cell: int  # its grades, see source.py
     known: float  # that table's probability; 0 where it has none
     bin: int  # of the foresight table; -1: it is not among the row's
     foreseen: float  # that table's probability; 0 where it has none

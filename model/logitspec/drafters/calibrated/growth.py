@@ -16,7 +16,8 @@ from ...listed import Numbers
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget
 from .corrections import Corrections
-from .evidence import Candidates, Evidence
+from .evidence import Evidence
+from .source import Candidates
 
 PRUNING = 0.3  # of the least worth in the last tree: less is not even considered
 PATIENCE = 0.92  # what a child that is surely right is worth beside its parent
@@ -28,7 +29,7 @@ class Drafted(NamedTuple):
     tokens: list[int]
     parents: list[int]
     paths: list[float]  # path probabilities
-    cells: list[int]  # in the acceptance table; the root's is -1
+    cells: list[int]  # the grades of each, see source.py; the root's is -1
 
 
 class ReadableCore:
@@ -38,8 +39,8 @@ class ReadableCore:
 
     Args:
         evidence: looked into for candidates.
-        table: what each cell's candidates are worth.
-        corrections: of the table.
+        table: how likely a candidate of each grade is right.
+        corrections: how likely one of several grades is.
         capacity: most nodes of a tree.
         chain_least: above 0 it drafts chains, of the best candidate at each place, which end where
             the path probability falls to this.
@@ -214,7 +215,9 @@ class ReadableCore:
         """Take in which of the candidates below an accepted node, as weigh() noted them, was
         right."""
         for token, cell in zip(noted.tokens, noted.cells, strict=True):
-            self.table.learn(cell, token == true)
+            for place in self.corrections.places(cell):
+                if self.corrections.named[place]:
+                    self.table.learn(place, token == true)
         self.corrections.learn(noted, true)
 
     def observe(

@@ -10,11 +10,11 @@ from ...listed import Numbers, are_answers, are_scored, count_tokens
 from .corrections import SUMS
 from .foresight import BINS, KINDS, LEVELS
 
-LAYOUT = 2  # of the arrays below; another one cannot be read
+LAYOUT = 3  # of the arrays below; another one cannot be read
 NOTHING: Numbers = np.empty(0, np.int64)
 STATES = {False: "greedy.", True: "sampled."}  # what the names of each state's arrays begin with
 KEPT = ("answers", "rows", "scored", "logs")  # evidence; the others are the tables'
-INTEGERS = ("cells", "seen", "right", "answers", "rows", "scored")
+INTEGERS = ("grades", "seen", "right", "answers", "rows", "scored")
 PAIRS = ("bins", "shares"), ("weights", "sums")  # neither comes without the other
 SHAPES = {  # of the arrays whose first row is a part of the second
     "bins": (2, KINDS * BINS), "shares": (2, KINDS * LEVELS), "sums": (2, len(SUMS) + 1)
@@ -37,12 +37,12 @@ def with_answers(state: Mapping[str, Numbers]) -> dict[str, Numbers]:
     return found
 
 
-def makes_sense(state: Mapping[str, Numbers], cells: int, weights: int) -> bool:
+def makes_sense(state: Mapping[str, Numbers], grades: int, weights: int) -> bool:
     """Whether arrays may be taken in; for those of one of the states.
 
     Args:
         state: by name, see parts().
-        cells: of the acceptance table.
+        grades: of the acceptance table.
         weights: of the corrections.
     """
     shapes = {**SHAPES, "weights": (2, weights)}
@@ -59,7 +59,7 @@ def makes_sense(state: Mapping[str, Numbers], cells: int, weights: int) -> bool:
         if name not in shapes and numbers.ndim != 1:
             return False
     return (
-        table_makes_sense(state, cells)
+        table_makes_sense(state, grades)
         and are_answers(state.get("answers", NOTHING))
         and count_tokens(state.get("rows", NOTHING)) is not None
         and are_scored(state.get("scored", NOTHING), state.get("logs", NOTHING))
@@ -70,12 +70,12 @@ def makes_sense(state: Mapping[str, Numbers], cells: int, weights: int) -> bool:
     )
 
 
-def table_makes_sense(state: Mapping[str, Numbers], cells: int) -> bool:
-    """Of the cells that were seen, how often, and how often they were right."""
-    at, seen, right = (state.get(name, NOTHING) for name in ("cells", "seen", "right"))
+def table_makes_sense(state: Mapping[str, Numbers], grades: int) -> bool:
+    """Of the grades that were seen, how often, and how often they were right."""
+    at, seen, right = (state.get(name, NOTHING) for name in ("grades", "seen", "right"))
     if not len(at) == len(seen) == len(right):
         return False
-    inside = (at >= 0) & (at < cells) & (right >= 0) & (right <= seen)
+    inside = (at >= 0) & (at < grades) & (right >= 0) & (right <= seen)
     return bool(inside.all()) and len(set(at.tolist())) == len(at)
 
 
