@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -197,6 +198,12 @@ SECTIONS: dict[str, Callable[[Sequence[Content], Path], str]] = {
 }
 
 
+def release(platform: str) -> str:
+    """A platform's name without the build of its kernel: Linux-6.8.0-x86_64-with-glibc2.39 of
+    Linux-6.8.0-45-generic-x86_64-with-glibc2.39."""
+    return re.sub(r"^(Linux-[\d.]+)-.*-(\w+-with-)", r"\1-\2", platform)
+
+
 def sections(source: Path, pictures: Path) -> tuple[list[str], str]:
     """The page's parts from a folder's files, and what the numbers were measured with.
 
@@ -224,9 +231,8 @@ def sections(source: Path, pictures: Path) -> tuple[list[str], str]:
         for path, content in zip(paths, contents, strict=True):
             try:
                 for found in content.get("environments") or [content["environment"]]:
-                    machines.setdefault(machine({**found, "instruction_set": None}), set()).add(
-                        instructions(found)
-                    )
+                    kind = {"instruction_set": None, "platform": release(found["platform"])}
+                    machines.setdefault(machine({**found, **kind}), set()).add(instructions(found))
                     commits.add(str(found["commit"])[:12])
             except (KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{path} does not say what it was measured with") from error

@@ -278,3 +278,11 @@ def test_results_of_several_machines_are_refused(
         (tmp_path / name).write_text(json.dumps(content))
     assert report.main([str(tmp_path), "--output", str(tmp_path / "out.md")]) == 2
     assert "holds results of several machines" in capsys.readouterr().err
+
+
+def test_builds_of_a_kernel_are_one_machine() -> None:
+    known = "Linux-6.8.0-x86_64-with-glibc2.39"
+    assert report.release("Linux-6.8.0-45-generic-x86_64-with-glibc2.39") == known
+    assert report.release("Linux-6.8.0-x86_64-with-glibc2.39") == known
+    assert report.release("Linux-6.9.1-45-x86_64-with-glibc2.39") != known
+    assert report.release("macOS-15.1-arm64-arm-64bit") == "macOS-15.1-arm64-arm-64bit"
