@@ -45,7 +45,7 @@ from model.logitspec.drafters.calibrated.prior import (
     SAMPLED_PRIOR,
     prior_of,
 )
-from model.logitspec.drafters.calibrated.source import Source
+from model.logitspec.drafters.calibrated.source import Source, is_named
 from model.logitspec.errors import InputError
 from model.logitspec.sampling import Sampling
 from model.logitspec.sizing.acceptance_table import AcceptanceTable
@@ -90,7 +90,7 @@ def fit(sources: Sequence[Source], table: AcceptanceTable) -> dict[str, Any]:
         source.name: {
             grade: shares[source.first + at]
             for at, grade in enumerate(source.grades)
-            if not grade.startswith("no")
+            if is_named(grade)
         }
         for source in sources
     }
@@ -120,7 +120,7 @@ def newton(x: Floats, seen: Floats, right: Floats) -> Floats:
     penalty = np.full(x.shape[1], RIDGE)
     penalty[0] = RIDGE / 100
     weights = np.zeros(x.shape[1])
-    weights[0] = -2.0
+    weights[0] = -2.0  # log-odds to begin with
     for _ in range(100):
         p = 1 / (1 + np.exp(-x @ weights))
         slope = x.T @ (seen * p - right) + penalty * weights

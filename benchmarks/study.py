@@ -18,7 +18,7 @@ from evaluation.command.parser import Parser, at_least
 from evaluation.recordings.format import load_recording
 from evaluation.recordings.replaying import Configuration, replay_drafter
 from model.logitspec import CalibratedDrafter
-from model.logitspec.drafters.calibrated.corrections import Corrections, Weighed
+from model.logitspec.drafters.calibrated.corrections import STRENGTH, Corrections, Weighed
 from model.logitspec.drafters.calibrated.evidence import Evidence
 from model.logitspec.drafters.calibrated.growth import Drafted, ReadableCore
 from model.logitspec.drafters.calibrated.source import Candidates, Source
@@ -127,16 +127,16 @@ class LatestFollower(ReadableCore):
 
 
 class Uncorrected(ReadableCore):
-    """The acceptance table alone."""
+    """The acceptance table and the noisy or, without weights."""
 
     def weigh(
         self, candidates: Candidates, context: tuple[int, ...], depth: int
     ) -> tuple[list[tuple[int, int, float]], Any]:
         base, named = candidates
         cells = [base + more for more in named.values()]
-        wrong, places = self.corrections.wrong, self.corrections.places
-        known = [1 - wrong(places(cell), self.table.probability) for cell in cells]
-        weighed = Weighed([*named], cells, known, -1, [])
+        places = [*map(self.corrections.places, cells)]
+        known = [1 - self.corrections.wrong(own, self.table.probability) for own in places]
+        weighed = Weighed([*named], cells, known, -1, places)
         return list(zip(*weighed[:3], strict=True)), weighed
 
 
@@ -159,11 +159,12 @@ class Corrected(ReadableCore):
 
 
 class Forgetting(ReadableCore):
-    """What was seen of a grade fades by a hundredth with each of its observations."""
+    """What was seen of a grade fades by a hundredth with each node that it is seen at."""
 
     def learn(self, noted: Any, true: int) -> None:
         table: Any = self.table
-        for place in {at for cell in noted.cells for at in self.corrections.places(cell)}:
+        grades = self.corrections.grades
+        for place in {at for places in noted.places for at in places if at < grades}:
             table.seen[place] *= 0.99
             table.right[place] *= 0.99
         super().learn(noted, true)
@@ -198,7 +199,7 @@ class ByDepth(ReadableCore):
 
 
 class CountedTogether(Corrections):
-    """The table knows all grades of a candidate together, and believes what they say alone."""
+    """Counts each combination of grades; its prior is what the grades give by the noisy or."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         super().__init__(sources)
@@ -206,14 +207,13 @@ class CountedTogether(Corrections):
 
     def wrong(self, places: Sequence[int], known: Any) -> float:
         seen, right = self._counts.get(tuple(places), (0, 0))
-        weight = 20.0
-        return (seen - right + weight * super().wrong(places, known)) / (seen + weight)
+        return (seen - right + STRENGTH * super().wrong(places, known)) / (seen + STRENGTH)
 
     def learn(self, weighed: Weighed, true: int) -> None:
         for token, cell in zip(weighed.tokens, weighed.cells, strict=True):
-            places = tuple(self.places(cell))
-            seen, right = self._counts.get(places, (0, 0))
-            self._counts[places] = seen + 1, right + (token == true)
+            grades = tuple(self.places(cell))
+            seen, right = self._counts.get(grades, (0, 0))
+            self._counts[grades] = seen + 1, right + (token == true)
         super().learn(weighed, true)
 
 

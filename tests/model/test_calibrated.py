@@ -91,7 +91,7 @@ def test_trees_that_size_themselves_take_the_most_probable_nodes(core: str) -> N
     assert orders == [True, False]
 
 
-def test_a_sure_cell_is_no_error() -> None:
+def test_a_sure_grade_is_no_error() -> None:
     drafter = fresh(draft_tree_capacity=9, prior_strength=1e-17, drafting_core="python")
     twin = fresh(draft_tree_capacity=9, prior_strength=1e-17, drafting_core="native")
     assert grown(drafter)[0].tokens == grown(twin)[0].tokens
@@ -112,7 +112,8 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
         "draft_tree_capacity": data.draw(st.sampled_from([2, 7, 24, "auto"])),
         "max_ngram_size": data.draw(st.sampled_from([1, 2, 3, 5, 11])),
         "row_width": data.draw(st.sampled_from([1, 4, 8, 20])),
-        "last_width": data.draw(st.sampled_from([1, 5, 24])),
+        "last_width": data.draw(st.sampled_from([1, 5, 24, 40])),
+        "prior_strength": data.draw(st.sampled_from([1e-17, 20.0, 1e17])),
         "reset_table": data.draw(st.booleans()),
         "reset_rows": data.draw(st.booleans()),
         "reset_ngrams": data.draw(st.booleans()),
@@ -135,7 +136,7 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
             core.reset(ids)
         width = cores[0].node_top_k
         for _ in range(chance.randrange(1, 12)):
-            top = chance.sample(range(12), min(12, options["last_width"]))
+            top = chance.choices(range(12), k=options["last_width"])
             native, python = (core.draft(top[0], top) for core in cores)
             assert native.tokens == python.tokens
             assert native.parents == python.parents
@@ -145,7 +146,7 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
             while path[0]:
                 path.insert(0, native.parents[path[0]])
             rows = [
-                chance.sample(range(max(12, width)), width) if chance.random() < 0.8 else []
+                chance.choices(range(max(12, width)), k=width) if chance.random() < 0.8 else []
                 for _ in native.tokens
             ]
             logs = [random_log_probabilities(chance, len(row)) for row in rows]
@@ -248,8 +249,9 @@ def test_what_the_native_core_cannot_take_is_refused() -> None:
 
 
 def test_numbers_that_make_no_sense_are_refused() -> None:
-    for options in ({"prior_strength": 0}, {"row_width": 0}):
-        with pytest.raises(InputError, match=next(iter(options))):
+    for name, number in (("prior_strength", 0), ("prior_strength", math.inf), ("row_width", 0)):
+        options: dict[str, Any] = {name: number}
+        with pytest.raises(InputError, match=name):
             CalibratedDrafter(**options)
     drafter = fresh(draft_tree_capacity="auto")
     drafter.budget = Budget(StepCost((128, 1024), (1, 64), ((1, 2), (1, 2))))
@@ -288,6 +290,18 @@ def test_every_candidate_below_an_accepted_node_is_learnt_once() -> None:
     assert sum(drafter.table.right) == 2
 
 
+@pytest.mark.parametrize("core", ["native", "python"])
+def test_a_candidate_is_learnt_in_every_source_that_names_it(core: str) -> None:
+    drafter = fresh(draft_tree_capacity=8, last_width=3, drafting_core=core)
+    drafter.reset([1, 2, 3, 1, 2])
+    tree = drafter.draft(3, [3, 1, 9])  # 1 is what followed 1 2 3, too
+    drafter.observe(tree, [0, tree.tokens.index(1)], [[0] * 8] * len(tree))
+    assert (sum(drafter.table.seen), sum(drafter.table.right)) == (3, 2)
+    places = [source.first for source in drafter.sources[1:]]
+    assert sum(drafter.table.right[: places[0]]) == 1  # n-grams
+    assert sum(drafter.table.right[places[1] : places[2]]) == 1  # last logits
+
+
 def test_what_is_kept_from_prompt_to_prompt() -> None:
     resets = {"reset_table": True, "reset_rows": True, "reset_ngrams": True}
     for options, kept in (({}, True), (resets, False)):
@@ -306,6 +320,10 @@ def test_an_explanation_names_every_source() -> None:
     tree = drafter.draft(3, [3, 8, 9])
     node = tree.tokens.index(1)
     (line,) = drafter.explain(node).splitlines()
-    assert "all, seen once of what followed 3" in line and "none of the ranks" in line
+    grade = "all, seen once of what followed 3"
+    prior = f"{drafter.table.prior[drafter.sources[0].grades.index(grade)]:.3f}"
+    told = f"{grade}, right 0 of 0 times, prior {prior}, now {prior};"
+    assert told in line and "none of the ranks;" in line
+    assert all(f"{source.name}: " in line for source in drafter.sources)
     child = next(n for n in range(len(tree)) if tree.parents[n] == node and n)
     assert len(drafter.explain(child).splitlines()) == 2

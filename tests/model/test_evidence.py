@@ -16,7 +16,7 @@ from model.logitspec.drafters.calibrated.evidence import (
     NgramEvidence,
     RowEvidence,
 )
-from model.logitspec.drafters.calibrated.prior import PRIOR, prior_of
+from model.logitspec.drafters.calibrated.prior import PRIOR, SAMPLED_PRIOR, prior_of
 from model.logitspec.drafters.calibrated.source import Source
 from model.logitspec.sizing.acceptance_table import AcceptanceTable
 
@@ -89,10 +89,11 @@ def test_wider_sources_take_the_nearest_fitted_grade() -> None:
     wide = RowEvidence(12, 1, keep=True)
     assert wide.grades[12] == "rank 11 in the row of two tokens"
     assert wide.fitted[12] == "rank 7 in the row of two tokens"
-    fitted = json.loads(PRIOR.read_text())
+    files = [json.loads(path.read_text()) for path in (PRIOR, SAMPLED_PRIOR)]
     for source in CalibratedDrafter(max_ngram_size=9, row_width=20, last_width=60).sources:
         for own, grade in zip(source.grades, source.fitted, strict=True):
-            assert (grade in fitted[source.name]) is not own.startswith("no")
+            for fitted in files:
+                assert (grade in fitted[source.name]) is not own.startswith("no")
 
 
 def test_the_prior_is_by_grade_and_the_table_learns_shares() -> None:

@@ -22,6 +22,7 @@ from model.logitspec import (
     generate,
 )
 from model.logitspec.drafters.calibrated import evidence
+from model.logitspec.drafters.calibrated.state import LAYOUT
 from model.logitspec.sampling import Foresight
 
 from ..conftest import PACKAGES
@@ -122,7 +123,8 @@ def test_answers_alone_are_evidence(core: str) -> None:
 @pytest.mark.parametrize(
     ("name", "numbers"),
     [
-        ("layout", [1, 2, 3]),
+        ("layout", [2, 5, 6]),
+        ("layout", [LAYOUT, 5, 6]),
         ("greedy.grades", [0]),
         ("greedy.answers", [1, 2]),
         ("greedy.answers", [-2, -1]),
@@ -146,7 +148,7 @@ def test_a_state_that_makes_no_sense_is_refused(name: str, numbers: list[Any]) -
     before = drafter.state()
     changed = before | {name: np.array(numbers)}
     for take in (drafter.restore, drafter.warm):
-        with pytest.raises(InputError, match=r"makes no sense|other options"):
+        with pytest.raises(InputError, match=r"makes no sense|other options|another version of"):
             take(changed)
     for key, kept in drafter.state().items():
         assert np.array_equal(kept, before[key])

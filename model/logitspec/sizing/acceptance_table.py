@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from ..listed import Numbers
 
 COUNTED = ("grades", "seen", "right")
@@ -20,9 +22,14 @@ class AcceptanceTable:
     Args:
         prior: what is believed of each grade before anything was seen.
         strength: how many observations the prior weighs.
+
+    Raises:
+        InputError: that is no number above 0.
     """
 
     def __init__(self, prior: Sequence[float], strength: float) -> None:
+        if not 0 < strength < inf:
+            raise InputError(f"prior_strength is {strength}; give a number above 0")
         # Lists, which Python reads fastest; arrays where compiled code learns
         self.prior: Any = [float(probability) for probability in prior]
         self.strength = strength

@@ -92,9 +92,9 @@ class CompiledCore:
         for name in ("listed", "listed_logs"):
             getattr(self._library, f"drafting_{name}").restype = Pointer
         ngrams, rows, last, earlier = evidence.sources
-        last_grades = 1 + integers(last.steps) // last.stride
+        last_grades = 1 + integers(last.steps) // last.stride  # 1: none of them
         strides, firsts = integers([[s.stride, s.first] for s in evidence.sources]).T.copy()
-        named = np.array(corrections.named, np.uint8)
+        named = np.array(corrections.named[: corrections.grades], np.uint8)
         settings = Settings(
             capacity=capacity, pruning=growth.PRUNING, chain_least=chain_least,
             patience=1.0 if chain_least else growth.PATIENCE,

@@ -1,9 +1,9 @@
-"""How likely a candidate is by all grades together, and not by each alone.
+"""How likely a candidate is by the grades of all sources together.
 
-The acceptance table knows how often each grade of a source was right. Sources that agree make a
-token more likely: it is wrong only if it is so by all that name it (noisy or). They are not
-independent, so weights are added to the log-odds of that: for the grade of each source, for which
-sources name the token, and for the level of the log-odds. They are learnt from how far each
+The acceptance table knows how often each grade of a source was right. If sources erred
+independently, a token would be wrong only where all are that name it (noisy or). They do not. So
+weights are added to the log-odds of that: for the grade of each source, for the choice of sources
+that name the token, and for the level of the log-odds. They are learnt from how far each
 probability was off, by steps whose length is AdaGrad's (Duchi, Hazan, Singer, Adaptive Subgradient
 Methods, JMLR 12, 2011).
 
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...listed import Numbers
-from .source import Source
+from .source import Source, is_named
 
 EDGES = (-3.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # least log-odds of each level but the first
 LEVELS = len(EDGES) + 1
@@ -45,19 +45,20 @@ class Weighed(NamedTuple):
     cells: Sequence[int]  # the grades of each
     probabilities: Sequence[float]  # that each is right, given that the node is
     bin: int  # of the sum of what these would be alone; -1: there is no candidate
-    levels: Sequence[int]  # the weights of the levels of their log-odds before all corrections
+    places: Sequence[Sequence[int]]  # of all weights that were added; first those of the grades
 
 
 class Corrections:
-    """Weights that are added to the log-odds of candidates, and what sums mean.
+    """Weights that are added to the log-odds of candidates, and how often any candidate is right.
 
     Args:
         sources: of evidence.
 
     Attributes:
-        named: whether a token of each grade is named by the source.
-        weights: of each source's grades, of each choice of sources, of the levels, of all guesses
-            and levels.
+        grades: of all sources; they have the first weights.
+        named: whether a source names tokens of each grade; False of the other weights.
+        weights: of each grade, of each choice of sources, of each level, of each guess at each
+            level.
         squares: the squared errors that each weight has seen.
         any_right: by bin, at how many nodes a candidate was right.
         nodes: by bin, of how many.
@@ -66,9 +67,11 @@ class Corrections:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = [(source.first, source.stride, len(source.grades)) for source in sources]
-        self.named = [not grade.startswith("no") for s in sources for grade in s.grades]
-        self._levels = len(self.named) + 2 ** len(sources)
+        names = [is_named(grade) for source in sources for grade in source.grades]
+        self.grades = len(names)
+        self._levels = self.grades + 2 ** len(sources)
         self.count = self._levels + (1 + len(GUESSES)) * LEVELS
+        self.named = names + [False] * (self.count - self.grades)
         # Lists, which Python reads fastest; arrays where compiled code learns
         self.weights: Any = [0.0] * self.count
         self.squares: Any = [DOUBT] * self.count
@@ -98,25 +101,26 @@ class Corrections:
         Args:
             tokens: of the candidates.
             cells: the grades of each.
-            known: by the acceptance table, of each grade.
+            known: the acceptance table's probability of each grade.
         """
-        levels: list[int] = []
+        places: list[list[int]] = []
         odds: list[float] = []
         for cell in cells:
-            places = self.places(cell)
-            logit = log_odds(1 - self.wrong(places, known))
-            levels.append(self._levels + bisect_right(EDGES, logit))
-            for place in (*places, self._choice(places), levels[-1]):
+            own = self.places(cell)
+            logit = log_odds(1 - self.wrong(own, known))
+            own += [self._choice(own), self._levels + bisect_right(EDGES, logit)]
+            for place in own:
                 logit += self.weights[place]
+            places.append(own)
             odds.append(exp(min(MOST, max(-MOST, logit))))
-        return Weighed(tokens, cells, *self.share(odds), levels)
+        return Weighed(tokens, cells, *self.share(odds), places)
 
     def wrong(self, places: Sequence[int], known: Any) -> float:
         """How likely a candidate is wrong, if what its sources say is independent.
 
         Args:
             places: of its grades.
-            known: by the acceptance table, of each grade.
+            known: the acceptance table's probability of each grade.
         """
         wrong = 1.0
         for place in places:
@@ -151,13 +155,11 @@ class Corrections:
         if weighed.bin < 0:
             return
         self.nodes[weighed.bin] += 1
-        each = zip(*weighed[:3], weighed.levels, strict=True)
-        for token, cell, probability, level in each:
+        each = zip(weighed.tokens, weighed.probabilities, weighed.places, strict=True)
+        for token, probability, places in each:
             self.any_right[weighed.bin] += token == true
-            error = (token == true) - probability
-            places = self.places(cell)
-            for place in (*places, self._choice(places), level):
-                self.learn_at(place, error)
+            for place in places:
+                self.learn_at(place, (token == true) - probability)
 
     def learn_at(self, place: int, error: float) -> None:
         """Change a weight.
@@ -190,12 +192,12 @@ class Corrections:
         self.reset()
 
     def places(self, cell: int) -> list[int]:
-        """Of the grades that make up a cell, in the table and among the weights."""
+        """Where the grades of a cell stand, in the table and among the weights alike."""
         return [first + cell // stride % count for first, stride, count in self._sources]
 
     def _choice(self, places: Sequence[int]) -> int:
         """The weight of those sources that name a candidate with these grades."""
-        return len(self.named) + sum(self.named[place] << at for at, place in enumerate(places))
+        return self.grades + sum(self.named[place] << at for at, place in enumerate(places))
 
 
 def log_odds(probability: float) -> float:

@@ -53,12 +53,12 @@ class CalibratedDrafter(Drafter):
     Below every draft node the candidates are the tokens that some evidence names: what followed
     the longest matching n-gram, here and in earlier answers, the target's best tokens when it last
     stood at such a token (a row of "copy logits"), and, below the root, the last logits. An
-    acceptance table knows how often candidates of each grade were right. Weights that are learnt on
-    line join the grades, and the candidates below a node share what there is. So each has a
-    probability, given its parent; the product along a path is the path's. The tree takes the node
-    next that is worth most: the most probable one, or one nearer to the root that is nearly as
-    probable. Every step shows of each candidate below the accepted nodes whether it was right, and
-    all of it is learnt from that.
+    acceptance table knows how often candidates of each grade were right. A candidate that several
+    sources name is likelier, which weights correct that are learnt on line. The candidates below a
+    node share what there is. So each has a probability, given its parent; the product along a path
+    is the path's. The tree takes the node next that is worth most: the most probable one, or one
+    nearer to the root that is nearly as probable. Every step shows of each candidate below the
+    accepted nodes whether it was right, and all of it is learnt from that.
 
     The table, its corrections, the rows and the n-grams of answers are kept from prompt to prompt.
 
@@ -89,7 +89,7 @@ class CalibratedDrafter(Drafter):
         "max_ngram_size": "longest n-gram matched in the context",
         "row_width": "tokens of a row of copied logits",
         "last_width": "ranks of the last logits that are candidates",
-        "prior_strength": "observations that the fixed prior weighs",
+        "prior_strength": "observations that the fixed prior weighs in each grade",
         "reset_table": "forget the learnt probabilities after each prompt",
         "reset_rows": "forget the copied logits after each prompt",
         "reset_ngrams": "forget the n-grams of the answer after each prompt",
@@ -118,8 +118,6 @@ class CalibratedDrafter(Drafter):
         require_positive(max_ngram_size=max_ngram_size, row_width=row_width, last_width=last_width)
         if sampled_row_width < 0:
             raise InputError(f"sampled_row_width is {sampled_row_width}; give 0 or more")
-        if not prior_strength > 0:
-            raise InputError(f"prior_strength is {prior_strength}; give more than 0")
         self.capacity = resolve_capacity(draft_tree_capacity)
         self.top_k = last_width
         self.budget = Budget() if draft_tree_capacity == "auto" else None
@@ -182,7 +180,7 @@ class CalibratedDrafter(Drafter):
         """Begin anew with another prior.
 
         Args:
-            prior: of as many grades as the acceptance table has.
+            prior: a probability for each grade of the acceptance table.
             foresight: that of a foresight table, if the prior is one of samples.
 
         Raises:
@@ -295,9 +293,14 @@ class CalibratedDrafter(Drafter):
         """Raise InputError unless these arrays are a state, or a part of one, of such a drafter."""
         layout = state.get("layout", self._layout)
         if not np.array_equal(layout, self._layout):
+            if layout.flat[:1] != [LAYOUT]:
+                raise InputError(
+                    f"the state was written by another version of calibrated: its layout is "
+                    f"{layout.flat[:1].tolist()}, and here it is [{LAYOUT}]; begin without it"
+                )
             raise InputError(
-                "the state is of a drafter with other options, or of another version: its layout "
-                f"is {layout.tolist()}, and here it is {self._layout.tolist()}"
+                "the state is of a drafter with other options: its layout is "
+                f"{layout.tolist()}, and here it is {self._layout.tolist()}"
             )
         sizes = len(self.table.prior), self.corrections.count
         found = [parts(state, sampled=sampled) for sampled in STATES]
@@ -362,6 +365,8 @@ class CalibratedDrafter(Drafter):
 
     def explain(self, node: int) -> str:
         """What the probability of a node of the last tree is made of: one line per edge above it.
+
+        The sources' probabilities are those before all corrections.
 
         Args:
             node: index in the tree, not the root's.

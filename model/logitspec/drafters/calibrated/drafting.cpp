@@ -18,10 +18,10 @@ struct Settings {
     int64_t keep_rows, keep_ngrams;
     double pruning, patience;
     double chain_least;  // path probability where a chain ends; 0: trees are drafted, not chains
-    int64_t grade_count;          // of all sources
-    const int64_t* last_grades;   // [last_width] of the ranks of the last logits
+    int64_t grade_count;         // of all sources
+    const int64_t* last_grades;  // [last_width] of the ranks of the last logits
     const int64_t *strides, *firsts;  // [SOURCES] of each source's grades: in a cell, among all
-    const uint8_t* named;             // [grade_count] whether a source names tokens of the grade
+    const uint8_t* named;  // [grade_count] whether a source names tokens of the grade
 };
 
 struct Costs {  // of a tree that sizes itself, by its nodes; see budget.py
@@ -195,10 +195,7 @@ struct Drafting {
     static void name(std::vector<Candidate>& named, Token token, size_t source, int64_t grade) {
         auto same = [=](const Candidate& known) { return known.token == token; };
         auto at = std::find_if(named.begin(), named.end(), same);
-        if (at == named.end()) {
-            at = named.insert(at, {token, {}});
-            at->grades.fill(UNNAMED);
-        }
+        if (at == named.end()) at = named.insert(at, {token, {UNNAMED, UNNAMED, UNNAMED, UNNAMED}});
         at->grades[source] = int32_t(grade);
     }
 
@@ -254,7 +251,7 @@ struct Drafting {
         base[OF_EARLIER] = int32_t(look_into(kept->ngrams, before, most, OF_EARLIER, named));
 
         if (top) {
-            base[OF_LAST] = 1;
+            base[OF_LAST] = 1;  // none of the ranks
             for (int64_t rank = 0; rank < std::min(tops, set.last_width); rank++)
                 if (top[rank] != token) name(named, Token(top[rank]), OF_LAST, last_grades[rank]);
         }

@@ -86,10 +86,10 @@ class ForesightTable:
         self.first_share[:] = self.share / self.count
         self.reset()
 
-    def probability(self, cell: int) -> float:
+    def probability(self, at: int) -> float:
         """How likely a token of this bin of a kind is to win."""
-        weighed = self.right[cell] + STRENGTH * self.prior[cell]
-        return float(weighed / (self.seen[cell] + STRENGTH))
+        weighed = self.right[at] + STRENGTH * self.prior[at]
+        return float(weighed / (self.seen[at] + STRENGTH))
 
 
 FLAT_FORESIGHT = {  # to begin a fit with
@@ -102,9 +102,9 @@ class Guess(NamedTuple):
 
     token: int
     cell: int  # its grades, see source.py
-    known: float  # that table's probability; 0 where it has none
+    known: float  # its probability without the noise; 0 where no evidence names it
     bin: int  # of the foresight table; -1: it is not among the row's
-    foreseen: float  # that table's probability; 0 where it has none
+    foreseen: float  # the foresight table's probability; 0 where it has none
     probability: float  # by both
     weight: int  # which corrected that
 
@@ -268,7 +268,7 @@ class SampledCore(ReadableCore):
         top_ids: Sequence[Sequence[int]],
         logprobs: Sequence[Sequence[float]] = (),
     ) -> None:
-        before = self.evidence.context[-1]
+        before = self.evidence.context[-1] if self.evidence.context else -1
         super().observe(drafted, path, top_ids)
         tokens, parents = drafted.tokens, drafted.parents
         for node in (*range(len(tokens) - 1, -1, -1), *path):

@@ -40,7 +40,7 @@ class ReadableCore:
     Args:
         evidence: looked into for candidates.
         table: how likely a candidate of each grade is right.
-        corrections: how likely one of several grades is.
+        corrections: how likely a candidate is by all its grades together.
         capacity: most nodes of a tree.
         chain_least: above 0 it drafts chains, of the best candidate at each place, which end where
             the path probability falls to this.
@@ -214,8 +214,8 @@ class ReadableCore:
     def learn(self, noted: Any, true: int) -> None:
         """Take in which of the candidates below an accepted node, as weigh() noted them, was
         right."""
-        for token, cell in zip(noted.tokens, noted.cells, strict=True):
-            for place in self.corrections.places(cell):
+        for token, places in zip(noted.tokens, noted.places, strict=True):
+            for place in places:
                 if self.corrections.named[place]:
                     self.table.learn(place, token == true)
         self.corrections.learn(noted, true)
@@ -236,7 +236,7 @@ class ReadableCore:
             if known is not None:
                 self.learn(known, tokens[child])
         self._awaited = self._candidates[path[-1]]
-        before = self.evidence.context[-1]
+        before = self.evidence.context[-1] if self.evidence.context else -1
         # The most probable nodes come first and shall be remembered, above them the accepted ones.
         for node in (*range(len(tokens) - 1, -1, -1), *path):
             if top_ids[node]:

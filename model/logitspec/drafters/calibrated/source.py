@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# The grades of all sources make one number, the cell:
-# (that of tokens that are not named, {token that is named: what is to be added})
+# A cell is one number for the grades of all sources. A look gives
+# (the cell of tokens that are not named, {token that is named: what is added to that cell}).
 Look = tuple[int, dict[int, int]]
 Candidates = Look  # the same of all sources together
 
@@ -17,8 +17,8 @@ class Source:
         name: of the source.
         grades: what each grade means, in order.
         fitted: which of the grades that the prior was fitted for stands for each.
-        stride: the number of cells that the sources before this one tell apart.
-        first: the number of grades that they have, which come before this one's in the table.
+        stride: what the next grade adds to a cell.
+        first: where its grades begin in the acceptance table.
     """
 
     name: str
@@ -36,8 +36,8 @@ class Source:
         return self.grades[self.place(cell) - self.first]
 
     def names(self, cell: int) -> bool:
-        """Whether the source names the tokens of a cell: the grades of others begin with "no"."""
-        return not self.grade(cell).startswith("no")
+        """Whether the source names the tokens of a cell."""
+        return is_named(self.grade(cell))
 
     def begin(self, prompt_ids: Sequence[int], *, again: bool = False) -> None:
         """Take in a prompt, and forget the last one but for what is kept.
@@ -57,7 +57,12 @@ class Source:
             context: the last tokens up to the node, the node's own last.
 
         Returns:
-            The part of the cell's index of every token that the source does not name, and for
-            those it names what is to be added to that.
+            The part of the cell of every token that the source does not name, and for those it
+            names what is to be added to that.
         """
         raise NotImplementedError
+
+
+def is_named(grade: str) -> bool:
+    """Whether a source names the tokens of a grade: the grades of others begin with "no"."""
+    return not grade.startswith("no")

@@ -10,7 +10,7 @@ from ...listed import Numbers, are_answers, are_scored, count_tokens
 from .corrections import SUMS
 from .foresight import BINS, KINDS, LEVELS
 
-LAYOUT = 3  # of the arrays below; another one cannot be read
+LAYOUT = 3  # version of the arrays below; another one cannot be read
 NOTHING: Numbers = np.empty(0, np.int64)
 STATES = {False: "greedy.", True: "sampled."}  # what the names of each state's arrays begin with
 KEPT = ("answers", "rows", "scored", "logs")  # evidence; the others are the tables'
