@@ -31,7 +31,7 @@ from evaluation.recordings.replaying import (
 )
 from model.logitspec import CalibratedDrafter, Drafter, VanillaDrafter
 from model.logitspec.drafters.calibrated.growth import Drafted, ReadableCore
-from model.logitspec.drafters.calibrated.source import Candidates
+from model.logitspec.drafters.calibrated.source import Candidates, Grades
 
 from .measure import Figures, Results, run_benchmark
 
@@ -98,16 +98,16 @@ class WatchedCore(ReadableCore):
 
     def weigh(
         self, candidates: Candidates, context: tuple[int, ...], depth: int
-    ) -> tuple[list[tuple[int, int, float]], Any]:
+    ) -> tuple[list[tuple[int, Grades, float]], Any]:
         weighed, noted = super().weigh(candidates, context, depth)
         return weighed, (candidates, noted)
 
     def learn(self, noted: Any, true: int) -> None:
-        (base, named), weighed = noted
+        (_, named), weighed = noted
         self.counts["sought"] += 1
         if true in named:
-            cell = base + named[true]
-            naming = [s.name for s in self.evidence.sources if s.names(cell)]
+            graded = zip(self.evidence.sources, named[true], strict=True)
+            naming = [source.name for source, place in graded if source.names(place)]
             for name in (*naming, ANY):
                 self.counts[name] += 1
             if len(naming) == 1:
@@ -128,10 +128,10 @@ class KnowingCore(WatchedCore):
 
     def weigh(
         self, candidates: Candidates, context: tuple[int, ...], depth: int
-    ) -> tuple[list[tuple[int, int, float]], Any]:
+    ) -> tuple[list[tuple[int, Grades, float]], Any]:
         weighed, noted = super().weigh(candidates, context, depth)
         true = self._token(depth + 1) if self._right[-1] else None
-        return [(t, c, 1.0 if t == true else p) for t, c, p in weighed], noted
+        return [(t, g, 1.0 if t == true else p) for t, g, p in weighed], noted
 
 
 class Watched(CalibratedDrafter):

@@ -21,7 +21,7 @@ from model.logitspec import CalibratedDrafter
 from model.logitspec.drafters.calibrated.corrections import STRENGTH, Corrections, Weighed
 from model.logitspec.drafters.calibrated.evidence import Evidence
 from model.logitspec.drafters.calibrated.growth import Drafted, ReadableCore
-from model.logitspec.drafters.calibrated.source import Candidates, Source
+from model.logitspec.drafters.calibrated.source import Candidates, Grades, Source
 from model.logitspec.errors import InputError
 from model.logitspec.sizing.acceptance_table import AcceptanceTable
 
@@ -131,13 +131,11 @@ class Uncorrected(ReadableCore):
 
     def weigh(
         self, candidates: Candidates, context: tuple[int, ...], depth: int
-    ) -> tuple[list[tuple[int, int, float]], Any]:
-        base, named = candidates
-        cells = [base + more for more in named.values()]
-        places = [*map(self.corrections.places, cells)]
-        known = [1 - self.corrections.wrong(own, self.table.probability) for own in places]
-        weighed = Weighed([*named], cells, known, -1, places)
-        return list(zip(*weighed[:3], strict=True)), weighed
+    ) -> tuple[list[tuple[int, Grades, float]], Any]:
+        _, named = candidates
+        grades = [*named.values()]
+        known = [1 - self.corrections.wrong(own, self.table.probability) for own in grades]
+        return list(zip(named, grades, known, strict=True)), Weighed([*named], known, -1, grades)
 
 
 class Alone(Corrections):
@@ -164,7 +162,7 @@ class Forgetting(ReadableCore):
     def learn(self, noted: Any, true: int) -> None:
         table: Any = self.table
         grades = self.corrections.grades
-        for place in {at for places in noted.places for at in places if at < grades}:
+        for place in {at for weights in noted.weights for at in weights if at < grades}:
             table.seen[place] *= 0.99
             table.right[place] *= 0.99
         super().learn(noted, true)
@@ -186,7 +184,7 @@ class ByDepth(ReadableCore):
 
     def weigh(
         self, candidates: Candidates, context: tuple[int, ...], depth: int
-    ) -> tuple[list[tuple[int, int, float]], Any]:
+    ) -> tuple[list[tuple[int, Grades, float]], Any]:
         depth = min(depth, self.MOST)
         self.table, self.corrections = self._own[depth]
         weighed, noted = super().weigh(candidates, context, depth)
@@ -205,13 +203,13 @@ class CountedTogether(Corrections):
         super().__init__(sources)
         self._counts: dict[tuple[int, ...], tuple[int, int]] = {}  # seen, right
 
-    def wrong(self, places: Sequence[int], known: Any) -> float:
-        seen, right = self._counts.get(tuple(places), (0, 0))
-        return (seen - right + STRENGTH * super().wrong(places, known)) / (seen + STRENGTH)
+    def wrong(self, grades: Grades, known: Any) -> float:
+        seen, right = self._counts.get(tuple(grades), (0, 0))
+        return (seen - right + STRENGTH * super().wrong(grades, known)) / (seen + STRENGTH)
 
     def learn(self, weighed: Weighed, true: int) -> None:
-        for token, cell in zip(weighed.tokens, weighed.cells, strict=True):
-            grades = tuple(self.places(cell))
+        for token, weights in zip(weighed.tokens, weighed.weights, strict=True):
+            grades = tuple(place for place in weights if place < self.grades)
             seen, right = self._counts.get(grades, (0, 0))
             self._counts[grades] = seen + 1, right + (token == true)
         super().learn(weighed, true)

@@ -23,12 +23,12 @@ from model.logitspec.sizing.acceptance_table import AcceptanceTable
 
 def graded(source: Source, look: tuple[int, dict[int, int]]) -> dict[int | None, str]:
     """The grades by token; None: those of the tokens that the source does not name."""
-    base, named = look
-    return {None: source.grade(base), **{t: source.grade(base + more) for t, more in named.items()}}
+    unnamed, named = look
+    return {None: source.grade(unnamed), **{t: source.grade(its) for t, its in named.items()}}
 
 
 def test_ngrams_tell_the_longest_match_and_the_share() -> None:
-    ngrams = NgramEvidence(3, stride=1)
+    ngrams = NgramEvidence(3)
     ngrams.extend([1, 2, 3, 4, 2, 3, 5, 2, 3, 4, 9, 2, 7])
     assert graded(ngrams, ngrams.look((2, 3))) == {
         None: "nothing of what followed 2",
@@ -46,13 +46,13 @@ def test_ngrams_tell_the_longest_match_and_the_share() -> None:
 
 
 def test_ngrams_seen_twice_alike_are_told_from_those_seen_once() -> None:
-    ngrams = NgramEvidence(2, stride=1)
+    ngrams = NgramEvidence(2)
     ngrams.extend([1, 2, 9, 1, 2])
     assert graded(ngrams, ngrams.look((1,)))[2] == "all of what followed 1"
 
 
 def test_rows_prefer_two_tokens_to_one_to_earlier_prompts() -> None:
-    rows = RowEvidence(2, stride=5, keep=True)
+    rows = RowEvidence(2, keep=True)
     rows.learn(7, 3, [50, 51])
     rows.begin(())
     rows.learn(0, 1, [60, 61])
@@ -66,14 +66,14 @@ def test_rows_prefer_two_tokens_to_one_to_earlier_prompts() -> None:
 
 
 def test_rows_of_a_prompt_end_with_it_unless_kept() -> None:
-    rows = RowEvidence(2, stride=1, keep=False)
+    rows = RowEvidence(2, keep=False)
     rows.learn(7, 3, [50, 51])
     rows.begin(())
     assert rows.look((7, 3)) == (0, {})
 
 
 def test_the_last_logits_leave_the_root_out_and_keep_its_rank() -> None:
-    last = LastEvidence(6, stride=3)
+    last = LastEvidence(6)
     found = graded(last, last.below_root(8, [8, 4, 5, 6, 7, 9]))
     assert found == {
         None: "none of the ranks",
@@ -83,10 +83,10 @@ def test_the_last_logits_leave_the_root_out_and_keep_its_rank() -> None:
 
 
 def test_wider_sources_take_the_nearest_fitted_grade() -> None:
-    assert NgramEvidence(7, 1).fitted[-1] == NgramEvidence(5, 1).grades[-1]
-    assert len(NgramEvidence(400, 1).grades) == len(NgramEvidence(8, 1).grades)
-    assert len(RowEvidence(400, 1, keep=True).grades) == len(RowEvidence(16, 1, keep=True).grades)
-    wide = RowEvidence(12, 1, keep=True)
+    assert NgramEvidence(7).fitted[-1] == NgramEvidence(5).grades[-1]
+    assert len(NgramEvidence(400).grades) == len(NgramEvidence(8).grades)
+    assert len(RowEvidence(400, keep=True).grades) == len(RowEvidence(16, keep=True).grades)
+    wide = RowEvidence(12, keep=True)
     assert wide.grades[12] == "rank 11 in the row of two tokens"
     assert wide.fitted[12] == "rank 7 in the row of two tokens"
     files = [json.loads(path.read_text()) for path in (PRIOR, SAMPLED_PRIOR)]
@@ -101,10 +101,12 @@ def test_the_prior_is_by_grade_and_the_table_learns_shares() -> None:
     fitted = json.loads(PRIOR.read_text())
     prior = prior_of(fitted, evidence.sources)
     assert len(prior) == sum(len(source.grades) for source in evidence.sources)
-    cell = evidence.rows.stride * 3 + evidence.earlier.stride * 7
-    assert evidence.rows.grade(cell) == "rank 2 in the row of two tokens"
-    assert prior[evidence.rows.place(cell)] == fitted["rows"]["rank 2 in the row of two tokens"]
-    assert not evidence.earlier.names(cell) and prior[evidence.earlier.place(cell)] == 0
+    place = evidence.rows.first + 3
+    assert evidence.rows.grade(place) == "rank 2 in the row of two tokens"
+    assert prior[place] == fitted["rows"]["rank 2 in the row of two tokens"]
+    nothing = evidence.earlier.first + 7
+    assert evidence.earlier.grade(nothing) == "nothing of what followed 2"
+    assert not evidence.earlier.names(nothing) and prior[nothing] == 0
     prior = [0.5, 0.25, 0.1]
     table = AcceptanceTable(prior, strength=2)
     table.learn(0, True)
@@ -118,7 +120,7 @@ def test_the_prior_is_by_grade_and_the_table_learns_shares() -> None:
 
 def test_answers_are_looked_into_from_the_next_prompt_on() -> None:
     for keep in (True, False):
-        earlier = AnswerEvidence(3, stride=1, keep=keep)
+        earlier = AnswerEvidence(3, keep=keep)
         earlier.begin([1, 2, 3])
         earlier.extend([7, 8])
         earlier.extend([9])

@@ -42,7 +42,7 @@ def test_a_flat_curve_takes_more_nodes_than_a_steep_one() -> None:
         drafter.budget = Budget(cost)
         tree, _ = grown(drafter)
         sizes[name] = len(tree)
-        assert len(drafter.path_probabilities) == len(drafter.cells) == len(tree)
+        assert len(drafter.path_probabilities) == len(drafter.drafted.grades) == len(tree)
     assert sizes["steep"] < 8 < sizes["flat"] <= 128
 
 

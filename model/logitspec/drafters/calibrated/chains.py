@@ -120,9 +120,9 @@ class Chain:
             top_ids: the best token ids after the root and after each of those, best first; none
                 where they are not known.
         """
-        tokens, parents, paths, cells = self._drafted
+        tokens, parents, paths, grades = self._drafted
         end = verified + 1
-        drafted = Drafted(tokens[:end], parents[:end], paths[:end], cells[:end])
+        drafted = Drafted(tokens[:end], parents[:end], paths[:end], grades[:end])
         self.core.observe(drafted, range(accepted + 1), top_ids)
         self._drafted = NONE
 

@@ -32,7 +32,7 @@ INTEGERS = (
 Settings = structure(
     "Settings", **dict.fromkeys(INTEGERS, Int),
     **dict.fromkeys(("pruning", "patience", "chain_least"), Double), grade_count=Int,
-    **dict.fromkeys(("last_grades", "strides", "firsts", "named"), Pointer),
+    **dict.fromkeys(("last_grades", "firsts", "named"), Pointer),
 )  # fmt: skip
 OF_CORRECTIONS = ("weights", "squares", "any_right", "nodes")
 OF_GRADES = dict.fromkeys(("prior", "probability"), np.float64) | dict.fromkeys(
@@ -41,7 +41,7 @@ OF_GRADES = dict.fromkeys(("prior", "probability"), np.float64) | dict.fromkeys(
 OF_TABLE = ("probability", "seen", "right", "prior", *OF_CORRECTIONS)
 Table = structure("Table", **dict.fromkeys(OF_TABLE, Pointer), strength=Double)
 Costs = structure("Costs", curve=Pointer, cheapest=Pointer, least=Double, weight=Double)
-Tree = structure("Tree", **dict.fromkeys(("tokens", "parents", "cells", "paths"), Pointer))
+Tree = structure("Tree", **dict.fromkeys(("tokens", "parents", "grades", "paths"), Pointer))
 
 
 Noise = structure(
@@ -91,31 +91,32 @@ class CompiledCore:
             getattr(self._library, f"drafting_{name}").restype = Int
         for name in ("listed", "listed_logs"):
             getattr(self._library, f"drafting_{name}").restype = Pointer
-        ngrams, rows, last, earlier = evidence.sources
-        last_grades = 1 + integers(last.steps) // last.stride  # 1: none of them
-        strides, firsts = integers([[s.stride, s.first] for s in evidence.sources]).T.copy()
+        ngrams, rows = evidence.ngrams, evidence.rows
+        last_grades = integers(evidence.last.by_rank)
+        firsts = integers([source.first for source in evidence.sources])
         named = np.array(corrections.named[: corrections.grades], np.uint8)
         settings = Settings(
             capacity=capacity, pruning=growth.PRUNING, chain_least=chain_least,
             patience=1.0 if chain_least else growth.PATIENCE,
             max_ngram_size=ngrams.max_ngram_size, lengths=ngrams.lengths,
             row_width=rows.width, ranks=rows.ranks, keep_rows=rows.keep,
-            last_width=len(last_grades), last_grades=last_grades.ctypes.data,
-            keep_ngrams=earlier.keep, most_followers=MOST_FOLLOWERS, most_earlier=MOST_EARLIER,
-            strides=strides.ctypes.data, firsts=firsts.ctypes.data, named=named.ctypes.data,
-            grade_count=len(named),
+            keep_ngrams=evidence.earlier.keep, most_followers=MOST_FOLLOWERS,
+            most_earlier=MOST_EARLIER, last_width=len(last_grades),
+            last_grades=last_grades.ctypes.data, firsts=firsts.ctypes.data,
+            named=named.ctypes.data, grade_count=len(named),
         )  # fmt: skip
         other = None if shared is None else shared._handle
         self._handle: ctypes.c_void_p = Pointer(
             self._library.drafting_new(ctypes.byref(settings), other)
         )
         weakref.finalize(self, self._library.drafting_delete, self._handle)
-        self._tokens, self._parents, self._cells = np.zeros((3, capacity), dtype=np.int64)
+        self._tokens, self._parents = np.zeros((2, capacity), dtype=np.int64)
+        self._grades = np.zeros((capacity, len(evidence.sources)), dtype=np.int64)
         self._paths = np.zeros(capacity)
         self._tree = Tree(
             tokens=self._tokens.ctypes.data,
             parents=self._parents.ctypes.data,
-            cells=self._cells.ctypes.data,
+            grades=self._grades.ctypes.data,
             paths=self._paths.ctypes.data,
         )
         self._curves: tuple[npt.NDArray[np.float64], ...] = ()
@@ -190,9 +191,10 @@ class CompiledCore:
             self._by_noise, ctypes.byref(self._tree),
         )  # fmt: skip
         check(n)
-        numbers = (self._tokens, self._parents, self._paths, self._cells)
-        tokens, parents, paths, cells = (some[:n].tolist() for some in numbers)
-        return growth.Drafted(tokens, parents, paths, cells)
+        numbers = (self._tokens, self._parents, self._paths, self._grades)
+        tokens, parents, paths, grades = (some[:n].tolist() for some in numbers)
+        grades[0] = ()
+        return growth.Drafted(tokens, parents, paths, grades)
 
     def observe(
         self,

@@ -42,12 +42,9 @@ struct Below {  // a node
 
 class Corrections {
   public:
-    // `firsts` tells where the grades of each source begin, `named` of all grades whether the source
-    // names a token of it.
-    Corrections(const int64_t* firsts, const uint8_t* named, int64_t grades)
-        : named_(named, named + grades), levels_(grades + (1 << SOURCES)) {
-        std::copy_n(firsts, SOURCES, firsts_.begin());
-    }
+    // `named` tells of all grades whether the source names a token of it.
+    Corrections(const uint8_t* named, int64_t grades)
+        : named_(named, named + grades), levels_(grades + (1 << SOURCES)) {}
 
     // How likely each candidate is right.
     void weigh(Below& below, const Table& table) const {
@@ -56,16 +53,14 @@ class Corrections {
             double wrong = 1;
             int64_t choice = 0;
             for (size_t i = 0; i < SOURCES; i++) {
-                int64_t at = firsts_[i] + c.grades[i];
-                if (named_[at]) {
-                    wrong *= 1 - table.probability[at];
-                    choice |= int64_t(1) << i;
-                }
+                if (!named_[c.grades[i]]) continue;
+                wrong *= 1 - table.probability[c.grades[i]];
+                choice |= int64_t(1) << i;
             }
             double logit = log_odds(1 - wrong);
             c.choice = int64_t(named_.size()) + choice;
             c.level = levels_ + bin_of(EDGES, logit);
-            for (size_t i = 0; i < SOURCES; i++) logit += table.weights[firsts_[i] + c.grades[i]];
+            for (int64_t at : c.grades) logit += table.weights[at];
             logit += table.weights[c.choice];
             logit += table.weights[c.level];
             c.probability = std::exp(std::min(MOST, std::max(-MOST, logit)));
@@ -87,7 +82,7 @@ class Corrections {
         for (const Candidate& c : below.all) {
             table.any_right[below.bin] += c.token == right;
             double error = (c.token == right) - c.probability;
-            for (size_t i = 0; i < SOURCES; i++) learn_at(firsts_[i] + c.grades[i], error, table);
+            for (int64_t at : c.grades) learn_at(at, error, table);
             learn_at(c.choice, error, table);
             learn_at(c.level, error, table);
         }
@@ -95,8 +90,7 @@ class Corrections {
 
     // Counts a candidate in the table, for every source that names it.
     void count(const Candidate& c, bool right, const Table& t) const {
-        for (size_t i = 0; i < SOURCES; i++) {
-            int64_t at = firsts_[i] + c.grades[i];
+        for (int64_t at : c.grades) {
             if (!named_[at]) continue;
             t.seen[at]++;
             t.right[at] += right;
@@ -121,7 +115,6 @@ class Corrections {
     }
 
   private:
-    std::array<int64_t, SOURCES> firsts_;
     std::vector<uint8_t> named_;
     int64_t levels_;  // where the weights of the levels begin; those of mixtures follow
 };

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...listed import Numbers
-from .source import Source, is_named
+from .source import Grades, Source, is_named
 
 EDGES = (-3.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # least log-odds of each level but the first
 LEVELS = len(EDGES) + 1
@@ -42,10 +42,9 @@ class Weighed(NamedTuple):
     """The candidates below a node, a number of each."""
 
     tokens: Sequence[int]
-    cells: Sequence[int]  # the grades of each
     probabilities: Sequence[float]  # that each is right, given that the node is
     bin: int  # of the sum of what these would be alone; -1: there is no candidate
-    places: Sequence[Sequence[int]]  # of all weights that were added; first those of the grades
+    weights: Sequence[Sequence[int]]  # the places of all that were added, first those of the grades
 
 
 class Corrections:
@@ -66,7 +65,6 @@ class Corrections:
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self._sources = [(source.first, source.stride, len(source.grades)) for source in sources]
         names = [is_named(grade) for source in sources for grade in source.grades]
         self.grades = len(names)
         self._levels = self.grades + 2 ** len(sources)
@@ -95,35 +93,33 @@ class Corrections:
         self.weights[:], self.squares[:] = counted["weights"].tolist()
         self.any_right[:], self.nodes[:] = counted["sums"].tolist()
 
-    def weigh(self, tokens: Sequence[int], cells: Sequence[int], known: Any) -> Weighed:
+    def weigh(self, named: Mapping[int, Grades], known: Any) -> Weighed:
         """How likely each candidate below a node is right, given that the node is.
 
         Args:
-            tokens: of the candidates.
-            cells: the grades of each.
+            named: the grades of each.
             known: the acceptance table's probability of each grade.
         """
-        places: list[list[int]] = []
+        weights: list[Sequence[int]] = []
         odds: list[float] = []
-        for cell in cells:
-            own = self.places(cell)
-            logit = log_odds(1 - self.wrong(own, known))
-            own += [self._choice(own), self._levels + bisect_right(EDGES, logit)]
+        for grades in named.values():
+            logit = log_odds(1 - self.wrong(grades, known))
+            own = (*grades, self._choice(grades), self._levels + bisect_right(EDGES, logit))
             for place in own:
                 logit += self.weights[place]
-            places.append(own)
+            weights.append(own)
             odds.append(exp(min(MOST, max(-MOST, logit))))
-        return Weighed(tokens, cells, *self.share(odds), places)
+        return Weighed([*named], *self.share(odds), weights)
 
-    def wrong(self, places: Sequence[int], known: Any) -> float:
+    def wrong(self, grades: Grades, known: Any) -> float:
         """How likely a candidate is wrong, if what its sources say is independent.
 
         Args:
-            places: of its grades.
+            grades: of it.
             known: the acceptance table's probability of each grade.
         """
         wrong = 1.0
-        for place in places:
+        for place in grades:
             if self.named[place]:
                 wrong *= 1 - known[place]
         return float(wrong)
@@ -155,10 +151,10 @@ class Corrections:
         if weighed.bin < 0:
             return
         self.nodes[weighed.bin] += 1
-        each = zip(weighed.tokens, weighed.probabilities, weighed.places, strict=True)
-        for token, probability, places in each:
+        each = zip(weighed.tokens, weighed.probabilities, weighed.weights, strict=True)
+        for token, probability, weights in each:
             self.any_right[weighed.bin] += token == true
-            for place in places:
+            for place in weights:
                 self.learn_at(place, (token == true) - probability)
 
     def learn_at(self, place: int, error: float) -> None:
@@ -191,13 +187,9 @@ class Corrections:
         self._first = known
         self.reset()
 
-    def places(self, cell: int) -> list[int]:
-        """Where the grades of a cell stand, in the table and among the weights alike."""
-        return [first + cell // stride % count for first, stride, count in self._sources]
-
-    def _choice(self, places: Sequence[int]) -> int:
+    def _choice(self, grades: Grades) -> int:
         """The weight of those sources that name a candidate with these grades."""
-        return self.grades + sum(self.named[place] << at for at, place in enumerate(places))
+        return self.grades + sum(self.named[place] << at for at, place in enumerate(grades))
 
 
 def log_odds(probability: float) -> float:

@@ -171,11 +171,6 @@ class CalibratedDrafter(Drafter):
         """Of the last tree's nodes, in its order."""
         return self.drafted.paths
 
-    @property
-    def cells(self) -> list[int]:
-        """The grades of the last tree's nodes, see source.py."""
-        return self.drafted.cells
-
     def use_prior(self, prior: Sequence[float], foresight: Mapping[str, Any] | None = None) -> None:
         """Begin anew with another prior.
 
@@ -326,7 +321,7 @@ class CalibratedDrafter(Drafter):
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
         if self.budget is not None:
             if self.budget.rest:
-                self.drafted = Drafted([root], [0], [1.0], [-1])
+                self.drafted = Drafted([root], [0], [1.0], [()])
                 return DraftTree(root, self.capacity)
             self.budget.begin(self._committed, self.capacity)
         self.drafted = self._core.draft(root, top_ids, self.budget)
@@ -355,12 +350,13 @@ class CalibratedDrafter(Drafter):
         found = [origins.NEXT]
         known = self.evidence
         for node in range(1, len(tree)):
-            cell, above = self.cells[node], found[tree.parents[node]]
-            if known.ngrams.names(cell) or known.earlier.names(cell):
-                after_root = above in (origins.NEXT, origins.RETRIEVED)
+            graded = zip(self.sources, self.drafted.grades[node], strict=True)
+            naming = [source for source, place in graded if source.names(place)]
+            if known.ngrams in naming or known.earlier in naming:
+                after_root = found[tree.parents[node]] in (origins.NEXT, origins.RETRIEVED)
                 found.append(origins.RETRIEVED if after_root else origins.CONTINUED)
             else:
-                found.append(origins.GUESSED if known.last.names(cell) else origins.COPIED)
+                found.append(origins.GUESSED if known.last in naming else origins.COPIED)
         return found
 
     def explain(self, node: int) -> str:
@@ -374,11 +370,10 @@ class CalibratedDrafter(Drafter):
         lines: list[str] = []
         tokens, parents, paths, _ = self.drafted
         while node:
-            cell, evidence = self.cells[node], []
-            for source in self.sources:
-                evidence.append(f"{source.name}: {source.grade(cell)}")
-                if source.names(cell):
-                    at, table = source.place(cell), self.table
+            evidence, table = [], self.table
+            for source, at in zip(self.sources, self.drafted.grades[node], strict=True):
+                evidence.append(f"{source.name}: {source.grade(at)}")
+                if source.names(at):
                     evidence[-1] += (
                         f", right {table.right[at]} of {table.seen[at]} times, prior "
                         f"{table.prior[at]:.3f}, now {table.probability[at]:.3f}"

@@ -20,8 +20,8 @@ struct Settings {
     double chain_least;  // path probability where a chain ends; 0: trees are drafted, not chains
     int64_t grade_count;         // of all sources
     const int64_t* last_grades;  // [last_width] of the ranks of the last logits
-    const int64_t *strides, *firsts;  // [SOURCES] of each source's grades: in a cell, among all
-    const uint8_t* named;  // [grade_count] whether a source names tokens of the grade
+    const int64_t* firsts;       // [SOURCES] where the grades of each begin
+    const uint8_t* named;        // [grade_count] whether a source names tokens of the grade
 };
 
 struct Costs {  // of a tree that sizes itself, by its nodes; see budget.py
@@ -30,7 +30,8 @@ struct Costs {  // of a tree that sizes itself, by its nodes; see budget.py
 };
 
 struct Tree {  // room for `capacity` nodes
-    int64_t *tokens, *parents, *cells;
+    int64_t *tokens, *parents;
+    Grades* grades;
     double* paths;
 };
 }
@@ -57,7 +58,8 @@ struct Kept {  // from prompt to prompt
 
 struct Drafting {
     Settings set;
-    std::vector<int64_t> last_grades, strides;
+    std::vector<int64_t> last_grades;
+    Grades firsts;
     std::shared_ptr<Kept> kept;
     Ngrams own;
     std::vector<Token> prompt;
@@ -78,11 +80,11 @@ struct Drafting {
     // `other` shares what is kept; null: nobody does.
     Drafting(const Settings& s, const Drafting* other)
         : set(s), last_grades(s.last_grades, s.last_grades + s.last_width),
-          strides(s.strides, s.strides + SOURCES),
           kept(other ? other->kept : std::make_shared<Kept>(s.row_width)), single(s.row_width),
           pairs(s.row_width),
-          corrections(s.firsts, s.named, s.grade_count), below(s.capacity), guessed(s.capacity) {
-        set.last_grades = set.strides = set.firsts = nullptr;
+          corrections(s.named, s.grade_count), below(s.capacity), guessed(s.capacity) {
+        std::copy_n(s.firsts, SOURCES, firsts.begin());
+        set.last_grades = set.firsts = nullptr;
         set.named = nullptr;
     }
 
@@ -192,11 +194,11 @@ struct Drafting {
         begin(nullptr, 0);
     }
 
-    static void name(std::vector<Candidate>& named, Token token, size_t source, int64_t grade) {
+    void name(std::vector<Candidate>& named, Token token, size_t source, int64_t grade) const {
         auto same = [=](const Candidate& known) { return known.token == token; };
         auto at = std::find_if(named.begin(), named.end(), same);
         if (at == named.end()) at = named.insert(at, {token, {UNNAMED, UNNAMED, UNNAMED, UNNAMED}});
-        at->grades[source] = int32_t(grade);
+        at->grades[source] = firsts[source] + grade;
     }
 
     // Names what followed the longest n-gram; returns the grade of tokens that are not named.
@@ -228,8 +230,11 @@ struct Drafting {
     Grades look(Before before, int64_t length, const int64_t* top, int64_t tops,
                 std::vector<Candidate>& named) const {
         named.clear();
-        Grades base{};
+        Grades base = firsts;  // where nothing is known
         Token token = before(1);
+
+        int64_t most = std::min(length, set.max_ngram_size);
+        base[OF_NGRAMS] += look_into(own, before, most, OF_NGRAMS, named);
 
         const Kept& old = *kept;
         auto row = pairs.get(key(length > 1 ? before(2) : -1, token));
@@ -241,17 +246,15 @@ struct Drafting {
             }
         if (row.first) {
             int64_t first = 1 + kind * (set.ranks + 1);  // then the other ranks', then that of none
-            base[OF_ROWS] = int32_t(first + set.ranks);
+            base[OF_ROWS] += first + set.ranks;
             for (int64_t rank = 0; rank < row.second; rank++)
                 name(named, row.first[rank], OF_ROWS, first + std::min(rank, set.ranks - 1));
         }
 
-        int64_t most = std::min(length, set.max_ngram_size);
-        base[OF_NGRAMS] = int32_t(look_into(own, before, most, OF_NGRAMS, named));
-        base[OF_EARLIER] = int32_t(look_into(kept->ngrams, before, most, OF_EARLIER, named));
+        base[OF_EARLIER] += look_into(kept->ngrams, before, most, OF_EARLIER, named);
 
         if (top) {
-            base[OF_LAST] = 1;  // none of the ranks
+            base[OF_LAST] += 1;  // none of the ranks
             for (int64_t rank = 0; rank < std::min(tops, set.last_width); rank++)
                 if (top[rank] != token) name(named, Token(top[rank]), OF_LAST, last_grades[rank]);
         }
@@ -259,12 +262,6 @@ struct Drafting {
             for (size_t i = 0; i < SOURCES; i++)
                 if (candidate.grades[i] == UNNAMED) candidate.grades[i] = base[i];
         return base;
-    }
-
-    int64_t cell_of(const Grades& grades) const {
-        int64_t cell = 0;
-        for (size_t i = 0; i < SOURCES; i++) cell += grades[i] * strides[i];
-        return cell;
     }
 
     // What both estimates say of the candidates below a node, and the share of the acceptance table.
@@ -297,8 +294,8 @@ struct Drafting {
             for (auto [its, place] : foresee(row, state_of(f.stream, committed + depth + 1))) {
                 int64_t bin = kind * BINS + place;
                 const Candidate* c = known(its);
-                guesses.all.push_back({its, cell_of(c ? c->grades : base), c ? c->probability : 0,
-                                       bin, probability(f, bin)});
+                guesses.all.push_back({its, c ? c->grades : base, c ? c->probability : 0, bin,
+                                       probability(f, bin)});
             }
         }
         size_t foreseen = guesses.all.size();
@@ -306,7 +303,7 @@ struct Drafting {
             auto same = [&](const Guess& guess) { return guess.token == c.token; };
             auto end = guesses.all.begin() + foreseen;
             if (std::find_if(guesses.all.begin(), end, same) == end)
-                guesses.all.push_back({c.token, cell_of(c.grades), c.probability, -1, 0});
+                guesses.all.push_back({c.token, c.grades, c.probability, -1, 0});
         }
         return share;
     }
@@ -324,16 +321,16 @@ struct Drafting {
     // have grown without a floor.
     int64_t grow(Token root, const int64_t* top, int64_t tops, double floor, const Table& table,
                  const Costs* costs, const Foresight* f, Tree& tree, bool& whole) {
-        using Open = std::tuple<double, int64_t, Token, int64_t, double>;
+        using Open = std::tuple<double, int64_t, Token, Grades, double>;
         std::priority_queue<Open, std::vector<Open>, std::greater<Open>> open;
-        // -worth, parent, token, cell, path probability
+        // -worth, parent, token, grades, path probability
         double worth = 1, expected = 0, best_rate = 0, patience = costs ? 1 : set.patience;
         int64_t nodes = 0, best_nodes = 0;
         looked = 0;
-        auto add = [&](int64_t parent, Token token, int64_t cell, double path) {
+        auto add = [&](int64_t parent, Token token, const Grades& grades, double path) {
             tree.tokens[nodes] = token;
             tree.parents[nodes] = parent;
-            tree.cells[nodes] = cell;
+            tree.grades[nodes] = grades;
             tree.paths[nodes++] = path;
             if (!costs) return;
             expected += nodes > 1 ? worth * costs->weight : 1;
@@ -343,7 +340,7 @@ struct Drafting {
                 best_nodes = nodes;
             }
         };
-        add(0, root, -1, 1);
+        add(0, root, {}, 1);
         whole = true;
         int64_t most = std::max<int64_t>(set.max_ngram_size, 2);
         std::vector<Token> last(most);  // tokens up to a node, its own first
@@ -367,10 +364,10 @@ struct Drafting {
                 Grades base = look(before, length, node ? nullptr : top, tops, named);
                 looked = nodes;
                 corrections.weigh(below[node], table);
-                auto push = [&](Token token, int64_t cell, double probability) {
+                auto push = [&](Token token, const Grades& grades, double probability) {
                     double its = worth * patience * probability;
                     if (its > floor)
-                        open.emplace(-its, node, token, cell, tree.paths[node] * probability);
+                        open.emplace(-its, node, token, grades, tree.paths[node] * probability);
                 };
                 if (f) {
                     auto& guesses = guessed[node];
@@ -380,17 +377,16 @@ struct Drafting {
                         int64_t by = g.bin < 0 ? 2 : g.known ? 0 : 1;
                         std::tie(g.probability, g.weight) =
                             corrections.correct_mixture(mixed, by, table);
-                        push(g.token, g.cell, g.probability);
+                        push(g.token, g.grades, g.probability);
                     }
                 } else if (set.chain_least > 0) {
                     auto less = [](const Candidate& a, const Candidate& b) {
                         return a.probability < b.probability;
                     };
                     auto best = std::max_element(named.begin(), named.end(), less);
-                    if (best != named.end())
-                        push(best->token, cell_of(best->grades), best->probability);
+                    if (best != named.end()) push(best->token, best->grades, best->probability);
                 } else {
-                    for (const Candidate& c : named) push(c.token, cell_of(c.grades), c.probability);
+                    for (const Candidate& c : named) push(c.token, c.grades, c.probability);
                 }
             }
             if (nodes == set.capacity) break;
@@ -398,11 +394,11 @@ struct Drafting {
                 whole = floor == 0;
                 break;
             }
-            auto [minus, parent, token, cell, path] = open.top();
+            auto [minus, parent, token, grades, path] = open.top();
             open.pop();
             worth = -minus;
             if (costs && worth * costs->weight <= best_rate * costs->cheapest[nodes]) break;
-            add(parent, token, cell, path);
+            add(parent, token, grades, path);
         }
         return costs ? best_nodes : nodes;
     }

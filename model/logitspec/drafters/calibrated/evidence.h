@@ -29,13 +29,13 @@ using Key = uint64_t;  // two numbers of 32 bits
 Key key(uint32_t first, uint32_t second) { return Key(first) << 32 | second; }
 
 constexpr size_t SOURCES = 4;
-constexpr size_t OF_NGRAMS = 0, OF_ROWS = 1, OF_LAST = 2, OF_EARLIER = 3;
-constexpr int32_t UNNAMED = -1;
-using Grades = std::array<int32_t, SOURCES>;
+constexpr size_t OF_NGRAMS = 0, OF_ROWS = 1, OF_EARLIER = 2, OF_LAST = 3;
+constexpr int64_t UNNAMED = -1;
+using Grades = std::array<int64_t, SOURCES>;  // by each source, as its place among all grades
 
 struct Candidate {
     Token token;
-    Grades grades;  // of each source; UNNAMED until all have been asked
+    Grades grades;  // UNNAMED until all sources have been asked
     double probability = 0;
     int64_t choice = 0, level = 0;  // weights: who names it, its log-odds before all corrections
 };

@@ -32,17 +32,15 @@ class NgramEvidence(Source):
 
     Args:
         max_ngram_size: longest n-gram matched.
-        stride: see Source.
     """
 
     name = "n-grams"
     SHARES = ("nothing", "up to 1/3", "up to 2/3", "most", "all, seen once", "all")
     FITTED_SIZE = 5
 
-    def __init__(self, max_ngram_size: int, stride: int) -> None:
+    def __init__(self, max_ngram_size: int) -> None:
         self.max_ngram_size = max_ngram_size
         self.lengths = min(max_ngram_size, GRADED_LENGTHS)
-        self.stride = stride
         self.grades = self._name_grades(self.lengths)
         self.fitted = self._name_grades(self.FITTED_SIZE)
         self.context: tuple[int, ...] = ()  # the last committed tokens, as many as a look takes
@@ -85,7 +83,7 @@ class NgramEvidence(Source):
         self.context = context
 
     def look(self, context: tuple[int, ...]) -> Look:
-        followers, stride = self._followers, self.stride
+        followers = self._followers
         matched = 0
         found: dict[int, int] | int = 0
         for n in range(1, min(len(context), self.max_ngram_size) + 1):
@@ -95,15 +93,15 @@ class NgramEvidence(Source):
             matched, found = n, known
         if not matched:
             return 0, {}
-        base = (1 + (min(matched, self.lengths) - 1) * len(self.SHARES)) * stride
+        nothing = 1 + (min(matched, self.lengths) - 1) * len(self.SHARES)
         if isinstance(found, int):
-            return base, {found: 4 * stride}
+            return nothing, {found: nothing + 4}
         if len(found) == 1:
-            return base, dict.fromkeys(found, 5 * stride)
+            return nothing, dict.fromkeys(found, nothing + 5)
         total = sum(found.values())
         latest = list(found.items())[-MOST_FOLLOWERS:]
-        return base, {
-            token: (1 if 3 * times <= total else 2 if 3 * times <= 2 * total else 3) * stride
+        return nothing, {
+            token: nothing + (1 if 3 * times <= total else 2 if 3 * times <= 2 * total else 3)
             for token, times in latest
         }
 
@@ -117,10 +115,10 @@ class AnswerEvidence(NgramEvidence):
 
     name = "earlier answers"
 
-    def __init__(self, max_ngram_size: int, stride: int, *, keep: bool) -> None:
+    def __init__(self, max_ngram_size: int, *, keep: bool) -> None:
         self._answers: list[list[int]] = [[]]  # to the last prompt
         self._taken: list[list[int]] = []  # answers that the n-grams are of
-        super().__init__(max_ngram_size, stride)
+        super().__init__(max_ngram_size)
         self.keep = keep
 
     def begin(self, prompt_ids: Sequence[int], *, again: bool = False) -> None:
@@ -167,7 +165,6 @@ class RowEvidence(Source):
 
     Args:
         width: tokens of a row that count.
-        stride: see Source.
         keep: whether rows outlive their prompt.
     """
 
@@ -175,15 +172,17 @@ class RowEvidence(Source):
     KINDS = ("two tokens", "one token", "an earlier prompt")
     FITTED_WIDTH = 8
 
-    def __init__(self, width: int, stride: int, *, keep: bool) -> None:
+    def __init__(self, width: int, *, keep: bool) -> None:
         self.width = width
         self.ranks = min(width, GRADED_RANKS)
-        self.stride = stride
         self.keep = keep
         self.grades = self._name_grades(self.ranks)
         self.fitted = self._name_grades(self.FITTED_WIDTH)
         last = self.ranks - 1
-        self._steps = [(min(rank, last) - self.ranks) * stride for rank in range(width)]
+        self._by_rank = [
+            [1 + kind * (self.ranks + 1) + min(rank, last) for rank in range(width)]
+            for kind in range(len(self.KINDS))
+        ]
         self._earlier: dict[int, Row] = {}
         self._single: dict[int, Row] = {}
         self.begin(())
@@ -236,8 +235,7 @@ class RowEvidence(Source):
                 row = self._earlier.get(token)
                 if row is None:
                     return 0, {}
-        base = (kind + 1) * (self.ranks + 1) * self.stride
-        return base, dict(zip(row, self._steps, strict=False))
+        return (kind + 1) * (self.ranks + 1), dict(zip(row, self._by_rank[kind], strict=False))
 
 
 class LastEvidence(Source):
@@ -247,20 +245,16 @@ class LastEvidence(Source):
 
     Args:
         width: ranks that count.
-        stride: see Source.
     """
 
     name = "last logits"
     BINS = (2, 3, 5, 9, 17, 33)  # first ranks of the grades but the first
 
-    def __init__(self, width: int, stride: int) -> None:
+    def __init__(self, width: int) -> None:
         self.width = width
-        self.stride = stride
         ranks = [f"rank {first} or more" for first in (1, *self.BINS)]
         self.grades = self.fitted = ("not below the root", "none of the ranks", *ranks)
-        self.steps = [
-            (1 + sum(rank >= first for first in self.BINS)) * stride for rank in range(width)
-        ]
+        self.by_rank = [2 + sum(rank >= first for first in self.BINS) for rank in range(width)]
 
     def below_root(self, root: int, top_ids: Sequence[int]) -> Look:
         """The same as look(), for the children of the root.
@@ -269,13 +263,13 @@ class LastEvidence(Source):
             root: the token the last logits chose.
             top_ids: their best token ids, the root's first.
         """
-        named = dict(zip(top_ids, self.steps, strict=False))
+        named = dict(zip(top_ids, self.by_rank, strict=False))
         named.pop(root, None)
-        return self.stride, named
+        return 1, named
 
 
 class Evidence:
-    """All sources of one drafter. A cell is a choice of a grade for each.
+    """All sources of one drafter.
 
     Args:
         max_ngram_size: longest n-gram matched.
@@ -290,16 +284,15 @@ class Evidence:
         self, max_ngram_size: int, row_width: int, last_width: int, *,
         keep_rows: bool, keep_ngrams: bool, shared: Evidence | None = None,
     ) -> None:  # fmt: skip
-        self.ngrams = NgramEvidence(max_ngram_size, stride=1)
-        self.rows = RowEvidence(row_width, len(self.ngrams.grades), keep=keep_rows)
-        self.last = LastEvidence(last_width, self.rows.stride * len(self.rows.grades))
-        self.earlier = AnswerEvidence(
-            max_ngram_size, self.last.stride * len(self.last.grades), keep=keep_ngrams
-        )
-        self.sources = (self.ngrams, self.rows, self.last, self.earlier)
+        self.ngrams = NgramEvidence(max_ngram_size)
+        self.rows = RowEvidence(row_width, keep=keep_rows)
+        self.earlier = AnswerEvidence(max_ngram_size, keep=keep_ngrams)
+        self.last = LastEvidence(last_width)
+        self.sources = (self.ngrams, self.rows, self.earlier, self.last)
         counts = accumulate(len(source.grades) for source in self.sources)
         for source, count in zip(self.sources[1:], counts, strict=False):
             source.first = count
+        self._firsts = [source.first for source in self.sources]  # grades where nothing is known
         if shared is not None:
             self.rows._earlier = shared.rows._earlier
             self.earlier._followers = shared.earlier._followers
@@ -344,12 +337,16 @@ class Evidence:
             context: the last tokens up to the node, the node's own last.
             top_ids: below the root the best tokens of the last logits, else None.
         """
-        base, named = self.rows.look(context)
-        looks = [self.ngrams.look(context), self.earlier.look(context)]
+        looks = [source.look(context) for source in (self.ngrams, self.rows, self.earlier)]
         if top_ids is not None:
             looks.append(self.last.below_root(context[-1], top_ids))
-        for more, others in looks:
-            base += more
-            for token, step in others.items():
-                named[token] = named.get(token, 0) + step
-        return base, named
+        unnamed = [*self._firsts]
+        for at, (grade, _) in enumerate(looks):
+            unnamed[at] += grade
+        found: dict[int, list[int]] = {}
+        for at, (_, named) in enumerate(looks):
+            for token, grade in named.items():
+                if token not in found:
+                    found[token] = [*unnamed]
+                found[token][at] = self._firsts[at] + grade
+        return unnamed, {**found}

@@ -25,7 +25,7 @@ constexpr double EULER = 0.5772156649015329;
 
 struct Guess {
     Token token;
-    int64_t cell;
+    Grades grades;
     double known;
     int64_t bin;
     double foreseen;

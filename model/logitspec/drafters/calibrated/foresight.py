@@ -26,7 +26,7 @@ from ...sizing.acceptance_table import AcceptanceTable
 from .corrections import Corrections
 from .evidence import MOST_ROWS, Evidence, RowEvidence
 from .growth import Drafted, ReadableCore
-from .source import Candidates
+from .source import Candidates, Grades
 
 FORESEEN = 32  # most tokens of a row that are candidates, those that win most likely
 KIND_NAMES = tuple(  # of rows
@@ -101,7 +101,7 @@ class Guess(NamedTuple):
     """A candidate of a node: what both estimates say of it."""
 
     token: int
-    cell: int  # its grades, see source.py
+    grades: Grades
     known: float  # its probability without the noise; 0 where no evidence names it
     bin: int  # of the foresight table; -1: it is not among the row's
     foreseen: float  # the foresight table's probability; 0 where it has none
@@ -201,8 +201,8 @@ class SampledCore(ReadableCore):
 
     def weigh(
         self, candidates: Candidates, context: tuple[int, ...], depth: int
-    ) -> tuple[list[tuple[int, int, float]], Any]:
-        base, named = candidates
+    ) -> tuple[list[tuple[int, Grades, float]], Any]:
+        unnamed, named = candidates
         by_table, noted = super().weigh(candidates, context, depth)
         known = {token: probability for token, _, probability in by_table}
         guesses: list[Guess] = []
@@ -215,25 +215,25 @@ class SampledCore(ReadableCore):
             (state,) = states_of(self._stream, [self._committed + depth + 1])
             for token, place in foresee(row, state):
                 at = kind * BINS + place
-                cell = base + named.get(token, 0)
+                grades = named.get(token, unnamed)
                 own = known.get(token, 0.0), self.learnt.probability(at)
-                guesses.append(self._guess(token, cell, at, *own, share))
+                guesses.append(self._guess(token, grades, at, *own, share))
         chosen = {guess.token for guess in guesses}
         guesses += [
-            self._guess(token, base + more, -1, known[token], 0.0, share)
-            for token, more in named.items()
+            self._guess(token, grades, -1, known[token], 0.0, share)
+            for token, grades in named.items()
             if token not in chosen
         ]
-        weighed = [(guess.token, guess.cell, guess.probability) for guess in guesses]
+        weighed = [(guess.token, guess.grades, guess.probability) for guess in guesses]
         return weighed, (noted, Guesses(guesses, mixture))
 
     def _guess(
-        self, token: int, cell: int, at: int, known: float, foreseen: float, share: float
+        self, token: int, grades: Grades, at: int, known: float, foreseen: float, share: float
     ) -> Guess:
         mixed = share * known + (1 - share) * foreseen
         kind = 2 if at < 0 else 0 if known else 1
         return Guess(
-            token, cell, known, at, foreseen, *self.corrections.correct_mixture(mixed, kind)
+            token, grades, known, at, foreseen, *self.corrections.correct_mixture(mixed, kind)
         )
 
     def _find_row(self, context: tuple[int, ...]) -> tuple[ScoredRow | None, int]:

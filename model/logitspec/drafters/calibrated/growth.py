@@ -17,7 +17,7 @@ from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget
 from .corrections import Corrections
 from .evidence import Evidence
-from .source import Candidates
+from .source import Candidates, Grades
 
 PRUNING = 0.3  # of the least worth in the last tree: less is not even considered
 PATIENCE = 0.92  # what a child that is surely right is worth beside its parent
@@ -29,7 +29,7 @@ class Drafted(NamedTuple):
     tokens: list[int]
     parents: list[int]
     paths: list[float]  # path probabilities
-    cells: list[int]  # the grades of each, see source.py; the root's is -1
+    grades: list[Grades]  # the root's: none
 
 
 class ReadableCore:
@@ -139,12 +139,13 @@ class ReadableCore:
         Returns:
             The tree, and whether it would have grown alike without a floor.
         """
-        tree = Drafted([root], [0], [1.0], [-1])
+        tree = Drafted([root], [0], [1.0], [()])
         self._candidates = []
         longest = self.evidence.longest
         contexts = [(*self.evidence.context, root)[-longest:]]
         depths = [0]
-        heap: list[tuple[float, int, int, int, float]] = []  # (-worth, parent, token, cell, path)
+        heap: list[tuple[float, int, int, Grades, float]] = []
+        # -worth, parent, token, grades, path probability
         patience = self.patience if budget is None else 1.0
         worth = 1.0
         node = 0
@@ -158,11 +159,11 @@ class ReadableCore:
                 self._candidates.append(noted)
                 if self.chain_least and weighed:
                     weighed = [max(weighed, key=itemgetter(2))]
-                for token, cell, probability in weighed:
+                for token, grades, probability in weighed:
                     its = worth * patience * probability
                     if its > floor:
                         path = tree.paths[node] * probability
-                        heappush(heap, (-its, node, token, cell, path))
+                        heappush(heap, (-its, node, token, grades, path))
             else:
                 self._candidates.append(None)
             node += 1
@@ -170,7 +171,7 @@ class ReadableCore:
                 return tree, True
             if not heap:
                 return tree, floor == 0.0
-            minus, parent, token, cell, path = heappop(heap)
+            minus, parent, token, grades, path = heappop(heap)
             worth = -minus
             if budget is not None:
                 if budget.enough(worth):
@@ -179,7 +180,7 @@ class ReadableCore:
             tree.tokens.append(token)
             tree.parents.append(parent)
             tree.paths.append(path)
-            tree.cells.append(cell)
+            tree.grades.append(grades)
             contexts.append((*contexts[parent], token)[-longest:])
             depths.append(depths[parent] + 1)
 
@@ -195,7 +196,7 @@ class ReadableCore:
 
     def weigh(
         self, candidates: Candidates, context: tuple[int, ...], depth: int
-    ) -> tuple[list[tuple[int, int, float]], Any]:
+    ) -> tuple[list[tuple[int, Grades, float]], Any]:
         """How likely each candidate is right, given that its parent is.
 
         Args:
@@ -204,18 +205,17 @@ class ReadableCore:
             depth: of that node.
 
         Returns:
-            Token, cell and probability of each, and what learn() is to be given.
+            Token, grades and probability of each, and what learn() is to be given.
         """
-        base, named = candidates
-        cells = [base + more for more in named.values()]
-        weighed = self.corrections.weigh([*named], cells, self.table.probability)
-        return list(zip(*weighed[:3], strict=True)), weighed
+        _, named = candidates
+        weighed = self.corrections.weigh(named, self.table.probability)
+        return list(zip(named, named.values(), weighed.probabilities, strict=True)), weighed
 
     def learn(self, noted: Any, true: int) -> None:
         """Take in which of the candidates below an accepted node, as weigh() noted them, was
         right."""
-        for token, places in zip(noted.tokens, noted.places, strict=True):
-            for place in places:
+        for token, weights in zip(noted.tokens, noted.weights, strict=True):
+            for place in weights:
                 if self.corrections.named[place]:
                     self.table.learn(place, token == true)
         self.corrections.learn(noted, true)

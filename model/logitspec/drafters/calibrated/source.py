@@ -4,40 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# A cell is one number for the grades of all sources. A look gives
-# (the cell of tokens that are not named, {token that is named: what is added to that cell}).
-Look = tuple[int, dict[int, int]]
-Candidates = Look  # the same of all sources together
+Look = tuple[int, dict[int, int]]  # grade of the tokens that are not named, {named token: grade}
+Grades = Sequence[int]  # of a token by all sources, each as its place in the acceptance table
+Candidates = tuple[Grades, dict[int, Grades]]  # a look of all sources
 
 
 class Source:
-    """One kind of evidence. A token's part of its cell is its grade times `stride`.
+    """One kind of evidence.
 
     Attributes:
         name: of the source.
         grades: what each grade means, in order.
         fitted: which of the grades that the prior was fitted for stands for each.
-        stride: what the next grade adds to a cell.
-        first: where its grades begin in the acceptance table.
+        first: the place of its first grade in the acceptance table, which holds those of all.
     """
 
     name: str
     grades: tuple[str, ...]
     fitted: tuple[str, ...]
-    stride: int
     first: int = 0
 
-    def place(self, cell: int) -> int:
-        """Where the acceptance table knows the source's grade of the tokens of a cell."""
-        return self.first + cell // self.stride % len(self.grades)
+    def grade(self, place: int) -> str:
+        """What the grade at a place of the acceptance table means."""
+        return self.grades[place - self.first]
 
-    def grade(self, cell: int) -> str:
-        """What the source has to say of the tokens of a cell."""
-        return self.grades[self.place(cell) - self.first]
-
-    def names(self, cell: int) -> bool:
-        """Whether the source names the tokens of a cell."""
-        return is_named(self.grade(cell))
+    def names(self, place: int) -> bool:
+        """Whether the source names the tokens of the grade at a place."""
+        return is_named(self.grade(place))
 
     def begin(self, prompt_ids: Sequence[int], *, again: bool = False) -> None:
         """Take in a prompt, and forget the last one but for what is kept.
@@ -55,10 +48,6 @@ class Source:
 
         Args:
             context: the last tokens up to the node, the node's own last.
-
-        Returns:
-            The part of the cell of every token that the source does not name, and for those it
-            names what is to be added to that.
         """
         raise NotImplementedError
 
