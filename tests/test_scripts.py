@@ -34,7 +34,9 @@ def python(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("form", ["default_model_path", "default_gguf"])
+@pytest.mark.parametrize(
+    "form", ["default_model_path", pytest.param("default_gguf", marks=pytest.mark.slow)]
+)
 def test_logitspec_gives_the_baselines_output_in_float32(
     one_per_task: str, default_model_path: str, form: str, request: pytest.FixtureRequest
 ) -> None:
