@@ -2,9 +2,12 @@
 
 vLLM calls a proposer with tokens alone. But the runner that calls it has the logits, one row for
 each position whose next token was sampled or verified, and passes them to its method `_sample` just
-before. So that method is wrapped, once in a process, when the first proposer is made. Nothing of
-vLLM's own changes, and logits are only read. A structured output's grammar has been applied to them
-by then: tokens that it forbids are no candidates.
+before. So that method is wrapped, once in a process, when the first proposer is made. Logits are
+only read. A structured output's grammar has been applied to them by then: tokens that it forbids
+are no candidates.
+
+A step without any drafts is sampled as one without speculation: vLLM 0.32 ends with an error where
+none are to be verified and a request has a top-k.
 """
 
 from __future__ import annotations
@@ -80,6 +83,8 @@ def wrap(runner: Any) -> str | None:
         if watcher is not None and hasattr(watcher, "seen"):
             width = watcher.width if watcher.looks else 0
             watcher.seen = look(self, logits, spec_decode_metadata, width)
+            if spec_decode_metadata is not None and not sum(spec_decode_metadata.num_draft_tokens):
+                spec_decode_metadata = None
         return sample(self, logits, spec_decode_metadata)
 
     setattr(shown, WRAPPED, True)

@@ -15,10 +15,12 @@ from ..errors import InputError
 from . import logits
 from .budget import BatchBudget
 from .following import Drafts, Followed, Requests
+from .mending import mend
 from .retrieving import WIDTH, RetrievedChain, Retrieving
 
 READING_STEPS = 16  # in turn, after which steps that read prompts tell what a step costs
 OWN_SCHEDULERS = "external_launcher"
+MOST_DRAFTS = 128  # of a request, that vLLM 0.32 verifies
 Watch = Callable[[], str | None]
 Tokens = npt.NDArray[np.integer[Any]]
 
@@ -40,7 +42,8 @@ class Proposer(ABC):
         budget: how many drafts a step is worth.
 
     Raises:
-        InputError: every rank has a scheduler of its own, which would take other drafts.
+        InputError: vLLM would verify so many drafts with a crash, or every rank has a scheduler of
+            its own, which would take other drafts.
     """
 
     width: int
@@ -53,6 +56,12 @@ class Proposer(ABC):
                 "itself, and their drafts would differ; give another one, or a single rank"
             )
         self.most_drafts: int = config.speculative_config.num_speculative_tokens
+        if self.most_drafts > MOST_DRAFTS:
+            raise InputError(
+                f"num_speculative_tokens is {self.most_drafts}, and vLLM verifies {MOST_DRAFTS} at "
+                "most; give fewer"
+            )
+        mend()
         self._longest: int = config.model_config.max_model_len
         self.budget = BatchBudget(config.scheduler_config.max_num_batched_tokens)
         self.requests = Requests(self._begin_timed, self._end)
