@@ -69,6 +69,13 @@ def answers(model: str) -> dict[str, Any]:
             own[kind] = [[*output.outputs[0].token_ids] for output in outputs]
             if kind == "by a grammar":
                 own["texts"] = [output.outputs[0].text for output in outputs]
+        if name != "vllm_child.Blind":  # which mends nothing of a step without drafts
+            drawn = SamplingParams(temperature=1.0, top_k=20, max_tokens=60)
+            outputs = llm.generate(
+                [{"prompt_token_ids": ids} for ids in asked[:6]], [kinds["plain"], drawn] * 3,
+                use_tqdm=False,
+            )  # fmt: skip
+            own["beside samples"] = [[*output.outputs[0].token_ids] for output in outputs[::2]]
         longest = (asked[0] * 20)[:480]  # with a neighbour, which is drafted for, too
         outputs = llm.generate(
             [{"prompt_token_ids": ids} for ids in (longest, asked[1])],
