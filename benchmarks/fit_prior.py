@@ -40,11 +40,7 @@ from model.logitspec.drafters.calibrated.foresight import (
     MIDDLES,
     ForesightTable,
 )
-from model.logitspec.drafters.calibrated.prior import (
-    PRIOR,
-    SAMPLED_PRIOR,
-    prior_of,
-)
+from model.logitspec.drafters.calibrated.prior import PRIOR, SAMPLED_PRIOR, prior_of
 from model.logitspec.drafters.calibrated.source import Source, is_named
 from model.logitspec.errors import InputError
 from model.logitspec.sampling import Sampling

@@ -349,4 +349,4 @@ class Evidence:
                 if token not in found:
                     found[token] = [*unnamed]
                 found[token][at] = self._firsts[at] + grade
-        return unnamed, {**found}
+        return unnamed, found

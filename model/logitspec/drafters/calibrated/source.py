@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 Look = tuple[int, dict[int, int]]  # grade of the tokens that are not named, {named token: grade}
 Grades = Sequence[int]  # of a token by all sources, each as its place in the acceptance table
-Candidates = tuple[Grades, dict[int, Grades]]  # a look of all sources
+Candidates = tuple[Grades, Mapping[int, Grades]]  # a look of all sources
 
 
 class Source:
