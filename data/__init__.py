@@ -1,1 +1,1 @@
-import evaluation  # noqa: F401  Ctrl-C while a command imports torch
+import evaluation  # noqa: F401  for what ends a command while it imports

@@ -3,11 +3,20 @@
 import sys
 from types import TracebackType
 
+OURS = ("benchmarks", "data", "evaluation", "model")
+
 
 def _stopped(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
-    """Ctrl-C before a command has begun, while it imports torch: a word, no traceback."""
+    """What ends a command before it has begun, while it imports: a sentence, no traceback."""
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
+    elif isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] not in OURS:
+        print(
+            f"{sys.executable} has no {error.name}; run `. .venv/bin/activate` first (`sh eval.sh` "
+            "creates .venv), or pip install -r requirements.txt",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     else:
         sys.__excepthook__(kind, error, at)
 

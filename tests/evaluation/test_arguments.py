@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,6 +122,15 @@ def test_ctrl_c_while_torch_is_imported_leaves_no_traceback(module: str) -> None
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=60)
     assert (started.returncode, said) == (-signal.SIGINT, "interrupted\n")  # 130 in a shell
+
+
+@pytest.mark.parametrize("module", ["evaluation.speed", "benchmarks.soak", "data.prepare"])
+def test_without_the_environment_a_command_says_so(module: str) -> None:
+    done = subprocess.run(  # -S: no site-packages
+        [sys.executable, "-S", "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"\S+ has no \w+; run `\. \.venv/bin/activate` first .*\n", done.stderr)
 
 
 def test_a_warning_of_ours_is_a_sentence() -> None:
