@@ -24,10 +24,12 @@ from model.logitspec.drafters.calibrated.growth import Drafted, ReadableCore
 from model.logitspec.drafters.calibrated.source import Candidates, Grades, Source
 from model.logitspec.errors import InputError
 from model.logitspec.sizing.acceptance_table import AcceptanceTable
+from model.logitspec.states import read_state
 
 from .fit_prior import Questionnaire, flat_prior
 from .measure import PrintedTable, Results, add_question_flags, run_benchmark
 
+BEGUN = "begun with evidence"
 TopIds = Sequence[Sequence[int]]
 
 
@@ -222,6 +224,13 @@ def flat(capacity: int) -> CalibratedDrafter:
     return drafter
 
 
+def begun_with(evidence: Path, capacity: int) -> CalibratedDrafter:
+    """It begins with a saved state."""
+    drafter = CalibratedDrafter(capacity)
+    drafter.warm(read_state(evidence, drafter, None).arrays)
+    return drafter
+
+
 def on_core(core: type[ReadableCore], **attributes: Any) -> Callable[[int], CalibratedDrafter]:
     """Drafters on another core in Python."""
     readable = type(core.__name__, (core,), attributes)
@@ -267,10 +276,13 @@ VARIANTS: Mapping[str, Callable[[int], CalibratedDrafter]] = {
 
 def run(args: argparse.Namespace) -> None:
     """Have every variant answer the questions at every capacity, and print a row for each."""
-    wanted = [name.strip() for name in args.variants.split(",")] if args.variants else [*VARIANTS]
+    variants = {**VARIANTS}
+    if args.evidence:
+        variants[BEGUN] = partial(begun_with, args.evidence)
+    wanted = [name.strip() for name in args.variants.split(",")] if args.variants else [*variants]
     for name in wanted:
-        if name not in VARIANTS:
-            raise InputError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
+        if name not in variants:
+            raise InputError(f"no variant {name!r}; there are {', '.join(variants)}")
     if args.recording:
         recording = load_recording(args.recording, args.question_stride)
         title, device = f"replay of {recording.description}", "cpu"
@@ -294,7 +306,7 @@ def run(args: argparse.Namespace) -> None:
     for name in wanted:
         row: dict[str, Any] = {"variant": name}
         for capacity in args.capacities:
-            tokens, steps = answer(VARIANTS[name](capacity))
+            tokens, steps = answer(variants[name](capacity))
             mat = tokens / steps
             found = {"variant": name, "capacity": capacity, "mat": mat, "tokens": tokens}
             results.add("variants", found)
@@ -313,6 +325,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--question-stride then counts its questions",
     )  # fmt: skip
     add("--variants", metavar="A,B,...", help="the first is what the others are compared with")
+    text = f"adds the variant {BEGUN!r}, with this state (evaluation.vocabulary)"
+    add("--evidence", type=Path, metavar="FILE.npz", help=text)
     add(
         "--capacities", type=at_least(2), nargs="+", default=[64, 16], metavar="C",
         help="nodes of a tree",

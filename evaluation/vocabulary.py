@@ -1,0 +1,69 @@
+"""Rows for calibrated to begin with: python -m evaluation.vocabulary --help.
+
+A row is what the target ranks best after a token. An answer leaves rows of the tokens that it had.
+This reads one for every token of the vocabulary, in the place of a line's first token. No text is
+read, only the model. The file is a state of the method calibrated, for --evidence.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from model.logitspec.errors import InputError
+from model.logitspec.listed import list_rows
+from model.logitspec.states import write_state
+from model.logitspec.vocabulary import rows_after
+
+from .asking.engines import Models
+from .asking.methods import find_drafter
+from .asking.settings import TargetSettings
+from .asking.target import Target
+from .command.exits import run_command
+from .command.files import check_writable, whole_file, writing
+from .command.flags import add_machine_flags, add_model_path, read
+from .command.parser import Parser, at_least
+
+METHOD = "calibrated"
+BEFORE = "\n"
+
+
+def run(args: argparse.Namespace) -> None:
+    """What main() does once the flags are parsed."""
+    path = args.output
+    if path.suffix != ".npz":
+        raise InputError(f"--output {path}: name it *.npz, by which --evidence knows a state")
+    check_writable(path)
+    drafter = find_drafter(METHOD)
+    target = Target.resolve(read(TargetSettings, args))
+    model = Models(target, shared=False).kv
+    before = target.tokenizer(BEFORE)["input_ids"]
+    count = min(
+        len(target.tokenizer), model.config.vocab_size, args.tokens or len(target.tokenizer)
+    )
+    found = rows_after(model, before, range(count), drafter.node_top_k)
+    rows = dict(tqdm(found, total=count, unit="token", disable=None))
+    with writing(path), whole_file(path) as file:
+        write_state(file, METHOD, {"greedy.rows": list_rows(rows)}, target.tokenizer_fingerprint)
+    print(f"{len(rows)} rows: {path}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser("python -m evaluation.vocabulary", "Rows for calibrated to begin with.")
+    add_model_path(parser)
+    add = parser.add_argument
+    add("--output", required=True, type=Path, metavar="FILE.npz", help="a state, for --evidence")
+    text = (
+        "the first so many of the vocabulary only: frequent ones mostly come first (default: all)"
+    )
+    add("--tokens", type=at_least(1), metavar="N", help=text)
+    add_machine_flags(parser)
+    args = parser.parse_args(argv)
+    return run_command(parser.prog, lambda: run(args), "interrupted; nothing is written")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
