@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .asking.settings import AnswerSettings, QuestionSettings, RunSettings, TargetSettings
 from .command.exits import run_command
-from .command.flags import add_machine_flags, add_slice_flags, read
+from .command.flags import add_machine_flags, add_model_path, add_slice_flags, read
 from .command.parser import Parser, at_least, plain_name
 from .recordings.recording import RecordingOptions, record
 
@@ -26,9 +26,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m evaluation.record", "Record a greedy run for evaluation.replay.")
     add = parser.add_argument
-    add(
-        "--model-path", required=True, help="checkpoint: a local directory, a hub id or a GGUF file"
-    )
+    add_model_path(parser)
     add("--bench-name", default="spec_bench", type=plain_name, help="data/NAME/question.jsonl")
     add("--output", required=True, type=Path, metavar="DIR", help="the recording; gone on with")
     add("--top-k", type=at_least(1, 4096), default=64, metavar="K", help="best tokens kept")

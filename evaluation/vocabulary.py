@@ -41,9 +41,8 @@ def run(args: argparse.Namespace) -> None:
     target = Target.resolve(read(TargetSettings, args))
     model = Models(target, shared=False).kv
     before = target.tokenizer(BEFORE)["input_ids"]
-    count = min(
-        len(target.tokenizer), model.config.vocab_size, args.tokens or len(target.tokenizer)
-    )
+    known = min(len(target.tokenizer), model.config.vocab_size)
+    count = min(known, args.tokens or known)
     found = rows_after(model, before, range(count), drafter.node_top_k)
     rows = dict(tqdm(found, total=count, unit="token", disable=None))
     with writing(path), whole_file(path) as file:
@@ -56,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_model_path(parser)
     add = parser.add_argument
     add("--output", required=True, type=Path, metavar="FILE.npz", help="a state, for --evidence")
-    text = (
-        "the first so many of the vocabulary only: frequent ones mostly come first (default: all)"
-    )
+    text = "the first so many only, mostly the frequent ones (default: the whole vocabulary)"
     add("--tokens", type=at_least(1), metavar="N", help=text)
     add_machine_flags(parser)
     args = parser.parse_args(argv)

@@ -30,7 +30,6 @@ def rows_after(
         nodes: of a forward.
     """
     with model.cache(len(before) + node_bucket(nodes)) as cache:
-        cache.reset()
         if len(before) > 1:
             read_in(model, before[:-1], cache)
             cache.keep(range(len(before) - 1))
