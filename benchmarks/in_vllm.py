@@ -1,8 +1,8 @@
 """Tokens per second in vLLM, by concurrency: python -m benchmarks.in_vllm --help.
 
 A server for each method, all with the same model. They take turns: one answers the prompts of a
-cell, so many at a time, while the processes of the others stand still. No prompt is asked twice of
-a server, so no method can know an answer from before.
+cell, so many at a time, while the others have nothing to do; on a CPU their processes stand still.
+No prompt is asked twice of a server, so no method can know an answer from before.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -24,6 +24,7 @@ from evaluation.asking.target import Target
 from evaluation.command.flags import read
 from evaluation.command.parser import Parser, at_least, plain_name
 from evaluation.pictures.style import looks, new_figure, save_figure
+from model.logitspec.devices import resolve_device
 from model.logitspec.errors import InputError
 
 from .measure import (
@@ -70,6 +71,7 @@ SUMMARY: Columns = {
     "equal": (10, "{equal} of {answers}"),
 }
 WARMUP_TOKENS = 16
+KV_BYTES = 2**31  # of a server's cache on a GPU
 
 
 def shares(counted: Figures, tokens: int) -> Figures:
@@ -126,15 +128,20 @@ def run(args: argparse.Namespace) -> None:
     python = shutil.which(args.vllm_python)
     if python is None:
         raise InputError(f"--vllm-python {args.vllm_python} is no program; give a python with vLLM")
+    resolve_device(args.device)
     target = Target.resolve(read(TargetSettings, args, device="cpu", cpu_kernels="plain"))
     prompts = prompts_of(args, target)
-    results = Results(args, "cpu")
+    results = Results(args, args.device)
+    on_cpu = args.device == "cpu"
     # Nearer to the longest sequence vLLM verifies dummy drafts of all requests; suffix drafts 24
     room = max(32, args.drafts + 8)
     flags = [
         "--dtype", args.dtype, "--max-num-seqs", str(max(args.concurrency)),
         "--max-model-len", str(args.most_prompt_tokens + args.max_new_tokens + room),
     ]  # fmt: skip
+    if not on_cpu:  # of a GPU, a server takes most of the memory unless it is told what it needs
+        flags += ["--kv-cache-memory-bytes", str(KV_BYTES)]
+        flags += ["--gpu-memory-utilization", f"{0.9 / len(args.methods):.2f}"]
     with ExitStack() as stack:
         servers: dict[str, VllmServer] = {}
         for name in args.methods:
@@ -142,14 +149,16 @@ def run(args: argparse.Namespace) -> None:
             if speculation is not None and is_ours(name):
                 speculation = {**speculation, "num_speculative_tokens": args.drafts}
             print(f"starting vLLM with {name}", flush=True)
-            server = VllmServer(python, args.model_path, speculation, flags)
-            stack.callback(server.close)
-            server.ask(prompts[-1], WARMUP_TOKENS)
-            server.pause()
-            servers[name] = server
-        servers[BASE].go_on()
-        results.put("engine", [{"vllm": servers[BASE].version()}])
-        servers[BASE].pause()
+            servers[name] = VllmServer(python, args.model_path, speculation, flags)
+            stack.callback(servers[name].close)
+            if on_cpu:
+                begin(servers[name], prompts[-1])
+                servers[name].pause()
+        if not on_cpu:  # they load at the same time
+            for server in servers.values():
+                begin(server, prompts[-1])
+        with turn(servers[BASE], on_cpu):
+            results.put("engine", [{"vllm": servers[BASE].version()}])
         table = results.table("cells", "each method's turn", CELLS)
         at = 0
         for number in range(args.rounds):
@@ -162,6 +171,23 @@ def run(args: argparse.Namespace) -> None:
         draw(results.content["cells"], args.plot)
 
 
+def begin(server: VllmServer, prompt_ids: list[int]) -> None:
+    """Wait until a server has loaded its model and answered something."""
+    server.ready()
+    server.ask(prompt_ids, WARMUP_TOKENS)
+
+
+@contextmanager
+def turn(server: VllmServer, others_stand_still: bool) -> Iterator[None]:
+    """Have a server run that stands still before and after, where the others do."""
+    if not others_stand_still:
+        yield
+        return
+    server.go_on()
+    yield
+    server.pause()
+
+
 def ask_turn(
     args: argparse.Namespace, servers: dict[str, VllmServer], table: PrintedTable,
     number: int, concurrency: int, prompts: Sequence[list[int]],
@@ -171,9 +197,8 @@ def ask_turn(
     first = number % len(names)
     found: dict[str, tuple[list[list[int]], Figures]] = {}
     for name in (*names[first:], *names[:first]):
-        servers[name].go_on()
-        found[name] = answer_all(servers[name], prompts, concurrency, args.max_new_tokens)
-        servers[name].pause()
+        with turn(servers[name], args.device == "cpu"):
+            found[name] = answer_all(servers[name], prompts, concurrency, args.max_new_tokens)
     plain, _ = found[BASE]
     for name in names:
         answers, counted = found[name]
@@ -258,6 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("python -m benchmarks.in_vllm", "Tokens per second in vLLM, by concurrency.")
     add = parser.add_argument
     add("--vllm-python", default="python", metavar="FILE", help="of an environment with vLLM")
+    add("--device", default="cpu", choices=["cpu", "cuda"], help="that this vLLM is built for")
     add("--model-path", default=MODEL, help="checkpoint: a local directory or a hub id")
     add("--benches", nargs="+", default=["spec_bench", "humaneval"], type=plain_name,
         metavar="NAME", help="data/NAME/question.jsonl; first turns")  # fmt: skip

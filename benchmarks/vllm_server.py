@@ -32,7 +32,7 @@ COUNTED = {  # of its metrics
 
 
 class VllmServer(Served):
-    """A vLLM server; close() ends it.
+    """A vLLM server, which loads its model until ready() returns; close() ends it.
 
     Args:
         python: the interpreter of an environment with vLLM.
@@ -41,7 +41,7 @@ class VllmServer(Served):
         flags: more of its flags.
 
     Raises:
-        InputError: it does not start.
+        InputError: the interpreter does not run.
     """
 
     def __init__(
@@ -55,12 +55,16 @@ class VllmServer(Served):
         if speculation is not None:
             command += ["--speculative-config", json.dumps(speculation)]
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "PYTHONPATH": python_path()}
+        self._port = port
         super().__init__("vLLM", command, START_SECONDS, environment)
-        try:
-            self._wait(f"http://127.0.0.1:{port}")
-        except BaseException:
-            self.close()
-            raise
+
+    def ready(self) -> None:
+        """Wait until it answers.
+
+        Raises:
+            InputError: it does not start.
+        """
+        self._wait(f"http://127.0.0.1:{self._port}")
 
     def ask(self, prompt_ids: Sequence[int], max_new_tokens: int) -> Figures:
         """The greedy answer to a prompt.

@@ -6,14 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import in_vllm, report
-from benchmarks.vllm_server import COUNTED, python_path, read_metrics
+from benchmarks.vllm_server import COUNTED, VllmServer, python_path, read_metrics
 from model.logitspec.instruction_set import cpu_info
 
 from ..conftest import question
@@ -108,6 +109,31 @@ def test_servers_take_turns_and_all_is_counted(
     assert (
         tmp_path / "page" / f"vllm-{Path(argv[argv.index('--model-path') + 1]).name}.png"
     ).exists()
+
+
+def test_on_a_gpu_servers_share_its_memory_and_none_stands_still(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*argv, "--methods", "none,suffix", "--device", "cuda"]
+    if not torch.cuda.is_available():
+        assert in_vllm.main(asked) == 2
+        assert "cuda" in capsys.readouterr().err.splitlines()[-1]
+    given: list[list[str]] = []
+
+    class Server(VllmServer):
+        def __init__(self, python: str, model: str, speculation: Any, flags: Sequence[str]) -> None:
+            given.append([*flags])
+            super().__init__(python, model, speculation, flags)
+
+    monkeypatch.setattr(in_vllm, "resolve_device", lambda name: name)
+    monkeypatch.setattr(in_vllm, "VllmServer", Server)
+    monkeypatch.setattr(VllmServer, "pause", lambda _: pytest.fail("it stood still"))
+    assert in_vllm.main(asked) == 0
+    assert "medians over the rounds" in capsys.readouterr().out
+    for flags in given:
+        assert flags[flags.index("--gpu-memory-utilization") + 1] == "0.45"
+        assert "--kv-cache-memory-bytes" in flags
+    assert len(given) == 2
 
 
 def test_a_server_takes_the_kernels_of_a_lower_instruction_set(

@@ -214,6 +214,9 @@ def test_every_command_of_the_script_parses(
     assert refused.stderr.startswith("pages.sh: unknown page all; give performance, results")
 
 
+NO_MODEL = "benchmarks.agreement", "benchmarks.report"
+
+
 def test_every_command_of_the_script_for_a_gpu_parses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,14 +228,18 @@ def test_every_command_of_the_script_for_a_gpu_parses(
     python.chmod(0o755)
     script = ["sh", str(ROOT / "benchmarks" / "gpu.sh")]
     own = {"FIGURES": str(tmp_path / "figures"), "PYTHON": str(python)}
+    own |= {"SECOND": "second.gguf", "VLLM": "python-with-vllm"}
     subprocess.run(script, env=os.environ | own, check=True)
     lines = said.read_text().splitlines()
-    assert len(lines) == 2 + (1 + 1 + 3 * 2 + 1) + 1
+    answers, of_all = 1 + 1 + 3 * 2 + 1, 2 * 2 * 2
+    assert len(lines) == 2 + answers + (1 + 2) + (1 + of_all) + 2 + 1
     for line in lines:
         _, module, *argv = line.split("\0")[:-1]
         parses(module, argv, monkeypatch)
-        on_gpu = {"benchmarks.step_cost": True, "evaluation.run": "gpu-cpu" not in argv}
-        assert ("cuda" in argv) is on_gpu.get(module, False)
+        on_gpu = module.startswith("benchmarks.") and module not in NO_MODEL
+        if module == "evaluation.run":
+            on_gpu = "gpu-cpu" not in argv
+        assert ("cuda" in argv) is on_gpu
     refused = subprocess.run([*script, "half"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.startswith("gpu.sh: unknown part half; give steps, answers")
