@@ -79,7 +79,7 @@ class Batch:
         return time.perf_counter() - start
 
 
-def all_drafts(paths: Sequence[Sequence[float]], *_: Any) -> list[int]:
+def all_drafts(paths: Sequence[Sequence[float]], *_: Any, **__: Any) -> list[int]:
     """What a budget chooses where drafts cost nothing."""
     return [*map(len, paths)]
 
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         for requests in args.requests:
             batch = Batch(kind, args.drafts, requests, args.context, args.steps + 1)
             budget = batch.proposer.budget
-            budget.choose, budget.note = all_drafts, lambda *_: None  # type: ignore[assignment, method-assign]
+            budget.choose, budget.note = all_drafts, lambda *_, **__: None  # type: ignore[method-assign]
             begin = batch.step()
             seconds = [batch.step() for _ in range(args.steps)]
             row: Figures = {

@@ -149,8 +149,8 @@ def vllm_section(contents: Sequence[Content], folder: Path) -> str:
         "over HTTP, so many requests at a time. They take turns, and on a CPU the others stand "
         "still. No prompt is asked twice of a server. Greedy. `ngram` is vLLM's as it comes, "
         "`ngram tuned` looks for n-grams of 2 to 4 tokens; `suffix` is arctic-inference's, as it "
-        "comes. Tokens a step are a request's, by vLLM's counts, which include drafts behind the end of "
-        "an answer. An answer is equal if it is that of vLLM without speculation, token for "
+        "comes. Tokens a step are a request's, by vLLM's counts, which include drafts behind the "
+        "end of an answer. An answer is equal if it is that of vLLM without speculation, token for "
         "token.\n"
     )
     for content in contents:

@@ -16,9 +16,21 @@ VOCABULARY = 48
 LONGEST = 256
 
 
-def config(drafts: int = 6, requests: int = 8, longest: int = LONGEST) -> Any:
-    """The parts of a VllmConfig that a proposer reads."""
+def graph_mode(name: str, decode: str | None = None) -> Any:
+    """One of vLLM's CUDAGraphMode, with one for steps that decode if these have their own."""
+    of_decode = SimpleNamespace(name=decode or name)
     return SimpleNamespace(
+        name=name, separate_routine=lambda: decode is not None, decode_mode=lambda: of_decode
+    )
+
+
+def config(
+    drafts: int = 6, requests: int = 8, longest: int = LONGEST, *, graphs: bool = False
+) -> Any:  # fmt: skip
+    """The parts of a VllmConfig that a proposer reads."""
+    mode = graph_mode("FULL_AND_PIECEWISE", "FULL") if graphs else graph_mode("NONE")
+    return SimpleNamespace(
+        compilation_config=SimpleNamespace(cudagraph_mode=mode),
         speculative_config=SimpleNamespace(num_speculative_tokens=drafts),
         model_config=SimpleNamespace(max_model_len=longest),
         parallel_config=SimpleNamespace(distributed_executor_backend="mp", world_size=1),

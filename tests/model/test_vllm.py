@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,10 @@ from model.logitspec.drafters.calibrated.chains import Chains
 from model.logitspec.errors import InputError
 from model.logitspec.vllm import CalibratedProposer, LogitSpecProposer, logits
 from model.logitspec.vllm.budget import BatchBudget
+from model.logitspec.vllm.following import Followed
+from model.logitspec.vllm.proposers import replays_even_steps
 
-from .fake_vllm import VOCABULARY, Engine, Runner, answer, config
+from .fake_vllm import LONGEST, VOCABULARY, Engine, Runner, answer, config, graph_mode
 
 PROPOSERS = (CalibratedProposer, LogitSpecProposer)
 
@@ -41,7 +44,7 @@ def shown() -> type[Runner]:
 
 def engine(kind: type = CalibratedProposer, *, shows: bool = True, **options: Any) -> Engine:
     proposer = kind(config(**options), rank=0, watch=not_needed)
-    proposer.budget.note = lambda *_: None  # costs are not known, so all drafts are verified
+    proposer.budget.note = lambda *_, **__: None  # costs are not known, so all drafts are verified
     return Engine(proposer, (shown() if shows else Runner)(proposer))
 
 
@@ -225,6 +228,75 @@ def test_drafts_that_the_scheduler_cuts_are_learnt_from_as_far_as_they_were_veri
     assert not skipped  # every step was one of its own drafts
 
 
+@pytest.mark.parametrize("kind", PROPOSERS)
+def test_where_vllm_replays_even_steps_all_requests_have_as_many_drafts(kind: type) -> None:
+    noted: list[tuple[int, bool]] = []
+    accepted = []
+    for graphs in (False, True):
+        run = engine(kind, graphs=graphs)
+        noted.clear()
+        run.proposer.budget.note = lambda tokens, *_, even: noted.append((tokens, even))
+        asked = [run.add(f"r{at}", prompt(at), 60) for at in range(4)]
+        asked.append(run.add("nearly too long", prompt(9, LONGEST - 40), 30))
+        run.run()
+        for request in asked:
+            assert request.answer == answer(request.prompt, request.length)
+        assert graphs or not any(even for _, even in noted)
+        accepted.append(run.accepted)
+    assert accepted[0] == accepted[1] > 10
+    counts = [[len(drafts) for drafts in step.values()] for step in run.proposed]
+    near_end = [max(own, default=0) for own in counts if len({*own}) > 1]
+    even = [own for own in counts if {*own} == {6}]
+    assert len(even) > 10 and near_end
+    assert {even for _, even in noted} == {True, False}
+    assert all(tokens % 7 == 0 for tokens, even in noted if even)
+    # a step in which a prompt is read is none
+    late = engine(kind, graphs=True)
+    late.add("a", prompt(1), 60)
+    late.add("b", prompt(2, 60), 20)
+    late.step(), late.step()
+    assert len(late.rows[1].drafts) == 0 and {6} != {len(r.drafts) for r in late.rows[:1]}
+
+
+def test_repeated_drafts_that_are_right_are_taken_in() -> None:
+    told: list[Any] = []
+    drafts = SimpleNamespace(
+        draft=lambda root, top_ids: ([4, 5], [0.9, 0.8]),
+        observe=lambda *what: told.append(what),
+        skip=lambda tokens: told.append([*tokens]),
+    )
+    request = Followed(drafts, 3, 9)
+    request.draft(6)
+    assert request.offer(5) == [4, 5, 5, 5, 5] and request.paths == [0.9, 0.8]
+    best = [[1], [2], [3], [4], [5], [6]]
+    request.advance([4, 5, 5, 5, 7], [], [4, 5, 5, 5, 5], best)
+    assert told == [(2, 2, [[1], [2], [3]]), [5, 5]]
+    assert (request.verified, request.accepted, request.looked_at) == (2, 2, 5)
+    assert (request.count, request.root) == (8, 7)
+    told.clear()
+    request.draft(6)
+    request.offer(5)
+    request.advance([4, 8], [], [4, 5, 5], best[:4])
+    assert told == [(2, 1, [[1], [2], [3]])]
+    none = Followed(SimpleNamespace(**{**vars(drafts), "draft": lambda *_: ([], [])}), 3, 9)
+    none.draft(6)
+    assert none.offer(2) == [9, 9]
+    told.clear()
+    none.advance([9, 1], [], [9, 9], best[:3])
+    assert told == [(0, 0, [[1]]), [9]]
+
+
+def test_which_of_vllms_modes_replay_even_steps() -> None:
+    modes = {"NONE": None, "PIECEWISE": None, "FULL": None, "FULL_AND_PIECEWISE": "FULL"}
+    found = {
+        name: replays_even_steps(SimpleNamespace(cudagraph_mode=graph_mode(name, decode)))
+        for name, decode in modes.items()
+    }
+    assert [name for name, even in found.items() if even] == ["FULL_AND_PIECEWISE"]
+    assert not replays_even_steps(None)
+    assert not replays_even_steps(SimpleNamespace(cudagraph_mode=None))
+
+
 def test_a_request_whose_tokens_were_taken_back_begins_anew() -> None:
     run = engine()
     request = run.add("a", prompt(7), 60)
@@ -259,7 +331,7 @@ def test_without_logits_it_says_so_once_and_drafts_from_ngrams(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     run = Engine(CalibratedProposer(config(), rank=0, watch=lambda: "it is not there"))
-    run.proposer.budget.note = lambda *_: None
+    run.proposer.budget.note = lambda *_, **__: None
     request = run.add("a", prompt(7), 80)
     run.run()
     assert request.answer == answer(prompt(7), 80)
@@ -286,7 +358,7 @@ def test_a_runner_is_wrapped_once_and_shows_the_best_tokens_of_every_position() 
     run = engine()
     noted: list[int] = []
     seen: list[Any] = []
-    run.proposer.budget.note = lambda tokens, *_: noted.append(tokens)
+    run.proposer.budget.note = lambda tokens, *_, **__: noted.append(tokens)
     propose = run.proposer.propose
     run.proposer.propose = lambda *some, **more: (
         seen.append(run.proposer.seen),
@@ -306,7 +378,7 @@ def test_a_runner_is_wrapped_once_and_shows_the_best_tokens_of_every_position() 
 def test_where_all_steps_read_prompts_they_tell_what_a_step_costs() -> None:
     run = engine(requests=24)
     noted: list[int] = []
-    run.proposer.budget.note = lambda tokens, *_: noted.append(tokens)
+    run.proposer.budget.note = lambda tokens, *_, **__: noted.append(tokens)
     run.add("a", prompt(7), 120)
     for at in range(30):  # a new prompt in every step
         run.add(f"r{at}", prompt(at), 1)
@@ -384,6 +456,32 @@ class TestBudget:
             full.note(4, 200, 0.008, 2e-3)
             assert not full.resting()
             full.choose([], 0, 200)
+
+    @pytest.mark.parametrize("graphs_gain", [True, False])
+    def test_even_steps_are_taken_where_they_give_more(self, graphs_gain: bool) -> None:
+        """And the other kind is tried now and then, ever more rarely."""
+        budget = BatchBudget(4 * 9)
+        budget.even = 8
+        chosen = []
+        for _ in range(1200):
+            counts = budget.choose([[0.9, 0.5, 0.1], [0.3], [], []], 4, 200, even=True)
+            chosen.append(counts == [8] * 4)
+            tokens = 4 + sum(counts)
+            seconds = (0.003 if graphs_gain else 0.012) if chosen[-1] else 0.006 + 1e-4 * tokens
+            budget.note(tokens, 200, seconds, 1e-5, even=chosen[-1])
+        assert chosen[0]  # nothing was known
+        wanted = [even == graphs_gain for even in chosen]
+        assert sum(wanted) > 1100
+        changes = [at for at in range(1, 1200) if wanted[at - 1] and not wanted[at]]
+        waits = [later - earlier for earlier, later in pairwise(changes)]
+        assert len(waits) >= 3 and waits == sorted(waits)
+
+    def test_a_batch_too_large_for_even_steps_has_others(self) -> None:
+        budget = BatchBudget(4 * 9)
+        budget.even = 8
+        assert budget.choose([[0.9, 0.5]] * 5, 5, 200, even=True) == [2] * 5
+        assert budget.choose([[0.9, 0.5]] * 4, 4, 200, even=False) == [2] * 4
+        assert budget.choose([[0.9, 0.5]] * 4, 4, 200, even=True) == [8] * 4
 
     def test_more_requests_than_it_knows_of_get_no_drafts(self) -> None:
         small = self.budget(lambda _: 0.01, requests=1)

@@ -79,6 +79,8 @@ def test_answers_are_those_of_vllm_without_speculation(
     assert len(none["to the end"][0]) == 512 - 480
     accepted = {n: own["metrics"]["spec_decode_num_accepted_tokens"] for n, own in found.items()}
     assert accepted["vllm_child.Steady"] > accepted["vllm_child.Blind"]
+    drafted = {n: own["metrics"]["spec_decode_num_draft_tokens"] for n, own in found.items()}
+    assert drafted["vllm_child.Even"] > 1.2 * drafted["vllm_child.Steady"]
 
 
 def test_two_ranks_decode_alike(wide: str) -> None:

@@ -11,6 +11,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 FACTS = "LOGITSPEC_TEST_FACTS"  # a file that Watched writes its facts into
@@ -58,7 +59,7 @@ def answers(model: str) -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     small = {"max_num_batched_tokens": 64, "num_gpu_blocks_override": 24, "max_num_seqs": 6}
-    for name in (None, "vllm_child.Steady", "vllm_child.Blind", *OURS):
+    for name in (None, "vllm_child.Steady", "vllm_child.Even", "vllm_child.Blind", *OURS):
         llm = engine(model, name, enable_prefix_caching=True, block_size=32, **small)
         own: dict[str, Any] = {}
         for kind, wanted in kinds.items():
@@ -88,7 +89,10 @@ def answers(model: str) -> dict[str, Any]:
 
 
 def metrics(llm: Any) -> dict[str, float]:
-    wanted = ("num_preemptions", "spec_decode_num_accepted_tokens", "prefix_cache_hits")
+    wanted = (
+        "num_preemptions", "prefix_cache_hits",
+        "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens",
+    )  # fmt: skip
     found = {metric.name.removeprefix("vllm:"): metric for metric in llm.get_metrics()}
     return {name: getattr(found.get(name), "value", 0) for name in wanted}
 
@@ -215,7 +219,16 @@ else:
 
         def __init__(self, config: Any, **more: Any) -> None:
             super().__init__(config, **more)
-            self.budget.note = lambda *_: None  # type: ignore[method-assign]
+            self.budget.note = lambda *_, **__: None  # type: ignore[method-assign]
+
+    class Even(Steady):
+        """The same as where vLLM replays even steps, so every request has as many drafts."""
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            mode = SimpleNamespace(name="FULL")
+            mode.separate_routine, mode.decode_mode = (lambda: True), (lambda: mode)
+            self._compiling = SimpleNamespace(cudagraph_mode=mode)
 
     class Blind(Steady):
         """The same without the logits."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ..sizing.live_cost import GUESSED, LiveCost, guessed
 from ..sizing.step_cost import CONTEXTS, StepCost
@@ -15,6 +16,9 @@ SLACK = 0.01  # of the tokens a second, for which no more drafts are made: costs
 DEAR = 0.02  # of a step's time; where drafting takes more, it rests when nothing is drafted
 IDLE = 8  # steps in turn without a draft after which it rests
 REST = 16  # steps
+TRIES = 4  # steps in turn in which the other kind is tried
+WAITS = 32, 4096  # steps between such tries: first, and at most; each wait is twice the last
+Floats = npt.NDArray[np.float64]
 
 
 class BatchBudget:
@@ -27,22 +31,32 @@ class BatchBudget:
     the largest (R + E) / T is taken, often 0 where many requests already fill the machine; and of
     several that are nearly as good the smallest.
 
+    On a GPU vLLM replays a step as one CUDA graph only where each request has `even` drafts, no
+    more and no fewer. Such even steps have a cost of their own, and what they give is compared with
+    what the others would. Of the two kinds the one that is not chosen is tried now and then.
+
     Args:
         most_tokens: of a step.
+
+    Attributes:
+        even: drafts of each request in an even step; 0: there are none.
     """
 
     def __init__(self, most_tokens: int) -> None:
+        self.even = 0
         sizes = sorted({n for power in range(32) for n in (1 << power, 3 << power)})
         self._sizes = [n for n in sizes if n < most_tokens]
         self._sizes.append(max(most_tokens, 2))
-        self._cost: LiveCost | None = None
-        self._drawn = (-1, -1)  # version and context that the curve is of
+        self._kinds = {False: Kind(), True: Kind()}  # of steps: others, and even ones
+        self._tried, self._wait = 0, WAITS[0]  # steps of the kind in turn, and until the other's
         self._right = self._hoped = 0.0
         self._share = 0.0  # of a step's time that drafting takes
         self._idle = 0  # steps in turn without a draft
         self.rest = 0  # steps for which drafts are not looked for
 
-    def note(self, tokens: int, context: int, seconds: float, drafting: float) -> None:
+    def note(
+        self, tokens: int, context: int, seconds: float, drafting: float, *, even: bool = False
+    ) -> None:
         """Learn from a step that ran.
 
         Args:
@@ -50,13 +64,15 @@ class BatchBudget:
             context: tokens of a request, the mean.
             seconds: that it took.
             drafting: seconds of these in which its drafts were made.
+            even: each request had as many drafts as an even step wants.
         """
         self._share += (drafting / seconds - self._share) / IDLE
-        if self._cost is None:
+        kind = self._kinds[even]
+        if kind.cost is None:
             scale = seconds / guessed(tokens)
             costs = [scale * guessed(n) for n in self._sizes]
-            self._cost = LiveCost(StepCost(CONTEXTS, self._sizes, (costs, costs)), doubt=GUESSED)
-        self._cost.note(tokens, context, seconds)
+            kind.cost = LiveCost(StepCost(CONTEXTS, self._sizes, (costs, costs)), doubt=GUESSED)
+        kind.cost.note(tokens, context, seconds)
 
     def learn(self, hoped: float, right: int, verified: int) -> None:
         """Take in what became of drafts.
@@ -82,24 +98,25 @@ class BatchBudget:
             return True
         return False
 
-    def choose(self, paths: Sequence[Sequence[float]], requests: int, context: int) -> list[int]:
+    def choose(
+        self, paths: Sequence[Sequence[float]], requests: int, context: int, *, even: bool = False
+    ) -> list[int]:
         """How many drafts each request gets.
 
         Args:
             paths: of each, the path probabilities of its drafts, which fall.
             requests: that the next step decodes, those without drafts included.
             context: tokens of a request, the mean.
+            even: whether the next step may be an even one. Then a request may get more drafts than
+                it has paths.
         """
-        if self._cost is None or not requests:
-            return [len(own) for own in paths]
-        if self._drawn != (at := (self._cost.version, context // CONTEXTS[0])):
-            self._drawn = at
-            self._curve = np.array(self._cost.curve(context))
         every = np.sort(np.concatenate([np.zeros(0), *paths]))[::-1]
-        first = min(requests, len(self._curve) - 1)
-        every = every[: len(self._curve) - 1 - first]
-        tokens = requests + np.concatenate(([0.0], np.cumsum(every))) * min(1.0, self.trust)
-        rates = tokens / self._curve[first : first + len(tokens)]
+        rates = self._rates(every, requests, context)
+        if even and self._is_even_better(every, rates, requests, context):
+            self._idle = 0
+            return [self.even] * len(paths)
+        if rates is None:
+            return [len(own) for own in paths]
         most = int(np.argmax(rates >= (1 - SLACK) * rates.max()))
         if not most:
             self._idle += 1
@@ -116,3 +133,59 @@ class BatchBudget:
             counts[i] += more
             left -= more
         return counts
+
+    def _rates(self, every: Floats, requests: int, context: int) -> Floats | None:
+        """Tokens a second with none, one and more of the drafts; None: not known.
+
+        Args:
+            every: path probabilities of all drafts, which fall.
+        """
+        curve = self._kinds[False].curve(context)
+        if curve is None or not requests:
+            return None
+        first = min(requests, len(curve) - 1)
+        every = every[: len(curve) - 1 - first]
+        tokens = requests + np.concatenate(([0.0], np.cumsum(every))) * min(1.0, self.trust)
+        rates: Floats = tokens / curve[first : first + len(tokens)]
+        return rates
+
+    def _is_even_better(
+        self, every: Floats, rates: Floats | None, requests: int, context: int
+    ) -> bool:
+        """Whether an even step is to be next: it gives more than the others, or its turn to be
+        tried has come."""
+        curve = self._kinds[True].curve(context)
+        size = requests * (1 + self.even)
+        if size > self._sizes[-1]:
+            return False
+        better = True  # where nothing is known, since vLLM is built for even steps
+        if curve is not None and rates is not None:
+            tokens = requests + every.sum() * min(1.0, self.trust)
+            better = bool(tokens / curve[size] >= rates.max())
+        self._tried += 1
+        if self._tried > self._wait + TRIES:
+            self._tried = 0
+            self._wait = min(2 * self._wait, WAITS[1])
+        return better != (self._tried > self._wait)
+
+
+class Kind:
+    """Steps of one kind.
+
+    Attributes:
+        cost: of them; None: none has run.
+    """
+
+    def __init__(self) -> None:
+        self.cost: LiveCost | None = None
+        self._drawn = (-1, -1)  # version and context that the curve is of
+        self._curve: Floats = np.zeros(0)
+
+    def curve(self, context: int) -> Floats | None:
+        """Seconds by tokens, as they may be."""
+        if self.cost is None:
+            return None
+        if self._drawn != (at := (self.cost.version, context // CONTEXTS[0])):
+            self._drawn = at
+            self._curve = np.array(self.cost.curve(context))
+        return self._curve

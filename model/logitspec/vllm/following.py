@@ -50,7 +50,7 @@ class Followed:
         self.last_step = 0
         self._best: Sequence[int] = ()  # tokens of the logits that chose the root
         self._drafted: list[int] | None = None  # None: nothing was looked for
-        self._offered = 0  # of the drafted ones, to vLLM
+        self._offered: list[int] = []  # to vLLM: the first of these, or all and more of no worth
 
     def draft(self, most: int) -> None:
         """Find at most so many drafts."""
@@ -58,9 +58,15 @@ class Followed:
         self._drafted, self.paths = drafted[:most], paths[:most]
 
     def offer(self, count: int) -> list[int]:
-        """The first of the drafts, for vLLM to verify."""
-        self._offered = count
-        return (self._drafted or [])[:count]
+        """The first of the drafts, for vLLM to verify; where there are fewer, the last is repeated.
+
+        Returns:
+            [count] tokens.
+        """
+        drafted = (self._drafted or [])[:count]
+        last = drafted[-1] if drafted else self.root
+        self._offered = drafted + [last] * (count - len(drafted))
+        return [*self._offered]
 
     def begin_with(self, best: Sequence[Sequence[int]]) -> None:
         """Take in the best tokens of the position that chose the root, the last one."""
@@ -79,20 +85,24 @@ class Followed:
             best: of the tokens after the root and after each draft; empty: not known.
         """
         accepted = len(sampled) - 1
-        offered = None if self._drafted is None else self._drafted[: self._offered]
         if drafts is None:
-            drafts = offered or []
-        ours = offered is not None and not between and offered[: len(drafts)] == [*drafts]
+            drafts = self._offered
+        ours = self._drafted is not None and not between
+        ours = ours and self._offered[: len(drafts)] == [*drafts]
         if ours and [*drafts[:accepted]] == [*sampled[:accepted]]:
-            self.drafts.observe(len(drafts), accepted, best or [()] * (len(drafts) + 1))
-            self.verified, self.accepted = len(drafts), accepted
+            self.verified = min(len(drafts), len(self._drafted or ()))
+            self.accepted = min(accepted, self.verified)
+            known = best[: self.verified + 1] or [()] * (self.verified + 1)
+            self.drafts.observe(self.verified, self.accepted, known)
+            if accepted > self.accepted:  # repeated ones were right, too
+                self.drafts.skip(sampled[self.accepted : -1])
         else:
             self.drafts.skip([self.root, *between, *sampled[:-1]])
             self.verified = self.accepted = 0
         self.count += len(between) + len(sampled)
         self.root = sampled[-1]
         self._best = best[accepted] if best else ()
-        self._drafted, self._offered = None, 0
+        self._drafted, self._offered = None, []
         self.looked_at = max(len(drafts), accepted)
         self.is_new, self.missed = False, len(between) > 0
 

@@ -62,6 +62,7 @@ class Proposer(ABC):
                 "most; give fewer"
             )
         mend()
+        self._compiling = getattr(config, "compilation_config", None)
         self._longest: int = config.model_config.max_model_len
         self.budget = BatchBudget(config.scheduler_config.max_num_batched_tokens)
         self.requests = Requests(self._begin_timed, self._end)
@@ -131,6 +132,7 @@ class Proposer(ABC):
         tokens = None if seen is None else seen.tokens
         if tokens is None and len(old) == count:  # no prompt was read
             tokens = sum(1 + request.looked_at for request in old)
+        self.budget.even = self.most_drafts if replays_even_steps(self._compiling) else 0
         self._learn(old, tokens, context, start - last)
         drafts = self._draft(known, context)
         self._began, self._drafting = start, time.perf_counter() - start - self._beginning
@@ -161,19 +163,23 @@ class Proposer(ABC):
         self._reading = 0 if tokens == drafting else self._reading + 1
         # A prompt's tokens are cheaper than drafts, so they are counted only where all steps read
         if not self._reading or self._reading > READING_STEPS:
-            self.budget.note(tokens, context, now - self._began, self._drafting)
+            most = self.budget.even
+            even = most > 0 and not self._reading and all(r.looked_at == most for r in old)
+            self.budget.note(tokens, context, now - self._began, self._drafting, even=even)
 
     def _draft(self, known: Sequence[Followed | None], context: int) -> list[list[int]]:
         """The drafts of each row, as many as are worth it."""
         if self.budget.resting():
             return [[] for _ in known]
+        even = self.budget.even > 0
         for request in known:
             if request is not None:
                 most = min(self.most_drafts, self._longest - request.count - 1)
                 request.draft(max(0, most))
+            even = even and request is not None and most == self.most_drafts
         paths = [[] if request is None else request.paths for request in known]
         drafting = sum(request is not None for request in known)
-        counts = self.budget.choose(paths, drafting, context)
+        counts = self.budget.choose(paths, drafting, context, even=even)
         return [
             [] if request is None else request.offer(count)
             for request, count in zip(known, counts, strict=True)
@@ -209,6 +215,13 @@ class LogitSpecProposer(Proposer):
 
     def _begin(self, ids: Sequence[int]) -> RetrievedChain:
         return self.retrieving.begin(ids, self.most_drafts)
+
+
+def replays_even_steps(compiling: Any) -> bool:
+    """Whether vLLM replays a step as one CUDA graph where each request has as many drafts as it was
+    started with, and no other step. Its runner decides that after it has made the proposer."""
+    mode = getattr(compiling, "cudagraph_mode", None)
+    return mode is not None and mode.separate_routine() and mode.decode_mode().name == "FULL"
 
 
 def own_rank() -> int:
