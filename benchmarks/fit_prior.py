@@ -153,7 +153,8 @@ def run(args: argparse.Namespace) -> None:
         foreseen = fit_foresight(drafter.foresight_table) if drafter.foresight_table else None
         drafter.use_prior(prior_of(fitted, drafter.sources), foreseen)
         print(f"round {round_}: MAT {tokens / steps:.3f}")
-        about = f"python -m benchmarks.fit_prior, {asked.title}, {tokens} tokens, {model}"
+        command = "python -m benchmarks.fit_prior" + (" --sampled" if args.sampled else "")
+        about = f"{command}, {asked.title}, {tokens} tokens, {model}"
         written = {"fitted by": about, **fitted, **({"foresight": foreseen} if foreseen else {})}
         with writing(args.output, "give another --output"):
             write_atomically(args.output, written)

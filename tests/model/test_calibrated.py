@@ -124,7 +124,7 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
     cores = [fresh(**options, drafting_core=core) for core in ("native", "python")]
     for core in cores:
         if core.budget is not None:
-            core.budget = Budget(cost)
+            core.budget = Budget(cost, learns=True)
     chance = random.Random(seed)
     ids: list[int] = []
     for prompt in range(4):

@@ -57,6 +57,33 @@ def test_a_tree_ends_where_its_tokens_per_second_are_most() -> None:
     assert budget.best_nodes == 1 + int(np.argmax(rates)) == 4
 
 
+def test_nodes_to_learn_from_are_taken_where_they_cost_next_to_nothing() -> None:
+    """And fewer, the more is learnt."""
+
+    def taken(rise: float, *, learns: bool) -> int:
+        cost = (1.0, 1.5, 1.5 + 126 * rise)
+        budget = Budget(StepCost((128, 1024), (1, 2, 128), (cost, cost)), learns=learns)
+        for _ in range(1000):
+            budget.begin(200)
+        for path in [1.0, *(0.6**n for n in range(1, 128))]:
+            budget.add(path)
+        return budget.best_nodes
+
+    assert taken(0.001, learns=False) < 16 < taken(0.001, learns=True) == 128
+    assert taken(0.1, learns=False) == taken(0.1, learns=True) < 8
+    assert taken(0.004, learns=True) == 128
+    late = Budget(StepCost((128, 1024), (1, 2, 128), ((1.0, 1.5, 2.0),) * 2), learns=True)
+    lessons = []
+    for _ in range(1000):
+        late.begin(200)
+        lessons.append(late.lesson)
+        late.learn(1.0, 1, 64)
+    assert lessons == sorted(lessons, reverse=True) and lessons[-1] < lessons[0] / 3
+    late.forget()
+    late.begin(200)
+    assert late.lesson == lessons[0]
+
+
 def test_drafts_that_are_never_right_end_and_are_tried_again() -> None:
     budget = Budget(StepCost((128, 1024), (1, 8), ((1.0, 2.4),) * 2))
     sizes = []
@@ -113,13 +140,14 @@ def test_what_costs_little_never_rests() -> None:
 @given(
     paths=st.lists(st.floats(0.001, 1.0), min_size=1, max_size=40),
     steps=st.lists(st.floats(0.0, 1.0), min_size=4, max_size=4),
+    learns=st.booleans(),
 )
 def test_what_follows_a_complete_tree_would_not_have_paid(
-    paths: list[float], steps: list[float]
+    paths: list[float], steps: list[float], learns: bool
 ) -> None:
     cost = [1.0 + rise for rise in accumulate(steps)]
-    whole = Budget(StepCost((128, 1024), (1, 3, 9, 64), (cost, cost)))
-    early = Budget(StepCost((128, 1024), (1, 3, 9, 64), (cost, cost)))
+    whole = Budget(StepCost((128, 1024), (1, 3, 9, 64), (cost, cost)), learns=learns)
+    early = Budget(StepCost((128, 1024), (1, 3, 9, 64), (cost, cost)), learns=learns)
     whole.begin(200)
     early.begin(200)
     open_ = True

@@ -35,6 +35,8 @@ DRAFTING = 1.5e-4  # seconds of a step that drafting takes: the draft, the best 
 EARLY = 4.0  # in step n of an answer drafts count n / (n + EARLY): early losses weigh most
 EARLY_SAMPLED = 10.0  # the same of samples, whose drafts are right less often
 LOSS = 0.3  # steps' time that drafting may lose before it rests
+LESSON = 0.02  # later tokens that a verified node is worth, whose best tokens become a row
+LESSONS = 20000.0  # nodes after which it is half of that
 REST = 16  # steps of the first rest; each that follows without a gain is twice as long
 LONGEST_REST = 128
 
@@ -47,14 +49,18 @@ class Budget:
     steps were right beside what was expected of them, so where they are not, drafting ends; that is
     forgotten again, and then they are tried again.
 
+    A node is worth more than its own token where the drafter learns from it what follows: then E
+    has a little for each node, which decides where further nodes cost next to nothing, as on a GPU.
+
     Where drafting takes more time than its tokens are worth, it rests for some steps, in which
     nothing is looked up, and then looks again.
 
     Args:
         cost: of a step of the model on this machine; None: prepare() finds it.
+        learns: whether the drafter learns from every node that is verified.
     """
 
-    def __init__(self, cost: Cost | None = None) -> None:
+    def __init__(self, cost: Cost | None = None, *, learns: bool = False) -> None:
         self._model: Measurable | None = None
         self._widths: tuple[int, int] | None = None
         self._cost = cost
@@ -62,6 +68,8 @@ class Budget:
         self._right = self._hoped = 0.0  # of the drafts of the last steps
         self.trust = 1.0  # how often drafts were right, beside what was expected
         self._steps = 0  # of this answer
+        self._learns = learns
+        self._verified = 0  # nodes
         self._early = EARLY
         self._gain = 0.0  # of the last steps, in steps' time
         self.rest = 0  # steps that are not to be drafted for
@@ -112,19 +120,21 @@ class Budget:
         # A tree of the root alone gives 1 / curve[1]; what pays less nowhere pays.
         self._steps += 1
         self.weight = self.trust * self._steps / (self._steps + self._early)  # what drafts count
-        self.least = self._cheapest_of_all / self.weight
+        self.lesson = LESSON / (1 + self._verified / LESSONS) if self._learns else 0.0
+        self.least = max(0.0, self._cheapest_of_all - self.lesson) / self.weight
 
     def add(self, probability: float) -> None:
         """Tell the path probability of the tree's next node, the root's 1 first."""
         self.nodes += 1
-        self.expected += probability * self.weight if self.nodes > 1 else 1.0
+        self.expected += probability * self.weight + self.lesson if self.nodes > 1 else 1.0
         rate = self.expected / self.curve[self.nodes]
         if rate > self._best_rate:
             self._best_rate, self._best_nodes = rate, self.nodes
 
     def enough(self, probability: float) -> bool:
         """Whether no node that follows can pay, if none is more probable than this."""
-        return probability * self.weight <= self._best_rate * self._cheapest[self.nodes]
+        worth = probability * self.weight + self.lesson
+        return worth <= self._best_rate * self._cheapest[self.nodes]
 
     def learn(self, hoped: float, right: int, nodes: int) -> None:
         """Take in what became of a tree.
@@ -134,6 +144,7 @@ class Budget:
             right: drafts that were.
             nodes: of the tree.
         """
+        self._verified += nodes
         self._right += right - self._right / REMEMBERED
         self._hoped += hoped - self._hoped / REMEMBERED
         self.trust = (self._right + GRANTED) / (self._hoped + GRANTED)
@@ -155,6 +166,7 @@ class Budget:
     def forget(self) -> None:
         """Drop what was learnt of drafts."""
         self._right = self._hoped = self._gain = 0.0
+        self._verified = 0
         self.trust = 1.0
         self.rest, self._next_rest = 0, REST
 

@@ -40,7 +40,9 @@ OF_GRADES = dict.fromkeys(("prior", "probability"), np.float64) | dict.fromkeys(
 )
 OF_TABLE = ("probability", "seen", "right", "prior", *OF_CORRECTIONS)
 Table = structure("Table", **dict.fromkeys(OF_TABLE, Pointer), strength=Double)
-Costs = structure("Costs", curve=Pointer, cheapest=Pointer, least=Double, weight=Double)
+Costs = structure(
+    "Costs", curve=Pointer, cheapest=Pointer, least=Double, weight=Double, lesson=Double
+)  # fmt: skip
 Tree = structure("Tree", **dict.fromkeys(("tokens", "parents", "grades", "paths"), Pointer))
 
 
@@ -185,6 +187,7 @@ class CompiledCore:
                 curve, cheapest = budget.curves
                 self._costs = Costs(curve=curve.ctypes.data, cheapest=cheapest.ctypes.data)
             self._costs.least, self._costs.weight = budget.least, budget.weight
+            self._costs.lesson = budget.lesson
             costs = ctypes.byref(self._costs)
         n = self._library.drafting_draft(
             self._handle, Int(root), top, Int(len(top_ids)), ctypes.byref(self._table), costs,

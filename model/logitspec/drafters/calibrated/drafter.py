@@ -120,7 +120,7 @@ class CalibratedDrafter(Drafter):
             raise InputError(f"sampled_row_width is {sampled_row_width}; give 0 or more")
         self.capacity = resolve_capacity(draft_tree_capacity)
         self.top_k = last_width
-        self.budget = Budget() if draft_tree_capacity == "auto" else None
+        self.budget = Budget(learns=True) if draft_tree_capacity == "auto" else None
         self._reset_table = reset_table
         self._blind = blind
         self._core_wanted = drafting_core

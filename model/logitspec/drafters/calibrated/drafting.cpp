@@ -26,7 +26,7 @@ struct Settings {
 
 struct Costs {  // of a tree that sizes itself, by its nodes; see budget.py
     const double *curve, *cheapest;
-    double least, weight;
+    double least, weight, lesson;
 };
 
 struct Tree {  // room for `capacity` nodes
@@ -333,7 +333,7 @@ struct Drafting {
             tree.grades[nodes] = grades;
             tree.paths[nodes++] = path;
             if (!costs) return;
-            expected += nodes > 1 ? worth * costs->weight : 1;
+            expected += nodes > 1 ? worth * costs->weight + costs->lesson : 1;
             double rate = expected / costs->curve[nodes];
             if (rate > best_rate) {
                 best_rate = rate;
@@ -397,7 +397,8 @@ struct Drafting {
             auto [minus, parent, token, grades, path] = open.top();
             open.pop();
             worth = -minus;
-            if (costs && worth * costs->weight <= best_rate * costs->cheapest[nodes]) break;
+            if (costs && worth * costs->weight + costs->lesson <= best_rate * costs->cheapest[nodes])
+                break;
             add(parent, token, grades, path);
         }
         return costs ? best_nodes : nodes;
