@@ -227,7 +227,7 @@ def flat(capacity: int) -> CalibratedDrafter:
 def begun_with(evidence: Path, capacity: int) -> CalibratedDrafter:
     """It begins with a saved state."""
     drafter = CalibratedDrafter(capacity)
-    drafter.warm(read_state(evidence, drafter, None).arrays)
+    drafter.warm(read_state(evidence, drafter.name, None).arrays)
     return drafter
 
 

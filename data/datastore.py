@@ -17,13 +17,14 @@ from safetensors.numpy import save
 
 from evaluation.asking.documents import documents, tokenized
 from evaluation.asking.settings import TargetSettings
-from evaluation.asking.target import load_tokenizer, tokenizer_fingerprint
+from evaluation.asking.target import load_tokenizer
 from evaluation.command.exits import run_command
 from evaluation.command.files import check_writable, whole_file, writing
 from evaluation.command.flags import add_model_path, add_settings
 from evaluation.command.parser import Parser
 from model.logitspec.datastore import FORMAT, SEPARATOR, Ints, checksum
 from model.logitspec.errors import InputError
+from model.logitspec.states import tokenizer_fingerprint
 
 MOST_TOKENS = 2**31 - 2**16  # places in a datastore are 32-bit numbers
 

@@ -32,7 +32,7 @@ def read_evidence(files: Sequence[Path], drafter: Drafter, target: Target) -> di
             f"--evidence {states[0]} and {states[1]} are two states; give one, the others as traces"
         )
     fingerprint = target.tokenizer_fingerprint
-    found = read_state(states[0], drafter, fingerprint).arrays if states else {}
+    found = read_state(states[0], drafter.name, fingerprint).arrays if states else {}
     if texts:
         ids = tokenized(documents(texts, fingerprint), target.tokenizer)
         found["answers"] = list_answers([part.tolist() for part in ids])

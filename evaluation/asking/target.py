@@ -16,6 +16,7 @@ from model.logitspec.devices import resolve_device
 from model.logitspec.errors import InputError, brief
 from model.logitspec.fastest import choose_kernels
 from model.logitspec.loading import checkpoint, checkpoint_eos, choose_dtype, load_config
+from model.logitspec.states import tokenizer_fingerprint
 
 from ..traces.environment import describe_environment
 from .prompts import PromptFormat
@@ -131,10 +132,3 @@ def fingerprint(path: str, config: Any) -> str:
                 content.seek(piece * size // 64)
                 digest.update(content.read(4096))
     return digest.hexdigest()
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 of a tokenizer's definition, or of its vocabulary if it is written in Python."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

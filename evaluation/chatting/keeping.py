@@ -47,7 +47,7 @@ class StateFile:
         try:
             if path.exists():
                 with way_out(f"give --state another file than {path}"):
-                    drafter.restore(read_state(path, drafter, tokenizer).arrays)
+                    drafter.restore(read_state(path, drafter.name, tokenizer).arrays)
         except BaseException:
             self._unlock()
             raise

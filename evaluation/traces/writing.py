@@ -146,7 +146,7 @@ class TraceWriter:
         path = state_path(self.path)
         if not self.done or not path.is_file():
             return None
-        saved = read_state(path, drafter, self._settings.get("tokenizer_fingerprint"))
+        saved = read_state(path, drafter.name, self._settings.get("tokenizer_fingerprint"))
         self._restored = self._last is not None and saved.head.get("after") == self._last
         return saved.arrays if self._restored else None
 

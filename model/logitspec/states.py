@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 import zlib
@@ -12,7 +13,6 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from .drafters.base import Drafter
 from .errors import InputError
 from .listed import Numbers
 
@@ -53,12 +53,12 @@ def narrow(numbers: Numbers) -> Numbers:
     return numbers.astype(np.int32) if fits else numbers
 
 
-def read_state(path: Path, drafter: Drafter, tokenizer: str | None) -> Saved:
+def read_state(path: Path, method: str, tokenizer: str | None) -> Saved:
     """Read a state for a drafter.
 
     Args:
         path: of the file.
-        drafter: that is to know it.
+        method: the drafter's name.
         tokenizer: fingerprint of the target's; None: not known.
 
     Raises:
@@ -74,9 +74,9 @@ def read_state(path: Path, drafter: Drafter, tokenizer: str | None) -> Saved:
         raise InputError(f"{path} is no state, or a torn one") from error
     if head.get("format") != FORMAT:
         raise InputError(f"{path} is a {str(head.get('format'))[:40]!r}, not a {FORMAT!r}")
-    if head.get("method") != drafter.name:
+    if head.get("method") != method:
         raise InputError(
-            f"{path} is what the method {head.get('method')} learnt, and this is {drafter.name}"
+            f"{path} is what the method {head.get('method')} learnt, and this is {method}"
         )
     if None not in (tokenizer, head.get("tokenizer")) and head["tokenizer"] != tokenizer:
         raise InputError(f"{path} was learnt with another tokenizer than the model's")
@@ -87,6 +87,13 @@ BROKEN = (  # what zipfile and numpy raise of a file that is none
     *(ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error),
 )
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 of a tokenizer's definition, or of its vocabulary if it is written in Python."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 
 from evaluation.run import main
 from evaluation.traces.comparing import read_comparison
-from model.logitspec import CalibratedDrafter, InputError, TokenRecyclingDrafter
+from model.logitspec import InputError, TokenRecyclingDrafter
 from model.logitspec.states import HEAD, read_state, write_state
 
 from ..conftest import question
@@ -161,20 +161,20 @@ def test_a_state_file_of_another_make_is_refused(tmp_path: Path) -> None:
         return path
 
     for tokenizer in ("mine", None):
-        saved = read_state(written(), drafter, tokenizer)
+        saved = read_state(written(), drafter.name, tokenizer)
         assert saved.head["after"] == "a" and saved.arrays.keys() == {"rows"}
         drafter.restore(saved.arrays)
     with pytest.raises(InputError, match="is what the method recycling learnt"):
-        read_state(written(), CalibratedDrafter(), "mine")
+        read_state(written(), "calibrated", "mine")
     for head, said in (
         (b'{"format": "logitspec state 9"}', "is a 'logitspec state 9', not a"),
         (b"{", "is no state, or a torn one"),
         (b"[1]", "is no state, or a torn one"),
     ):
         with pytest.raises(InputError, match=said):
-            read_state(written(head), drafter, "mine")
+            read_state(written(head), drafter.name, "mine")
     with pytest.raises(InputError, match="was learnt with another tokenizer"):
-        read_state(written(), drafter, "yours")
+        read_state(written(), drafter.name, "yours")
     np.savez(path, **{HEAD: np.array([{}], dtype=object)})  # a pickle
     with pytest.raises(InputError, match="is no state, or a torn one"):
         read_state(path, drafter, None)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..drafters.calibrated.chains import Chain, Chains
+from ..drafters.calibrated.drafter import CalibratedDrafter
 from ..errors import InputError
+from ..states import read_state, tokenizer_fingerprint, way_out
 from . import logits
 from .budget import BatchBudget
 from .following import Drafts, Followed, Requests
@@ -20,6 +24,7 @@ from .retrieving import WIDTH, RetrievedChain, Retrieving
 
 READING_STEPS = 16  # in turn, after which steps that read prompts tell what a step costs
 OWN_SCHEDULERS = "external_launcher"
+EVIDENCE = "LOGITSPEC_EVIDENCE"  # names a state, as evaluation.vocabulary writes one
 MOST_DRAFTS = 128  # of a request, that vLLM 0.32 verifies
 Watch = Callable[[], str | None]
 Tokens = npt.NDArray[np.integer[Any]]
@@ -187,14 +192,27 @@ class Proposer(ABC):
 
 
 class CalibratedProposer(Proposer):
-    """Chains of the method calibrated: at every place the candidate that is most likely right."""
+    """Chains of the method calibrated: at every place the candidate that is most likely right.
+
+    Where the environment variable EVIDENCE names a state of that method, it begins with its answers
+    and rows.
+
+    Raises:
+        InputError: as Proposer, or that file is no such state, or of another tokenizer.
+    """
 
     width = 24
 
     def __init__(self, config: Any, rank: int | None = None, watch: Watch = logits.watch) -> None:
         super().__init__(config, rank, watch)
-        if self._drafts_here:
-            self.chains = Chains(self.most_drafts, last_width=self.width)
+        if not self._drafts_here:
+            return
+        self.chains = Chains(self.most_drafts, last_width=self.width)
+        if file := os.environ.get(EVIDENCE):
+            with way_out(f"give another file as {EVIDENCE}"):
+                state = read_state(Path(file), CalibratedDrafter.name, fingerprint_of(config))
+                self.chains.begin_with(state.arrays)
+            logits.log.info("logitspec begins with what is in %s", file)
 
     def _begin(self, ids: Sequence[int]) -> Chain:
         return self.chains.begin(ids)
@@ -222,6 +240,18 @@ def replays_even_steps(compiling: Any) -> bool:
     started with, and no other step. Its runner decides that after it has made the proposer."""
     mode = getattr(compiling, "cudagraph_mode", None)
     return mode is not None and mode.separate_routine() and mode.decode_mode().name == "FULL"
+
+
+def fingerprint_of(config: Any) -> str | None:
+    """Of vLLM's tokenizer; None: it has none."""
+    model = config.model_config
+    if getattr(model, "skip_tokenizer_init", False):
+        return None
+    from transformers import AutoTokenizer
+
+    options = {"revision": model.tokenizer_revision, "trust_remote_code": model.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(model.tokenizer, **options)
+    return tokenizer_fingerprint(tokenizer)
 
 
 def own_rank() -> int:

@@ -7,15 +7,17 @@ share the acceptance table, its corrections, the n-grams of answers that ended, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ...errors import require_positive
+from ...listed import Numbers
 from ...sizing.acceptance_table import AcceptanceTable
 from .cores import Core, find_core
 from .corrections import Corrections
 from .evidence import Evidence
 from .growth import Drafted
 from .prior import PRIOR, prior_of
+from .state import KEPT, NOTHING, check, layout_of, parts
 
 LEAST = 0.02  # path probability of the drafts that are considered
 NONE = Drafted([], [], [], [])
@@ -69,6 +71,16 @@ class Chains:
     def _new_core(self, evidence: Evidence, shared: Core | None) -> Core:
         known = evidence, self.table, self.corrections, self._capacity
         return find_core(self._core_wanted, known, chain_least=LEAST, shared=shared)
+
+    def begin_with(self, state: Mapping[str, Numbers]) -> None:
+        """Know the answers and rows of a state of CalibratedDrafter as those of earlier requests.
+
+        Raises:
+            InputError: it is none, or of a drafter with other options.
+        """
+        check(state, layout_of(self._evidence, self.last_width, self.corrections))
+        own = parts(state, sampled=False)
+        self._first.take({name: own.get(name, NOTHING) for name in KEPT})
 
     def begin(self, ids: Sequence[int]) -> Chain:
         """A request's drafts.

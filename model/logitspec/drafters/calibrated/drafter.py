@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, cast
 
-import numpy as np
-
 from ... import origins
 from ...draft_tree import DraftTree
 from ...errors import InputError, require_positive
@@ -25,13 +23,13 @@ from ...sizing.step_cost import Measurable
 from ..base import Drafter, register
 from .compiled import CompiledCore
 from .cores import Core, find_core
-from .corrections import SUMS, Corrections
+from .corrections import Corrections
 from .evidence import MOST_EARLIER, Evidence
-from .foresight import BINS, KINDS, LEVELS, ForesightTable, SampledCore
+from .foresight import ForesightTable, SampledCore
 from .growth import Drafted, ReadableCore
 from .prior import PRIOR, SAMPLED_PRIOR, prior_of
 from .source import Source
-from .state import KEPT, LAYOUT, NOTHING, STATES, makes_sense, parts, with_answers
+from .state import KEPT, NOTHING, STATES, check, layout_of, parts, with_answers
 
 SAMPLED_WIDTH, CHEAP_SAMPLED_WIDTH = 128, 32  # finding more tokens takes more time
 
@@ -279,29 +277,10 @@ class CalibratedDrafter(Drafter):
 
     @property
     def _layout(self) -> Numbers:
-        evidence = self.evidence
-        sizes = len(self.table.prior), evidence.rows.width, evidence.ngrams.max_ngram_size
-        learnt = self.corrections.count, len(SUMS), KINDS, BINS, LEVELS
-        return np.array([LAYOUT, *sizes, self.top_k, *learnt], np.int64)
+        return layout_of(self.evidence, self.top_k, self.corrections)
 
     def _check(self, state: Mapping[str, Numbers]) -> None:
-        """Raise InputError unless these arrays are a state, or a part of one, of such a drafter."""
-        layout = state.get("layout", self._layout)
-        if not np.array_equal(layout, self._layout):
-            if layout.flat[:1] != [LAYOUT]:
-                raise InputError(
-                    f"the state was written by another version of calibrated: its layout is "
-                    f"{layout.flat[:1].tolist()}, and here it is [{LAYOUT}]; begin without it"
-                )
-            raise InputError(
-                "the state is of a drafter with other options: its layout is "
-                f"{layout.tolist()}, and here it is {self._layout.tolist()}"
-            )
-        sizes = len(self.table.prior), self.corrections.count
-        found = [parts(state, sampled=sampled) for sampled in STATES]
-        known = sum(map(len, found)) + ("layout" in state)
-        if known < len(state) or not all(makes_sense(own, *sizes) for own in found):
-            raise InputError("the state makes no sense, it may be damaged")
+        check(state, self._layout)
 
     def _take(self, state: Mapping[str, Numbers]) -> None:
         for sampled in STATES:

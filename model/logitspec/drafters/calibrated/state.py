@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ...errors import InputError
 from ...listed import Numbers, are_answers, are_scored, count_tokens
-from .corrections import SUMS
+from .corrections import SUMS, Corrections
+from .evidence import Evidence
 from .foresight import BINS, KINDS, LEVELS
 
 LAYOUT = 3  # version of the arrays below; another one cannot be read
@@ -35,6 +37,39 @@ def with_answers(state: Mapping[str, Numbers]) -> dict[str, Numbers]:
         own = found.get(f"{begin}answers", NOTHING)
         found[f"{begin}answers"] = np.concatenate((own, more))
     return found
+
+
+def layout_of(evidence: Evidence, last_width: int, corrections: Corrections) -> Numbers:
+    """What of a drafter decides whether a state fits it.
+
+    Args:
+        evidence: of the drafter.
+        last_width: ranks of the last logits that are candidates.
+        corrections: of the drafter.
+    """
+    grades = sum(len(source.grades) for source in evidence.sources)
+    sizes = grades, evidence.rows.width, evidence.ngrams.max_ngram_size, last_width
+    return np.array([LAYOUT, *sizes, corrections.count, len(SUMS), KINDS, BINS, LEVELS], np.int64)
+
+
+def check(state: Mapping[str, Numbers], layout: Numbers) -> None:
+    """Raise InputError unless arrays are a state, or a part of one, of such a layout."""
+    own = state.get("layout", layout)
+    if not np.array_equal(own, layout):
+        if own.flat[:1] != [LAYOUT]:
+            raise InputError(
+                f"the state was written by another version of calibrated: its layout is "
+                f"{own.flat[:1].tolist()}, and here it is [{LAYOUT}]; begin without it"
+            )
+        raise InputError(
+            "the state is of a drafter with other options: its layout is "
+            f"{own.tolist()}, and here it is {layout.tolist()}"
+        )
+    found = [parts(state, sampled=sampled) for sampled in STATES]
+    known = sum(map(len, found)) + ("layout" in state)
+    grades, weights = int(layout[1]), int(layout[5])
+    if known < len(state) or not all(makes_sense(each, grades, weights) for each in found):
+        raise InputError("the state makes no sense, it may be damaged")
 
 
 def makes_sense(state: Mapping[str, Numbers], grades: int, weights: int) -> bool:
