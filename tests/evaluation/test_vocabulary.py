@@ -11,7 +11,7 @@ import torch
 
 from evaluation.run import main as run
 from evaluation.vocabulary import main
-from model.logitspec import CalibratedDrafter, LlamaKVForCausalLM, load
+from model.logitspec import LlamaKVForCausalLM, load
 from model.logitspec.listed import rows_of
 from model.logitspec.prefill import last_logits
 from model.logitspec.states import read_state
@@ -37,7 +37,7 @@ def test_a_run_begins_with_them(
     state, folder = tmp_path / "rows.npz", tmp_path / "answers"
     flags = ["--model-path", chat_path, "--dtype", "float32", "--device", "cpu"]
     assert main([*flags, "--output", str(state), "--tokens", "300"]) == 0
-    rows = rows_of(read_state(state, CalibratedDrafter(), None).arrays["greedy.rows"])
+    rows = rows_of(read_state(state, "calibrated", None).arrays["greedy.rows"])
     assert [*rows] == [*range(300)]
     model = load(chat_path, dtype=torch.float32)
     newline = 198
