@@ -177,4 +177,4 @@ def test_a_state_file_of_another_make_is_refused(tmp_path: Path) -> None:
         read_state(written(), drafter.name, "yours")
     np.savez(path, **{HEAD: np.array([{}], dtype=object)})  # a pickle
     with pytest.raises(InputError, match="is no state, or a torn one"):
-        read_state(path, drafter, None)
+        read_state(path, drafter.name, None)
