@@ -26,6 +26,7 @@ from evaluation.command.parser import Parser, at_least, plain_name
 from evaluation.pictures.style import looks, new_figure, save_figure
 from model.logitspec.devices import resolve_device
 from model.logitspec.errors import InputError
+from model.logitspec.vllm.proposers import EVIDENCE
 
 from .measure import (
     AS_THERE,
@@ -49,7 +50,9 @@ METHODS: dict[str, Figures | None] = {
     "suffix": {"method": "suffix"},
     "logitspec": {"method": OURS, "model": "logitspec.vllm.LogitSpecProposer"},
     "calibrated": {"method": OURS, "model": "logitspec.vllm.CalibratedProposer"},
+    "calibrated warm": {"method": OURS, "model": "logitspec.vllm.CalibratedProposer"},
 }  # fmt: skip
+WARM = "calibrated warm"
 BASE = "none"
 CELLS: Columns = {
     "method": (12, "{method}"),
@@ -125,6 +128,10 @@ def run(args: argparse.Namespace) -> None:
             f"--methods {','.join(args.methods)}: give {BASE} first, then of "
             f"{', '.join(list(METHODS)[1:])}"
         )
+    if WARM in args.methods and args.evidence is None:
+        raise InputError(f"--methods has {WARM!r}, and there is no --evidence; give one")
+    if args.evidence is not None and not args.evidence.is_file():
+        raise InputError(f"--evidence {args.evidence} is no file; give one")
     python = shutil.which(args.vllm_python)
     if python is None:
         raise InputError(f"--vllm-python {args.vllm_python} is no program; give a python with vLLM")
@@ -148,8 +155,9 @@ def run(args: argparse.Namespace) -> None:
             speculation = METHODS[name]
             if speculation is not None and is_ours(name):
                 speculation = {**speculation, "num_speculative_tokens": args.drafts}
+            variables = {EVIDENCE: str(args.evidence.resolve())} if name == WARM else {}
             print(f"starting vLLM with {name}", flush=True)
-            servers[name] = VllmServer(python, args.model_path, speculation, flags)
+            servers[name] = VllmServer(python, args.model_path, speculation, flags, variables)
             stack.callback(servers[name].close)
             if on_cpu:
                 begin(servers[name], prompts[-1])
@@ -225,7 +233,7 @@ def summary(cells: Sequence[Figures]) -> list[Figures]:
         own = {m: [c for c in cells if (c["method"], c["concurrency"]) == (m, concurrency)]
                for m in methods}  # fmt: skip
         for name, rows in own.items():
-            others = [own[m] for m in methods if m != name and not is_ours(m)]
+            others = [own[m] for m in methods if m != name and not is_ours(m)] or [rows]
             best = [max(row["speed"] for row in at) for at in zip(*others, strict=True)]
             counted = {n: sum(row[n] for row in rows) for n in ("accepted", "drafted")}
             found.append(
@@ -287,8 +295,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--model-path", default=MODEL, help="checkpoint: a local directory or a hub id")
     add("--benches", nargs="+", default=["spec_bench", "humaneval"], type=plain_name,
         metavar="NAME", help="data/NAME/question.jsonl; first turns")  # fmt: skip
-    add("--methods", type=lambda text: text.split(","), default=",".join(METHODS),
-        metavar="A,B,...", help=f"{BASE}, then others")  # fmt: skip
+    usual = ",".join(name for name in METHODS if name != WARM)
+    add("--methods", type=lambda text: text.split(","), default=usual, metavar="A,B,...",
+        help=f"{BASE}, then others of {', '.join(list(METHODS)[1:])}")  # fmt: skip
+    add("--evidence", type=Path, metavar="FILE.npz", help=f"with which {WARM!r} begins")
     add("--concurrency", nargs="+", type=at_least(1), default=[1, 4, 16, 32], metavar="N",
         help="requests at once")  # fmt: skip
     add("--prompts", nargs="+", type=at_least(1), default=[8, 16, 32, 64], metavar="N",

@@ -39,14 +39,16 @@ class VllmServer(Served):
         model: a checkpoint.
         speculation: its --speculative-config; None: none.
         flags: more of its flags.
+        variables: more of its environment.
 
     Raises:
         InputError: the interpreter does not run.
     """
 
     def __init__(
-        self, python: str, model: str, speculation: Figures | None, flags: Sequence[str]
-    ) -> None:
+        self, python: str, model: str, speculation: Figures | None, flags: Sequence[str],
+        variables: Mapping[str, str],
+    ) -> None:  # fmt: skip
         port = free_port()
         command = [
             python, "-m", MODULE, "--model", model, "--served-model-name", NAME,
@@ -54,7 +56,8 @@ class VllmServer(Served):
         ]  # fmt: skip
         if speculation is not None:
             command += ["--speculative-config", json.dumps(speculation)]
-        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "PYTHONPATH": python_path()}
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, **variables}
+        environment["PYTHONPATH"] = python_path()
         self._port = port
         super().__init__("vLLM", command, START_SECONDS, environment)
 

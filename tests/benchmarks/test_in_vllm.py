@@ -121,9 +121,9 @@ def test_on_a_gpu_servers_share_its_memory_and_none_stands_still(
     given: list[list[str]] = []
 
     class Server(VllmServer):
-        def __init__(self, python: str, model: str, speculation: Any, flags: Sequence[str]) -> None:
+        def __init__(self, python: str, model: str, some: Any, flags: Sequence[str], *more: Any):
             given.append([*flags])
-            super().__init__(python, model, speculation, flags)
+            super().__init__(python, model, some, flags, *more)
 
     monkeypatch.setattr(in_vllm, "resolve_device", lambda name: name)
     monkeypatch.setattr(in_vllm, "VllmServer", Server)
@@ -134,6 +134,24 @@ def test_on_a_gpu_servers_share_its_memory_and_none_stands_still(
         assert flags[flags.index("--gpu-memory-utilization") + 1] == "0.45"
         assert "--kv-cache-memory-bytes" in flags
     assert len(given) == 2
+
+
+def test_one_server_begins_with_a_state(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: list[Any] = []
+
+    class Server(VllmServer):
+        def __init__(self, *some: Any) -> None:
+            given.append(some[-1])
+            super().__init__(*some)
+
+    monkeypatch.setattr(in_vllm, "VllmServer", Server)
+    state = tmp_path / "rows.npz"
+    state.touch()
+    methods = "none,calibrated,calibrated warm"
+    assert in_vllm.main([*argv, "--methods", methods, "--evidence", str(state)]) == 0
+    assert given == [{}, {}, {"LOGITSPEC_EVIDENCE": str(state)}]
 
 
 def test_a_server_takes_the_kernels_of_a_lower_instruction_set(
@@ -188,6 +206,8 @@ def test_metrics_are_sums_over_engines() -> None:
     [
         (["--methods", "calibrated,none"], "give none first, then of ngram, ngram tuned, suffix"),
         (["--methods", "none,eagle"], "--methods none,eagle: give none first"),
+        (["--methods", "none,calibrated warm"], "'calibrated warm', and there is no --evidence"),
+        (["--evidence", "/nowhere.npz"], "--evidence /nowhere.npz is no file; give one"),
         (["--prompts", "2"], "--prompts has 1 numbers for 2 of --concurrency; give one for each"),
         (["--rounds", "9"], "have 12 of at most 400 tokens; ask fewer"),
         (["--most-prompt-tokens", "1"], "have 0 of at most 1 tokens; ask fewer"),
