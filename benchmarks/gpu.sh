@@ -4,7 +4,7 @@
 #   sh benchmarks/gpu.sh              all of it; needs `python -m data.prepare default-model`, and spec_bench
 #   sh benchmarks/gpu.sh steps        what needs no checkpoint: step times of random weights
 #   sh benchmarks/gpu.sh answers      what needs one: its step times, its answers, the methods' speeds
-#   sh benchmarks/gpu.sh long         the methods behind long prompts; needs govreport_2k, _4k, _8k
+#   sh benchmarks/gpu.sh long         the methods behind long prompts; needs govreport_2k, _4k, _8k, for SECOND _16k
 #   sh benchmarks/gpu.sh sampling     samples, and sixteen of one prompt; needs spec_bench, math500, aime25
 #   sh benchmarks/gpu.sh vllm         servers of vLLM; needs spec_bench and humaneval
 #   sh benchmarks/gpu.sh page         docs/performance-gpu.md from the figures of all

@@ -149,14 +149,15 @@ def vllm_section(contents: Sequence[Content], folder: Path) -> str:
         "over HTTP, so many requests at a time. They take turns, and on a CPU the others stand "
         "still. No prompt is asked twice of a server. Greedy. `ngram` is vLLM's as it comes, "
         "`ngram tuned` looks for n-grams of 2 to 4 tokens; `suffix` is arctic-inference's, as it "
-        "comes. Tokens a step are a request's, by vLLM's counts, which include drafts behind the "
-        "end of an answer. An answer is equal if it is that of vLLM without speculation, token for "
-        "token.\n"
+        "comes; `calibrated warm` begins with rows of the whole vocabulary. Tokens a step are a "
+        "request's, by vLLM's counts, which include drafts behind the end of an answer. An answer "
+        "is equal if it is that of vLLM without speculation, token for token.\n"
     )
     for content in contents:
         settings, (engine,) = content["settings"], content["engine"]
         known = named(content)
-        name = f"vllm-{known['model']}.png"
+        warm = "-warm" if any(row["method"] == in_vllm.WARM for row in content["cells"]) else ""
+        name = f"vllm-{known['model']}{warm}.png"
         in_vllm.draw(content["cells"], folder / name)
         text += (
             f"\nvLLM {engine['vllm']}, {known['model']}, {settings['dtype']}, {known['isa']}: "

@@ -30,7 +30,7 @@ def config(
     """The parts of a VllmConfig that a proposer reads."""
     mode = graph_mode("FULL_AND_PIECEWISE", "FULL") if graphs else graph_mode("NONE")
     return SimpleNamespace(
-        compilation_config=SimpleNamespace(cudagraph_mode=mode),
+        compilation_config=SimpleNamespace(cudagraph_mode=mode, max_cudagraph_capture_size=512),
         speculative_config=SimpleNamespace(num_speculative_tokens=drafts),
         model_config=SimpleNamespace(max_model_len=longest),
         parallel_config=SimpleNamespace(distributed_executor_backend="mp", world_size=1),

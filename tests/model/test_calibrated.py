@@ -121,10 +121,11 @@ def test_both_cores_grow_the_same_trees(seed: int, data: st.DataObject) -> None:
     sampled = data.draw(st.booleans())
     options["sampled_row_width"] = data.draw(st.sampled_from([3, 12, 40]))
     cost = data.draw(st.sampled_from([FLAT, MIDDLE]))
+    learns = data.draw(st.booleans())
     cores = [fresh(**options, drafting_core=core) for core in ("native", "python")]
     for core in cores:
         if core.budget is not None:
-            core.budget = Budget(cost, learns=True)
+            core.budget = Budget(cost, learns=learns)
     chance = random.Random(seed)
     ids: list[int] = []
     for prompt in range(4):

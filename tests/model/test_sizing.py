@@ -71,7 +71,7 @@ def test_nodes_to_learn_from_are_taken_where_they_cost_next_to_nothing() -> None
 
     assert taken(0.001, learns=False) < 16 < taken(0.001, learns=True) == 128
     assert taken(0.1, learns=False) == taken(0.1, learns=True) < 8
-    assert taken(0.004, learns=True) == 128
+    assert 16 < taken(0.004, learns=True) < 64  # where a tenth of the tokens a second is given up
     late = Budget(StepCost((128, 1024), (1, 2, 128), ((1.0, 1.5, 2.0),) * 2), learns=True)
     lessons = []
     for _ in range(1000):

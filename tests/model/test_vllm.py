@@ -23,7 +23,7 @@ from model.logitspec.states import tokenizer_fingerprint, write_state
 from model.logitspec.vllm import CalibratedProposer, LogitSpecProposer, logits, proposers
 from model.logitspec.vllm.budget import BatchBudget
 from model.logitspec.vllm.following import Followed
-from model.logitspec.vllm.proposers import replays_even_steps
+from model.logitspec.vllm.proposers import most_even_tokens
 
 from .fake_vllm import LONGEST, VOCABULARY, Engine, Runner, answer, config, graph_mode
 
@@ -346,14 +346,16 @@ def test_repeated_drafts_that_are_right_are_taken_in() -> None:
 
 
 def test_which_of_vllms_modes_replay_even_steps() -> None:
-    modes = {"NONE": None, "PIECEWISE": None, "FULL": None, "FULL_AND_PIECEWISE": "FULL"}
-    found = {
-        name: replays_even_steps(SimpleNamespace(cudagraph_mode=graph_mode(name, decode)))
-        for name, decode in modes.items()
-    }
-    assert [name for name, even in found.items() if even] == ["FULL_AND_PIECEWISE"]
-    assert not replays_even_steps(None)
-    assert not replays_even_steps(SimpleNamespace(cudagraph_mode=None))
+    modes = {"NONE": None, "PIECEWISE": None, "FULL": None}
+    modes |= {"FULL_DECODE_ONLY": "FULL", "FULL_AND_PIECEWISE": "FULL"}
+    for name, decode in modes.items():
+        compiling = SimpleNamespace(
+            cudagraph_mode=graph_mode(name, decode), max_cudagraph_capture_size=96
+        )
+        assert most_even_tokens(compiling) == (96 if decode else 0)
+    compiling.max_cudagraph_capture_size = None
+    assert most_even_tokens(compiling) == 0
+    assert most_even_tokens(None) == most_even_tokens(SimpleNamespace(cudagraph_mode=None)) == 0
 
 
 def test_a_request_whose_tokens_were_taken_back_begins_anew() -> None:
@@ -520,13 +522,14 @@ class TestBudget:
     def test_even_steps_are_taken_where_they_give_more(self, graphs_gain: bool) -> None:
         """And the other kind is tried now and then, ever more rarely."""
         budget = BatchBudget(4 * 9)
-        budget.even = 8
+        budget.even, budget.most_even = 8, 36
         chosen = []
         for _ in range(1200):
             counts = budget.choose([[0.9, 0.5, 0.1], [0.3], [], []], 4, 200, even=True)
             chosen.append(counts == [8] * 4)
             tokens = 4 + sum(counts)
             seconds = (0.003 if graphs_gain else 0.012) if chosen[-1] else 0.006 + 1e-4 * tokens
+            budget.came(chosen[-1])
             budget.note(tokens, 200, seconds, 1e-5, even=chosen[-1])
         assert chosen[0]  # nothing was known
         wanted = [even == graphs_gain for even in chosen]
@@ -535,9 +538,25 @@ class TestBudget:
         waits = [later - earlier for earlier, later in pairwise(changes)]
         assert len(waits) >= 3 and waits == sorted(waits)
 
-    def test_a_batch_too_large_for_even_steps_has_others(self) -> None:
+    @pytest.mark.parametrize("known", [True, False])
+    def test_even_steps_that_do_not_come_about_are_given_up(self, known: bool) -> None:
+        """As where prompts are read in most steps, or a grammar ends drafts."""
         budget = BatchBudget(4 * 9)
-        budget.even = 8
+        budget.even, budget.most_even = 8, 36
+        chosen = []
+        for step in range(600):
+            counts = budget.choose([[0.9, 0.5, 0.1], [0.3], [], []], 4, 200, even=True)
+            chosen.append(counts == [8] * 4)
+            came = chosen[-1] and known and step < 100
+            budget.came(came)
+            budget.note(4 + sum(counts), 200, 0.003 if came else 0.006 + 1e-4 * 36, 0.0, even=came)
+            budget.note(4, 200, 0.006, 0.0)
+        assert sum(chosen[:100]) > (80 if known else 4)
+        assert sum(chosen[300:]) < 40
+
+    def test_a_batch_too_large_for_even_steps_has_others(self) -> None:
+        budget = BatchBudget(8 * 9)
+        budget.even, budget.most_even = 8, 36
         assert budget.choose([[0.9, 0.5]] * 5, 5, 200, even=True) == [2] * 5
         assert budget.choose([[0.9, 0.5]] * 4, 4, 200, even=False) == [2] * 4
         assert budget.choose([[0.9, 0.5]] * 4, 4, 200, even=True) == [8] * 4

@@ -228,7 +228,7 @@ else:
             super().__init__(config)
             mode = SimpleNamespace(name="FULL")
             mode.separate_routine, mode.decode_mode = (lambda: True), (lambda: mode)
-            self._compiling = SimpleNamespace(cudagraph_mode=mode)
+            self._compiling = SimpleNamespace(cudagraph_mode=mode, max_cudagraph_capture_size=512)
 
     class Blind(Steady):
         """The same without the logits."""

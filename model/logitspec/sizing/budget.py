@@ -37,6 +37,7 @@ EARLY_SAMPLED = 10.0  # the same of samples, whose drafts are right less often
 LOSS = 0.3  # steps' time that drafting may lose before it rests
 LESSON = 0.02  # later tokens that a verified node is worth, whose best tokens become a row
 LESSONS = 20000.0  # nodes after which it is half of that
+GIVEN = 0.1  # most of the tokens a second that are given up for it
 REST = 16  # steps of the first rest; each that follows without a gain is twice as long
 LONGEST_REST = 128
 
@@ -49,8 +50,9 @@ class Budget:
     steps were right beside what was expected of them, so where they are not, drafting ends; that is
     forgotten again, and then they are tried again.
 
-    A node is worth more than its own token where the drafter learns from it what follows: then E
-    has a little for each node, which decides where further nodes cost next to nothing, as on a GPU.
+    A node is worth more than its own token where the drafter learns from it what follows. Then E
+    has a little for each node, which decides where further nodes cost next to nothing, as on a GPU;
+    but not if more than a share GIVEN of the tokens a second were lost for it.
 
     Where drafting takes more time than its tokens are worth, it rests for some steps, in which
     nothing is looked up, and then looks again.
@@ -115,8 +117,8 @@ class Budget:
             self.curve: list[float] = self.curves[0].tolist()
             self._cheapest: list[float] = self.curves[1].tolist()
             self._cheapest_of_all = min(self._cheapest) / self.curve[1]
-        self.nodes = self._best_nodes = 0
-        self.expected = self._best_rate = 0.0
+        self.nodes = self._best_nodes = self.plain_nodes = 0
+        self.expected = self._best_rate = self._plain_rate = 0.0
         # A tree of the root alone gives 1 / curve[1]; what pays less nowhere pays.
         self._steps += 1
         self.weight = self.trust * self._steps / (self._steps + self._early)  # what drafts count
@@ -126,15 +128,20 @@ class Budget:
     def add(self, probability: float) -> None:
         """Tell the path probability of the tree's next node, the root's 1 first."""
         self.nodes += 1
-        self.expected += probability * self.weight + self.lesson if self.nodes > 1 else 1.0
-        rate = self.expected / self.curve[self.nodes]
-        if rate > self._best_rate:
+        self.expected += probability * self.weight if self.nodes > 1 else 1.0
+        seconds = self.curve[self.nodes]
+        plain = self.expected / seconds
+        if plain > self._plain_rate:
+            self._plain_rate, self.plain_nodes = plain, self.nodes
+        rate = (self.expected + self.lesson * (self.nodes - 1)) / seconds
+        if rate > self._best_rate and plain >= (1 - GIVEN) * self._plain_rate:
             self._best_rate, self._best_nodes = rate, self.nodes
 
     def enough(self, probability: float) -> bool:
         """Whether no node that follows can pay, if none is more probable than this."""
-        worth = probability * self.weight + self.lesson
-        return worth <= self._best_rate * self._cheapest[self.nodes]
+        worth, cheapest = probability * self.weight, self._cheapest[self.nodes]
+        pays = worth > self._plain_rate * cheapest
+        return not pays and worth + self.lesson <= self._best_rate * cheapest
 
     def learn(self, hoped: float, right: int, nodes: int) -> None:
         """Take in what became of a tree.
@@ -142,13 +149,13 @@ class Budget:
         Args:
             hoped: the sum of its drafts' path probabilities.
             right: drafts that were.
-            nodes: of the tree.
+            nodes: of the tree; more than plain_nodes, if that is set, were taken to learn from.
         """
         self._verified += nodes
         self._right += right - self._right / REMEMBERED
         self._hoped += hoped - self._hoped / REMEMBERED
         self.trust = (self._right + GRANTED) / (self._hoped + GRANTED)
-        price = (self.curve[nodes] + DRAFTING) / self.curve[1] - 1
+        price = (self.curve[min(nodes, self.plain_nodes or nodes)] + DRAFTING) / self.curve[1] - 1
         self._gain += right - price - self._gain / REMEMBERED
         if self._gain > 0:
             self._next_rest = REST

@@ -96,6 +96,11 @@ class LiveCost:
             if self.steps < BATCH or len(self._noted) >= BATCH:
                 self._catch_up()
 
+    def settle(self) -> None:
+        """Learn from what was noted, without waiting for more."""
+        with self._lock:
+            self._catch_up()
+
     def _catch_up(self) -> None:
         """Learn from what was noted: of steps over as many nodes, from the median."""
         count = len(self._noted)

@@ -18,6 +18,8 @@ IDLE = 8  # steps in turn without a draft after which it rests
 REST = 16  # steps
 TRIES = 4  # steps in turn in which the other kind is tried
 WAITS = 32, 4096  # steps between such tries: first, and at most; each wait is twice the last
+CHANGED = 128  # most steps until the next try where the requests become twice as many, or half
+CAME = 16.0  # choices of even steps after which it is mostly forgotten how many came about
 Floats = npt.NDArray[np.float64]
 
 
@@ -40,15 +42,20 @@ class BatchBudget:
 
     Attributes:
         even: drafts of each request in an even step; 0: there are none.
+        most_even: tokens of an even step.
     """
 
     def __init__(self, most_tokens: int) -> None:
-        self.even = 0
+        self.even = self.most_even = 0
         sizes = sorted({n for power in range(32) for n in (1 << power, 3 << power)})
         self._sizes = [n for n in sizes if n < most_tokens]
         self._sizes.append(max(most_tokens, 2))
         self._kinds = {False: Kind(), True: Kind()}  # of steps: others, and even ones
         self._tried, self._wait = 0, WAITS[0]  # steps of the kind in turn, and until the other's
+        self._asked = False  # for an even step
+        self._came = 1.0  # of the even steps that were asked for
+        self._unknown = 0  # such, before one came about
+        self._load = 0  # doublings of the requests
         self._right = self._hoped = 0.0
         self._share = 0.0  # of a step's time that drafting takes
         self._idle = 0  # steps in turn without a draft
@@ -73,6 +80,12 @@ class BatchBudget:
             costs = [scale * guessed(n) for n in self._sizes]
             kind.cost = LiveCost(StepCost(CONTEXTS, self._sizes, (costs, costs)), doubt=GUESSED)
         kind.cost.note(tokens, context, seconds)
+
+    def came(self, even: bool) -> None:
+        """Take in whether the last step was an even one."""
+        if self._asked:
+            self._came += (even - self._came) / CAME
+        self._asked = False
 
     def learn(self, hoped: float, right: int, verified: int) -> None:
         """Take in what became of drafts.
@@ -114,6 +127,7 @@ class BatchBudget:
         rates = self._rates(every, requests, context)
         if even and self._is_even_better(every, rates, requests, context):
             self._idle = 0
+            self._asked = True
             return [self.even] * len(paths)
         if rates is None:
             return [len(own) for own in paths]
@@ -154,19 +168,33 @@ class BatchBudget:
     ) -> bool:
         """Whether an even step is to be next: it gives more than the others, or its turn to be
         tried has come."""
-        curve = self._kinds[True].curve(context)
+        curve, other = (self._kinds[kind].curve(context) for kind in (True, False))
         size = requests * (1 + self.even)
-        if size > self._sizes[-1]:
+        if size > min(self.most_even, self._sizes[-1]):
             return False
-        better = True  # where nothing is known, since vLLM is built for even steps
-        if curve is not None and rates is not None:
+        if curve is None:  # vLLM is built for even steps, so they come first
+            self._unknown += 1
+            better = rates is None or self._unknown <= TRIES * 2
+        elif rates is None or other is None:
+            better = True
+        else:
             tokens = requests + every.sum() * min(1.0, self.trust)
-            better = bool(tokens / curve[size] >= rates.max())
+            seconds = self._came * curve[size] + (1 - self._came) * other[size]
+            better = bool(tokens / seconds >= rates.max())
+        return better != self._other_is_tried(requests)
+
+    def _other_is_tried(self, requests: int) -> bool:
+        """Count a step; whether the kind that is not the better one is to be tried in it."""
+        if self._load != requests.bit_length():
+            self._load = requests.bit_length()
+            self._wait = min(self._wait, CHANGED)
         self._tried += 1
         if self._tried > self._wait + TRIES:
             self._tried = 0
             self._wait = min(2 * self._wait, WAITS[1])
-        return better != (self._tried > self._wait)
+            for kind in self._kinds.values():
+                kind.settle()
+        return self._tried > self._wait
 
 
 class Kind:
@@ -180,6 +208,11 @@ class Kind:
         self.cost: LiveCost | None = None
         self._drawn = (-1, -1)  # version and context that the curve is of
         self._curve: Floats = np.zeros(0)
+
+    def settle(self) -> None:
+        """Learn from the last steps, however few they were."""
+        if self.cost is not None:
+            self.cost.settle()
 
     def curve(self, context: int) -> Floats | None:
         """Seconds by tokens, as they may be."""

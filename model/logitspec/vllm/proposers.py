@@ -137,7 +137,8 @@ class Proposer(ABC):
         tokens = None if seen is None else seen.tokens
         if tokens is None and len(old) == count:  # no prompt was read
             tokens = sum(1 + request.looked_at for request in old)
-        self.budget.even = self.most_drafts if replays_even_steps(self._compiling) else 0
+        self.budget.most_even = most_even_tokens(self._compiling)
+        self.budget.even = self.most_drafts if self.budget.most_even else 0
         self._learn(old, tokens, context, start - last)
         drafts = self._draft(known, context)
         self._began, self._drafting = start, time.perf_counter() - start - self._beginning
@@ -162,14 +163,15 @@ class Proposer(ABC):
             if request.verified:
                 hoped = sum(request.paths[: request.verified])
                 self.budget.learn(hoped, request.accepted, request.verified)
+        most, count = self.budget.even, len(old)
+        even = most > 0 and tokens == count * (1 + most) and all(r.looked_at == most for r in old)
+        self.budget.came(even)
         if tokens is None or not old or self._began is None or any(r.missed for r in old):
             return  # without an old request, the engine may have waited before the step
         drafting = sum(1 + request.looked_at for request in old)
         self._reading = 0 if tokens == drafting else self._reading + 1
         # A prompt's tokens are cheaper than drafts, so they are counted only where all steps read
         if not self._reading or self._reading > READING_STEPS:
-            most = self.budget.even
-            even = most > 0 and not self._reading and all(r.looked_at == most for r in old)
             self.budget.note(tokens, context, now - self._began, self._drafting, even=even)
 
     def _draft(self, known: Sequence[Followed | None], context: int) -> list[list[int]]:
@@ -235,11 +237,19 @@ class LogitSpecProposer(Proposer):
         return self.retrieving.begin(ids, self.most_drafts)
 
 
-def replays_even_steps(compiling: Any) -> bool:
-    """Whether vLLM replays a step as one CUDA graph where each request has as many drafts as it was
-    started with, and no other step. Its runner decides that after it has made the proposer."""
+def most_even_tokens(compiling: Any) -> int:
+    """Tokens of the largest step that vLLM replays as one CUDA graph, a full one of uniform decode,
+    where each request has as many drafts as vLLM was started with; 0: it replays none.
+
+    Its runner decides that after it has made the proposer.
+
+    Args:
+        compiling: vLLM's CompilationConfig.
+    """
     mode = getattr(compiling, "cudagraph_mode", None)
-    return mode is not None and mode.separate_routine() and mode.decode_mode().name == "FULL"
+    if mode is None or not mode.separate_routine() or mode.decode_mode().name != "FULL":
+        return 0
+    return getattr(compiling, "max_cudagraph_capture_size", None) or 0
 
 
 def fingerprint_of(config: Any) -> str | None:

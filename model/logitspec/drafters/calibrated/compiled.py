@@ -16,7 +16,7 @@ from ...compiler import Int, Pointer, library, structure
 from ...listed import Numbers
 from ...sampling import Foresight
 from ...sizing.acceptance_table import AcceptanceTable
-from ...sizing.budget import Budget
+from ...sizing.budget import GIVEN, Budget
 from . import growth
 from .corrections import Corrections
 from .evidence import MOST_EARLIER, MOST_FOLLOWERS, Evidence
@@ -41,7 +41,8 @@ OF_GRADES = dict.fromkeys(("prior", "probability"), np.float64) | dict.fromkeys(
 OF_TABLE = ("probability", "seen", "right", "prior", *OF_CORRECTIONS)
 Table = structure("Table", **dict.fromkeys(OF_TABLE, Pointer), strength=Double)
 Costs = structure(
-    "Costs", curve=Pointer, cheapest=Pointer, least=Double, weight=Double, lesson=Double
+    "Costs", curve=Pointer, cheapest=Pointer, least=Double, weight=Double, lesson=Double,
+    given=Double, plain_nodes=Int,
 )  # fmt: skip
 Tree = structure("Tree", **dict.fromkeys(("tokens", "parents", "grades", "paths"), Pointer))
 
@@ -187,13 +188,15 @@ class CompiledCore:
                 curve, cheapest = budget.curves
                 self._costs = Costs(curve=curve.ctypes.data, cheapest=cheapest.ctypes.data)
             self._costs.least, self._costs.weight = budget.least, budget.weight
-            self._costs.lesson = budget.lesson
+            self._costs.lesson, self._costs.given = budget.lesson, GIVEN
             costs = ctypes.byref(self._costs)
         n = self._library.drafting_draft(
             self._handle, Int(root), top, Int(len(top_ids)), ctypes.byref(self._table), costs,
             self._by_noise, ctypes.byref(self._tree),
         )  # fmt: skip
         check(n)
+        if budget is not None:
+            budget.plain_nodes = self._costs.plain_nodes
         numbers = (self._tokens, self._parents, self._paths, self._grades)
         tokens, parents, paths, grades = (some[:n].tolist() for some in numbers)
         grades[0] = ()

@@ -26,7 +26,8 @@ struct Settings {
 
 struct Costs {  // of a tree that sizes itself, by its nodes; see budget.py
     const double *curve, *cheapest;
-    double least, weight, lesson;
+    double least, weight, lesson, given;
+    int64_t plain_nodes;  // found: of the tree without lessons
 };
 
 struct Tree {  // room for `capacity` nodes
@@ -320,12 +321,13 @@ struct Drafting {
     // Grows a tree into `tree`, counts its nodes; `whole` tells whether it is the tree that would
     // have grown without a floor.
     int64_t grow(Token root, const int64_t* top, int64_t tops, double floor, const Table& table,
-                 const Costs* costs, const Foresight* f, Tree& tree, bool& whole) {
+                 Costs* costs, const Foresight* f, Tree& tree, bool& whole) {
         using Open = std::tuple<double, int64_t, Token, Grades, double>;
         std::priority_queue<Open, std::vector<Open>, std::greater<Open>> open;
         // -worth, parent, token, grades, path probability
         double worth = 1, expected = 0, best_rate = 0, patience = costs ? 1 : set.patience;
-        int64_t nodes = 0, best_nodes = 0;
+        double plain_rate = 0;
+        int64_t nodes = 0, best_nodes = 0, plain_nodes = 0;
         looked = 0;
         auto add = [&](int64_t parent, Token token, const Grades& grades, double path) {
             tree.tokens[nodes] = token;
@@ -333,9 +335,14 @@ struct Drafting {
             tree.grades[nodes] = grades;
             tree.paths[nodes++] = path;
             if (!costs) return;
-            expected += nodes > 1 ? worth * costs->weight + costs->lesson : 1;
-            double rate = expected / costs->curve[nodes];
-            if (rate > best_rate) {
+            expected += nodes > 1 ? worth * costs->weight : 1;
+            double seconds = costs->curve[nodes], plain = expected / seconds;
+            if (plain > plain_rate) {
+                plain_rate = plain;
+                plain_nodes = nodes;
+            }
+            double rate = (expected + costs->lesson * double(nodes - 1)) / seconds;
+            if (rate > best_rate && plain >= (1 - costs->given) * plain_rate) {
                 best_rate = rate;
                 best_nodes = nodes;
             }
@@ -397,11 +404,15 @@ struct Drafting {
             auto [minus, parent, token, grades, path] = open.top();
             open.pop();
             worth = -minus;
-            if (costs && worth * costs->weight + costs->lesson <= best_rate * costs->cheapest[nodes])
-                break;
+            if (costs) {
+                double its = worth * costs->weight, cheapest = costs->cheapest[nodes];
+                if (its <= plain_rate * cheapest && its + costs->lesson <= best_rate * cheapest) break;
+            }
             add(parent, token, grades, path);
         }
-        return costs ? best_nodes : nodes;
+        if (!costs) return nodes;
+        costs->plain_nodes = plain_nodes;
+        return best_nodes;
     }
 
     void learn_awaited(Token token, const Table& table, const Foresight* f) {
@@ -416,7 +427,7 @@ struct Drafting {
     }
 
     int64_t draft(Token root, const int64_t* top, int64_t tops, const Table& table,
-                  const Costs* costs, const Foresight* f, Tree& tree) {
+                  Costs* costs, const Foresight* f, Tree& tree) {
         learn_awaited(root, table, f);
         bool whole;
         if (costs) return grow(root, top, tops, costs->least, table, costs, f, tree, whole);
@@ -499,7 +510,7 @@ void drafting_take(void* handle, int64_t what, const int64_t* list, int64_t coun
 }
 
 int64_t drafting_draft(void* handle, int64_t root, const int64_t* top, int64_t tops,
-                       const Table* table, const Costs* costs, const Foresight* f, Tree* tree) {
+                       const Table* table, Costs* costs, const Foresight* f, Tree* tree) {
     if (!valid(&root, 1) || !valid(top, tops)) return -1;
     auto& drafting = *(Drafting*)handle;
     return drafting.draft(Token(root), top, tops, *table, costs, f, *tree);
