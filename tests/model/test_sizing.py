@@ -133,6 +133,36 @@ def test_drafting_that_loses_time_rests_and_looks_again() -> None:
     assert not any(late[250:])  # the look after the next rest found that it pays
 
 
+def test_nodes_taken_to_learn_from_do_not_end_drafts_that_pay() -> None:
+    cost = StepCost((128, 1024), (1, 2, 128), ((0.004, 0.005, 0.0056),) * 2)
+    budget = Budget(cost, learns=True)
+    sizes = []
+    for step in range(400):
+        assert not budget.rest
+        budget.begin(200)
+        for path in (1.0, 0.5, *[0.001] * 126):
+            budget.add(path)
+        sizes.append((budget.plain_nodes, budget.best_nodes))
+        budget.learn(0.5, int(step % 5 in (0, 2)), budget.best_nodes)
+    assert sizes[-1][0] == 2 < 64 < sizes[-1][1]
+
+
+def test_rows_that_it_begins_with_count_as_learnt() -> None:
+    taught, new = (CalibratedDrafter("auto") for _ in range(2))
+    taught.warm({"greedy.rows": np.array([n for token in range(20000) for n in (token, 1, 5)])})
+    lessons = []
+    for drafter in (taught, new):
+        drafter.budget = budget = drafter.budget or Budget()
+        budget._cost = FLAT
+        budget.begin(200)
+        lessons.append(budget.lesson)
+    assert 0 < lessons[0] < 0.8 * lessons[1]
+    taught.forget()  # what it was taught stays
+    assert taught.budget is not None
+    taught.budget.begin(200)
+    assert taught.budget.lesson == lessons[0]
+
+
 def test_what_costs_little_never_rests() -> None:
     assert not any(steps_of(Budget(FLAT), lambda step: int(step % 20 == 0)))
 

@@ -163,6 +163,10 @@ class Budget:
             self.rest, self._next_rest = self._next_rest, min(2 * self._next_rest, LONGEST_REST)
             self._gain = -LOSS / 2  # so a look that gains nothing is short
 
+    def taught(self, rows: int) -> None:
+        """Take in that the drafter begins with so many rows, as if as many nodes were verified."""
+        self._verified += rows
+
     def begin_generation(self, *, sampled: bool = False) -> None:
         """Look whether drafting pays; where it did not in the last generation, more briefly."""
         self._steps = 0

@@ -289,6 +289,8 @@ class CalibratedDrafter(Drafter):
                 continue
             self._use(sampled=sampled)
             self._core.take({name: own.get(name, NOTHING) for name in KEPT})
+            if self.budget is not None:
+                self.budget.taught(len(own.get("rows", NOTHING)) // (2 + self.evidence.rows.width))
             if "grades" in own:
                 self.table.take(own)
             if "weights" in own:
