@@ -170,9 +170,11 @@ def run(args: argparse.Namespace) -> None:
         table = results.table("cells", "each method's turn", CELLS)
         at = 0
         for number in range(args.rounds):
-            for concurrency, count in zip(args.concurrency, args.prompts, strict=True):
+            apart = number * len(servers) // args.rounds  # so that no method is late in all rounds
+            for level, count in enumerate(args.prompts):
+                names = rotated([*servers], apart + level)
                 asked = prompts[at : at + count]
-                ask_turn(args, servers, table, number, concurrency, asked)
+                ask_turn(args, servers, names, table, number, args.concurrency[level], asked)
                 at += count
     show(results.content["cells"])
     if args.plot is not None:
@@ -196,19 +198,22 @@ def turn(server: VllmServer, others_stand_still: bool) -> Iterator[None]:
     server.pause()
 
 
+def rotated(names: Sequence[str], by: int) -> list[str]:
+    first = by % len(names)
+    return [*names[first:], *names[:first]]
+
+
 def ask_turn(
-    args: argparse.Namespace, servers: dict[str, VllmServer], table: PrintedTable,
-    number: int, concurrency: int, prompts: Sequence[list[int]],
+    args: argparse.Namespace, servers: dict[str, VllmServer], names: Sequence[str],
+    table: PrintedTable, number: int, concurrency: int, prompts: Sequence[list[int]],
 ) -> None:  # fmt: skip
-    """Have every server answer the same prompts, in an order that changes from round to round."""
-    names = [*servers]
-    first = number % len(names)
+    """Have every server answer the same prompts, in the order of these names."""
     found: dict[str, tuple[list[list[int]], Figures]] = {}
-    for name in (*names[first:], *names[:first]):
+    for name in names:
         with turn(servers[name], args.device == "cpu"):
             found[name] = answer_all(servers[name], prompts, concurrency, args.max_new_tokens)
     plain, _ = found[BASE]
-    for name in names:
+    for name in servers:
         answers, counted = found[name]
         tokens = sum(map(len, answers))
         row = {

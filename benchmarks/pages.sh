@@ -7,11 +7,12 @@
 #                                         `python -m data.prepare all`
 #   sh benchmarks/pages.sh second         docs/results-second.md alone
 #   sh benchmarks/pages.sh analyses       docs/analyses.md instead, and with SECOND docs/analyses-second.md
+#   sh benchmarks/pages.sh vllm           docs/performance-vllm.md instead; needs VLLM, spec_bench and humaneval
 #
 # What is measured already is kept: the traces in data/BENCH/model_answer/MACHINE-*, the other
-# figures in FIGURES. Move them away to measure again.
+# figures in FIGURES, those of vLLM in FIGURES-vllm. Move them away to measure again.
 #
-# Every figure of docs/performance.md is measured on the machine's instruction set and, where that
+# Every figure of docs/performance.md and docs/performance-vllm.md is measured on the machine's instruction set and, where that
 # is a higher one, with LOGITSPEC_ISA=avx2, which is what most CPUs have.
 #
 # Set any of these in the environment:
@@ -22,7 +23,8 @@
 #                               (default: MODEL_PATH/SmolLM2-135M-Instruct.Q4_1.gguf)
 #   SECOND      GGUF file of a second model, of any family; skipped without one: the figures here
 #               are of Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF, Q4_K_M                (default: none)
-#   VLLM        interpreter of an environment with vLLM; skipped without one         (default: none)
+#   VLLM        interpreter of an environment with vLLM and arctic-inference         (default: none)
+#   SECOND_CHECKPOINT   checkpoint of the second model, for vLLM; skipped without one (default: none)
 #   STORE       datastore of the method rest, made of Python's library      (default: data/python.store)
 #   DOCS        folder that the pages are written into                          (default: docs)
 #   SPARSER     ask only every so many-th of the questions, to try this out         (default: 1)
@@ -32,14 +34,18 @@ set -eu
 
 page=${1-both}
 case "$page" in
-    both | performance | results | second | analyses) ;;
+    both | performance | results | second | analyses | vllm) ;;
     *)
-        echo "pages.sh: unknown page $page; give performance, results, second, analyses or nothing" >&2
+        echo "pages.sh: unknown page $page; give performance, results, second, analyses, vllm or nothing" >&2
         exit 2
         ;;
 esac
 if [ "$page" = second ] && [ -z "${SECOND-}" ]; then
     echo "pages.sh: no second model to ask; give its GGUF file as SECOND" >&2
+    exit 2
+fi
+if [ "$page" = vllm ] && [ -z "${VLLM-}" ]; then
+    echo "pages.sh: no vLLM to measure in; give the python of its environment as VLLM" >&2
     exit 2
 fi
 cd "$(dirname "$0")/.."
@@ -48,6 +54,7 @@ MODEL_PATH=${MODEL_PATH:-checkpoints/smollm2-135m-instruct}
 GGUF=${GGUF:-$MODEL_PATH/SmolLM2-135M-Instruct.Q4_1.gguf}
 SECOND=${SECOND-}
 VLLM=${VLLM-}
+SECOND_CHECKPOINT=${SECOND_CHECKPOINT-}
 STORE=${STORE:-data/python.store}
 DOCS=${DOCS:-docs}
 SPARSER=${SPARSER:-1}
@@ -102,6 +109,10 @@ on_instruction_set() { # SUFFIX
     beside_generate "$1" float32 96
 }
 
+lower_one() { # whether there is an instruction set below the machine's, and none is forced
+    grep -qs avx512f /proc/cpuinfo && [ -z "${LOGITSPEC_ISA-}" ]
+}
+
 performance() {
     if [ -z "$SECOND" ]; then
         echo "pages.sh: no second model is measured; SECOND names its GGUF file" >&2
@@ -118,10 +129,6 @@ performance() {
         measure contexts-second contexts --model-path "$SECOND" --benches govreport_8k govreport_16k --questions 1 \
             --methods vanilla,suffix,calibrated,calibrated@16,calibrated@auto
     fi
-    if [ -n "$VLLM" ]; then
-        measure vllm-default in_vllm --vllm-python "$VLLM" --model-path "$MODEL_PATH" --rounds $((SPARSER < 3 ? 2 : 1))
-    fi
-    measure proposing proposing
     measure warm warm --model-path "$GGUF" --questions $((SPARSER < 5 ? 20 / SPARSER : 4))
     for temperature in 0.7 1.0; do
         for each in "math500 167" "aime25 10"; do
@@ -129,7 +136,7 @@ performance() {
         done
     done
     measure scale scale --model-path "$MODEL_PATH" --rounds 7
-    if grep -qs avx512f /proc/cpuinfo && [ -z "${LOGITSPEC_ISA-}" ]; then
+    if lower_one; then
         export LOGITSPEC_ISA=avx2
         on_instruction_set -avx2
         unset LOGITSPEC_ISA
@@ -212,8 +219,39 @@ analyses() {
     fi
 }
 
+of_vllm() { # NAME CHECKPOINT [FLAG...]
+    name=$1 checkpoint=$2
+    shift 2
+    measure "vllm-$name" in_vllm --vllm-python "$VLLM" --model-path "$checkpoint" \
+        --rounds $((SPARSER < 3 ? 2 : 1)) "$@"
+}
+
+vllm() { # several servers at a time, as many as memory holds: six of the default model fill 23 GiB
+    rows=recordings/$MACHINE-rows.npz
+    if [ ! -e "$rows" ]; then
+        mkdir -p recordings
+        python -m evaluation.vocabulary --model-path "$MODEL_PATH" --output "$rows"
+    fi
+    of_vllm default "$MODEL_PATH" --prompts 12 16 24 48
+    of_vllm warm "$MODEL_PATH" --concurrency 1 4 --prompts 12 24 --evidence "$rows" \
+        --methods "none,ngram tuned,suffix,calibrated,calibrated warm"
+    if [ -n "$SECOND_CHECKPOINT" ]; then
+        of_vllm second "$SECOND_CHECKPOINT" --concurrency 1 4 --prompts 4 8 --methods "none,suffix,calibrated"
+        of_vllm second-ngram "$SECOND_CHECKPOINT" --concurrency 1 4 --prompts 6 12 \
+            --methods "none,ngram tuned,calibrated"
+    fi
+    measure proposing proposing
+    if lower_one; then
+        export LOGITSPEC_ISA=avx2
+        of_vllm default-avx2 "$MODEL_PATH" --prompts 8 16 24 48 --methods "none,ngram,ngram tuned,suffix,calibrated"
+        unset LOGITSPEC_ISA
+    fi
+    python -m benchmarks.report "$FIGURES" --output "$DOCS/performance-vllm.md" --title "Performance in vLLM"
+}
+
+[ "$page" != vllm ] || FIGURES=$FIGURES-vllm
 mkdir -p "$FIGURES" "$DOCS"
 case "$page" in both | performance) performance ;; esac
 case "$page" in both | results) results ;; esac
 case "$page" in both | results | second) [ -z "$SECOND" ] || results_of_second ;; esac
-if [ "$page" = analyses ]; then analyses; fi
+case "$page" in analyses | vllm) "$page" ;; esac

@@ -173,11 +173,13 @@ def vllm_section(contents: Sequence[Content], folder: Path) -> str:
 def proposing_section(contents: Sequence[Content], _: Path) -> str:
     """Of proposing's results."""
     rows = [row for content in contents for row in content["proposing"]]
+    settings = contents[0]["settings"]
     return (
         "## What proposing costs in vLLM\n\n"
         "`python -m benchmarks.proposing`: the proposers without vLLM, given a batch's arrays and "
-        f"the best tokens of every verified position; at most {contents[0]['settings']['drafts']} "
-        "drafts a request, all of them verified.\n\n" + markdown_table(proposing.COLUMNS, rows)
+        f"the logits of every verified position, over {settings['vocabulary']:,} tokens; at most "
+        f"{settings['drafts']} drafts a request, all of them verified.\n\n"
+        + markdown_table(proposing.COLUMNS, rows)
     )
 
 

@@ -24,7 +24,7 @@ from model.logitspec.drafters.calibrated.growth import Drafted, ReadableCore
 from model.logitspec.drafters.calibrated.source import Candidates, Grades, Source
 from model.logitspec.errors import InputError
 from model.logitspec.sizing.acceptance_table import AcceptanceTable
-from model.logitspec.states import read_state
+from model.logitspec.states import Saved, read_state
 
 from .fit_prior import Questionnaire, flat_prior
 from .measure import PrintedTable, Results, add_question_flags, run_benchmark
@@ -224,10 +224,10 @@ def flat(capacity: int) -> CalibratedDrafter:
     return drafter
 
 
-def begun_with(evidence: Path, capacity: int) -> CalibratedDrafter:
+def begun_with(state: Saved, capacity: int) -> CalibratedDrafter:
     """It begins with a saved state."""
     drafter = CalibratedDrafter(capacity)
-    drafter.warm(read_state(evidence, drafter.name, None).arrays)
+    drafter.warm(state.arrays)
     return drafter
 
 
@@ -278,7 +278,8 @@ def run(args: argparse.Namespace) -> None:
     """Have every variant answer the questions at every capacity, and print a row for each."""
     variants = {**VARIANTS}
     if args.evidence:
-        variants[BEGUN] = partial(begun_with, args.evidence)
+        state = read_state(args.evidence, CalibratedDrafter.name, None)
+        variants[BEGUN] = partial(begun_with, state)
     wanted = [name.strip() for name in args.variants.split(",")] if args.variants else [*variants]
     for name in wanted:
         if name not in variants:

@@ -41,6 +41,11 @@ def run(args: argparse.Namespace) -> None:
     target = Target.resolve(read(TargetSettings, args))
     model = Models(target, shared=False).kv
     before = target.tokenizer(BEFORE)["input_ids"]
+    if not before:
+        raise InputError(
+            f"--model-path {args.model_path}: to its tokenizer a line break is no token, and rows "
+            "are read behind one; begin without them"
+        )
     known = min(len(target.tokenizer), model.config.vocab_size)
     count = min(known, args.tokens or known)
     found = rows_after(model, before, range(count), drafter.node_top_k)

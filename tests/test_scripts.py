@@ -184,29 +184,3 @@ def test_help_of_a_command_and_of_the_script() -> None:
     for words in (["-m", "evaluation.run"], ["evaluation/speed.py"]):
         done = python(*words, "--help")
         assert done.returncode == 0 and "usage:" in done.stdout
-
-
-def test_it_installs_as_the_package_logitspec(tmp_path: Path) -> None:
-    target = tmp_path / "site"
-    source = tmp_path / "source"
-    shutil.copytree(ROOT / "model", source / "model")
-    for name in ("setup.py", "pyproject.toml", "requirements.txt", "README.md"):
-        shutil.copy(ROOT / name, source / name)
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        str(target),
-    ]
-    done = subprocess.run([*install, str(source)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    code = "import logitspec; print(logitspec.__file__, logitspec.LogitSpecDrafter().capacity)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(target)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.stdout.split() == [str(target / "logitspec" / "__init__.py"), "64"], done.stderr

@@ -169,7 +169,7 @@ def test_every_command_of_the_script_parses(
     python.chmod(0o755)
     folders = {"FIGURES": str(tmp_path / "figures"), "DOCS": str(tmp_path / "docs")}
     folders |= {"SECOND": "second.gguf", "STORE": str(tmp_path / "python.store")}
-    folders |= {"VLLM": "python-with-vllm"}
+    folders |= {"VLLM": "python-with-vllm", "SECOND_CHECKPOINT": "second"}
     monkeypatch.delenv("LOGITSPEC_ISA", raising=False)
     script = ["sh", str(ROOT / "benchmarks" / "pages.sh")]
     subprocess.run(script, env=os.environ | folders | {"PYTHON": str(python)}, check=True)
@@ -181,7 +181,7 @@ def test_every_command_of_the_script_parses(
     of_gguf, others = 2 + 2 + 2, 2 + 2  # commands of a model, and beside them
     sets = 1 + ("avx512f" in cpu_info("flags"))
     performance = sets * (2 * of_gguf + others) + 1 + 2 + 2 + 2 + 1 + 1
-    performance += 2 + 1 + 2 * 2 * 2  # for vLLM, what was learnt, and samples of one prompt
+    performance += 1 + 2 * 2 * 2  # for what was learnt, and samples of one prompt
     assert len(lines) == performance + (1 + 1 + 6 + 4 + 1) + (1 + 2 * 2 + 1)
     for line in lines:
         _, module, *argv = line.split("\0")[:-1]
@@ -189,10 +189,15 @@ def test_every_command_of_the_script_parses(
     subprocess.run(
         [*script, "analyses"], env=os.environ | folders | {"PYTHON": str(python)}, check=True
     )
+    subprocess.run(
+        [*script, "vllm"], env=os.environ | folders | {"PYTHON": str(python)}, check=True
+    )
     more = commands()[len(lines) :]
     assert [line.split("\0")[1] for line in more] == [
         "evaluation.record", "evaluation.run", "evaluation.analyses",
         "evaluation.record", "evaluation.analyses",
+        "evaluation.vocabulary", *["benchmarks.in_vllm"] * 4, "benchmarks.proposing",
+        *["benchmarks.in_vllm"] * (sets - 1), "benchmarks.report",
     ]  # fmt: skip
     for line in more:
         _, module, *argv = line.split("\0")[:-1]
@@ -209,6 +214,9 @@ def test_every_command_of_the_script_parses(
     refused = subprocess.run([*script, "second"], env=without, capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.startswith("pages.sh: no second model to ask; give its GGUF file")
+    refused = subprocess.run([*script, "vllm"], env=without, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("pages.sh: no vLLM to measure in; give the python")
     refused = subprocess.run([*script, "all"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.startswith("pages.sh: unknown page all; give performance, results")

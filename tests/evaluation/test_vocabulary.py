@@ -59,3 +59,12 @@ def test_what_it_refuses(
     ]:
         assert main(["--model-path", chat_path, "--output", str(output)]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_tokenizer_without_line_breaks(
+    chat_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("evaluation.vocabulary.BEFORE", "")
+    assert main(["--model-path", chat_path, "--output", str(tmp_path / "rows.npz")]) == 2
+    assert "a line break is no token" in capsys.readouterr().err

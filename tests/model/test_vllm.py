@@ -314,6 +314,19 @@ def test_where_all_steps_read_prompts_they_tell_what_a_step_costs() -> None:
     assert run.proposer.seen is None  # nothing is kept
 
 
+@pytest.mark.parametrize("vocabulary", [3, 24, 3072, 49152, 50257])
+def test_best_tokens_are_those_of_topk(vocabulary: int) -> None:
+    made = torch.Generator().manual_seed(vocabulary)
+    scores = torch.rand(5, vocabulary, generator=made, dtype=torch.float64) - 2
+    few = min(vocabulary, 3)
+    scores[0, few:] = -torch.inf
+    scores[1, :-few] = -torch.inf
+    values, best = scores.topk(min(24, vocabulary))
+    found = logits.best_tokens(scores, 24)
+    assert found[2:].tolist() == best[2:].tolist()
+    assert found[:2].tolist() == torch.where(values > -torch.inf, best, -1)[:2].tolist()
+
+
 @pytest.mark.parametrize("what", ["drafts", "rows", "nothing", "ids"])
 def test_what_does_not_fit_is_not_taken_for_logits(what: str) -> None:
     runner = Runner(None)

@@ -73,6 +73,9 @@ def test_answers_are_those_of_vllm_without_speculation(
         for kind in kinds:
             assert own[kind] == none[kind], f"{kind}, {name}"
         assert own["metrics"]["spec_decode_num_accepted_tokens"] > 50, name
+        places = own["metrics"]["places"]
+        assert sum(places) == own["metrics"]["spec_decode_num_accepted_tokens"], name
+        assert len(places) == 6 and sorted(places, reverse=True) == places, name
         assert own["metrics"]["num_preemptions"] > 0, name  # the cache is that small
         assert own["metrics"]["prefix_cache_hits"] > 0, name
     assert all(re.match("(Yes|No), because [a-z ]{20}", text) for text in none["texts"])
@@ -93,6 +96,7 @@ def test_a_thousand_requests_leave_nothing_behind(wide: str, tmp_path: Path) -> 
     facts = tmp_path / "facts"
     found = child("load", wide, LOGITSPEC_TEST_FACTS=str(facts))
     assert found["ended"] > 600 and found["aborted"] > 50 and found["gone"] > 50
+    assert found["answers"] > 200 and found["equal"] >= 0.99 * found["answers"]
     steps, rows, followed, idle, mib = zip(*found["facts"], strict=True)
     assert steps[-1] > 500
     assert all(own <= batch + 24 for own, batch in zip(followed, rows, strict=True))

@@ -88,13 +88,14 @@ def answers(model: str) -> dict[str, Any]:
     return found
 
 
-def metrics(llm: Any) -> dict[str, float]:
+def metrics(llm: Any) -> dict[str, Any]:
     wanted = (
         "num_preemptions", "prefix_cache_hits",
         "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens",
     )  # fmt: skip
     found = {metric.name.removeprefix("vllm:"): metric for metric in llm.get_metrics()}
-    return {name: getattr(found.get(name), "value", 0) for name in wanted}
+    places = getattr(found.get("spec_decode_num_accepted_tokens_per_pos"), "values", [])
+    return {"places": places, **{name: getattr(found.get(name), "value", 0) for name in wanted}}
 
 
 def two_ranks(model: str) -> dict[str, Any]:
@@ -123,8 +124,24 @@ def two_ranks(model: str) -> dict[str, Any]:
 
 
 def load(model: str) -> dict[str, Any]:
-    """A thousand requests, some of which are aborted or whose client goes away."""
-    return asyncio.run(ask_all(model, 1000))
+    """A thousand requests, some of which are aborted or whose client goes away; and what vLLM
+    answers without speculation to those with greedy answers that ended."""
+    from vllm import SamplingParams
+
+    found = asyncio.run(ask_all(model, 1000))
+    asked = prompts(1000, 2, 100, 90)
+    llm = engine(model, None, skip_tokenizer_init=True, max_num_seqs=16)
+    outputs = llm.generate(
+        [{"prompt_token_ids": asked[number]} for number in found["answers"]],
+        [
+            SamplingParams(temperature=0, max_tokens=len(own), detokenize=False, ignore_eos=True)
+            for own in found["answers"].values()
+        ],
+        use_tqdm=False,
+    )
+    plain = [[*output.outputs[0].token_ids] for output in outputs]
+    equal = sum(own == other for own, other in zip(found["answers"].values(), plain, strict=True))
+    return {**found, "answers": len(plain), "equal": equal}
 
 
 async def ask_all(model: str, count: int) -> dict[str, Any]:
@@ -144,7 +161,8 @@ async def ask_all(model: str, count: int) -> dict[str, Any]:
     )
     chance = random.Random(1)
     asked = prompts(count, 2, 100, 90)
-    done = {"ended": 0, "aborted": 0, "gone": 0, "tokens": 0}
+    done = {"ended": 0, "aborted": 0, "gone": 0}
+    answers: dict[int, list[int]] = {}  # the greedy ones that ended
     places = asyncio.Semaphore(24)
 
     async def read(number: int, length: int, most: int) -> None:
@@ -152,18 +170,19 @@ async def ask_all(model: str, count: int) -> dict[str, Any]:
             temperature=chance.choice([0.0, 1.0]), max_tokens=length, detokenize=False,
             ignore_eos=True,
         )  # fmt: skip
-        tokens = 0
+        tokens: list[int] = []
         async for output in running.generate(
             {"prompt_token_ids": asked[number]}, wanted, f"request-{number}"
         ):
-            tokens = len(output.outputs[0].token_ids)
-            if tokens >= most:
+            tokens = [*output.outputs[0].token_ids]
+            if len(tokens) >= most:
                 done["aborted"] += 1
                 await running.abort(f"request-{number}")
                 return
         done["ended"] += 1
-        done["tokens"] += tokens
-        assert tokens == length
+        assert len(tokens) == length
+        if not wanted.temperature:
+            answers[number] = tokens
 
     async def ask(number: int) -> None:
         async with places:
@@ -183,7 +202,7 @@ async def ask_all(model: str, count: int) -> dict[str, Any]:
     await asyncio.sleep(1)
     running.shutdown()
     facts = [json.loads(line) for line in Path(os.environ[FACTS]).read_text().splitlines()]
-    return {**done, "facts": facts}
+    return {**done, "answers": answers, "facts": facts}
 
 
 def held() -> float:

@@ -15,15 +15,18 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import time
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch.nn.functional import pad
 
 log = logging.getLogger("vllm.logitspec")  # vLLM's own handlers print it
 
 PARAMETERS = ["self", "logits", "spec_decode_metadata"]  # of the method in vLLM 0.32
 WRAPPED = "_logitspec_wrapped"
+BLOCK = 64  # tokens of the vocabulary, in whose best ones the best of all are looked for
 
 
 class Seen(NamedTuple):
@@ -38,6 +41,7 @@ class Seen(NamedTuple):
         best: [sum of drafts + rows, width] ids of the best tokens after each verified position, the
             best first, and -1 where there are no more: of a row's last sampled token, then of its
             drafts. None: not wanted.
+        seconds: that it took to find them.
     """
 
     requests: Sequence[str]
@@ -46,6 +50,7 @@ class Seen(NamedTuple):
     draft_ids: torch.Tensor
     tokens: int | None
     best: torch.Tensor | None
+    seconds: float = 0.0
 
 
 class Watcher(Protocol):
@@ -108,8 +113,29 @@ def look(runner: Any, logits: torch.Tensor | None, metadata: Any, width: int) ->
     draft_ids = none if metadata is None else getattr(metadata, "draft_token_ids", None)
     if draft_ids is None:
         return None
-    best = None
-    if width:
-        values, best = torch.topk(logits, min(width, logits.shape[-1]))
-        best = torch.where(values > -torch.inf, best, -1)
-    return Seen([*ids], alive.keys(), drafts, draft_ids, tokens, best)
+    start = time.perf_counter()
+    best = best_tokens(logits, width) if width else None
+    seconds = time.perf_counter() - start
+    return Seen([*ids], alive.keys(), drafts, draft_ids, tokens, best, seconds)
+
+
+def best_tokens(logits: torch.Tensor, width: int) -> torch.Tensor:
+    """The best tokens of each row of logits [n, vocabulary], the best first, and -1 where no more
+    are allowed: [n, width], or as many as there are.
+
+    On a CPU torch.topk over a vocabulary takes some 0.1 ms a row. The best tokens are in the blocks
+    whose best token is among the best of all blocks, so a third of that does.
+    """
+    n, vocabulary = logits.shape
+    width = min(width, vocabulary)
+    if logits.is_cpu and vocabulary >= 2 * BLOCK * width:
+        if missing := -vocabulary % BLOCK:
+            logits = pad(logits, (0, missing), value=-torch.inf)
+        blocks = logits.reshape(n, -1, BLOCK)
+        chosen = blocks.amax(-1).topk(width, sorted=False).indices
+        within = blocks.gather(1, chosen[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
+        values, at = within.topk(width)
+        best = chosen.gather(1, at // BLOCK) * BLOCK + at % BLOCK
+    else:
+        values, best = logits.topk(width)
+    return torch.where(values > -torch.inf, best, -1)

@@ -74,7 +74,7 @@ class Proposer(ABC):
         self.seen: logits.Seen | None = None
         self._drafts_here = (own_rank() if rank is None else rank) == 0
         self._began: float | None = None  # when the last step's drafts were made
-        self._drafting = 0.0  # seconds that took
+        self._drafting = 0.0  # seconds that took, and finding the best tokens
         self._beginning = 0.0  # seconds of these for requests that were new
         self._reading = 0  # steps in turn that read prompts
         self._warned = False
@@ -139,6 +139,7 @@ class Proposer(ABC):
             tokens = sum(1 + request.looked_at for request in old)
         self.budget.most_even = most_even_tokens(self._compiling)
         self.budget.even = self.most_drafts if self.budget.most_even else 0
+        self._drafting += 0.0 if seen is None else seen.seconds
         self._learn(old, tokens, context, start - last)
         drafts = self._draft(known, context)
         self._began, self._drafting = start, time.perf_counter() - start - self._beginning
