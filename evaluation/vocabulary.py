@@ -2,7 +2,8 @@
 
 A row is what the target ranks best after a token. An answer leaves rows of the tokens that it had.
 This reads one for every token of the vocabulary, in the place of a line's first token. No text is
-read, only the model. The file is a state of the method calibrated, for --evidence.
+read, only the model. The file is a state of the method calibrated, for --evidence: of greedy
+answers, and with --temperature of samples that are drawn so, too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from model.logitspec.errors import InputError
-from model.logitspec.listed import list_rows
+from model.logitspec.listed import list_rows, list_scored
+from model.logitspec.sampling import Sampling
 from model.logitspec.states import write_state
 from model.logitspec.vocabulary import rows_after
 
@@ -24,11 +26,12 @@ from .asking.settings import TargetSettings
 from .asking.target import Target
 from .command.exits import run_command
 from .command.files import check_writable, whole_file, writing
-from .command.flags import add_machine_flags, add_model_path, read
+from .command.flags import add_machine_flags, add_model_path, add_sampling_flags, read
 from .command.parser import Parser, at_least
 
 METHOD = "calibrated"
 BEFORE = "\n"
+SAMPLED_WIDTH = 64  # tokens of a row with log-probabilities; those that win are seldom beyond
 
 
 def run(args: argparse.Namespace) -> None:
@@ -37,7 +40,8 @@ def run(args: argparse.Namespace) -> None:
     if path.suffix != ".npz":
         raise InputError(f"--output {path}: name it *.npz, by which --evidence knows a state")
     check_writable(path)
-    drafter = find_drafter(METHOD)
+    sampling = Sampling(args.temperature, args.sampling_top_k, args.top_p, args.min_p)
+    width = find_drafter(METHOD).node_top_k
     target = Target.resolve(read(TargetSettings, args))
     model = Models(target, shared=False).kv
     before = target.tokenizer(BEFORE)["input_ids"]
@@ -48,10 +52,16 @@ def run(args: argparse.Namespace) -> None:
         )
     known = min(len(target.tokenizer), model.config.vocab_size)
     count = min(known, args.tokens or known)
-    found = rows_after(model, before, range(count), drafter.node_top_k)
+    best = SAMPLED_WIDTH if sampling.temperature else width
+    found = rows_after(model, before, range(count), best, sampling)
     rows = dict(tqdm(found, total=count, unit="token", disable=None))
+    listed = list_rows({token: ids[:width] for token, (ids, _) in rows.items()})
+    arrays = {"greedy.rows": listed}
+    if sampling.temperature:
+        scored, logs = list_scored(rows)
+        arrays |= {"sampled.rows": listed, "sampled.scored": scored, "sampled.logs": logs}
     with writing(path), whole_file(path) as file:
-        write_state(file, METHOD, {"greedy.rows": list_rows(rows)}, target.tokenizer_fingerprint)
+        write_state(file, METHOD, arrays, target.tokenizer_fingerprint)
     print(f"{len(rows)} rows: {path}")
 
 
@@ -62,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--output", required=True, type=Path, metavar="FILE.npz", help="a state, for --evidence")
     text = "the first so many only, mostly the frequent ones (default: the whole vocabulary)"
     add("--tokens", type=at_least(1), metavar="N", help=text)
+    add_sampling_flags(parser, "temperature", "top_k", "top_p", "min_p")
     add_machine_flags(parser)
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: run(args), "interrupted; nothing is written")

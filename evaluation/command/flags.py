@@ -117,9 +117,12 @@ SAMPLING: tuple[tuple[str, Callable[[str], Any], str | None, str], ...] = (
 )  # fmt: skip
 
 
-def add_sampling_flags(parser: Parser, *, choices: bool = True) -> None:
-    """How the target chooses its tokens; `choices`: the parser has --num-choices."""
+def add_sampling_flags(parser: Parser, *names: str, choices: bool = True) -> None:
+    """How the target chooses its tokens: flags of these names, or all; `choices`: the parser has
+    --num-choices."""
     for name, kind, metavar, text in SAMPLING:
+        if names and name not in names:
+            continue
         dest = "sampling_top_k" if name == "top_k" else name  # some methods have a top_k
         if name == "seed" and choices:
             text += "; with --num-choices each further choice takes the next one"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import torch
 from evaluation.run import main as run
 from evaluation.vocabulary import main
 from model.logitspec import LlamaKVForCausalLM, load
-from model.logitspec.listed import rows_of
+from model.logitspec.listed import rows_of, scored_of
 from model.logitspec.prefill import last_logits
+from model.logitspec.sampling import Sampling
 from model.logitspec.states import read_state
 from model.logitspec.vocabulary import rows_after
 
@@ -28,7 +30,27 @@ def test_rows_are_what_the_model_says_after_each_token(
     found = list(rows_after(tiny, before, tokens, best=4, nodes=8))
     assert [token for token, _ in found] == tokens
     for token, row in found:
-        assert row == last_logits(tiny, [*before, token]).topk(4).indices.tolist()
+        assert row == (last_logits(tiny, [*before, token]).topk(4).indices.tolist(), [])
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"min_p": 0.9}])
+def test_rows_of_samples_have_the_log_probabilities_that_they_are_drawn_by(
+    tiny: LlamaKVForCausalLM, filters: dict[str, Any]
+) -> None:
+    sampling = Sampling(0.7, **filters)
+    found = list(rows_after(tiny, [7, 8], range(20), 4, sampling, nodes=8))
+    sizes = set()
+    for token, (ids, logs) in found:
+        logits = last_logits(tiny, [7, 8, token])[None]
+        kept = sampling.processors()(torch.tensor([[7, 8, token]]), logits)[0].log_softmax(-1)
+        count = min(4, int((kept > -torch.inf).sum()))
+        values, best = kept.topk(count)
+        assert ids == best.tolist()
+        if count < 4 or not filters:  # filters are followed as far as these tokens tell
+            assert logs == pytest.approx(values.tolist(), abs=1e-5)
+        sizes.add(count)
+    wanted = {"top_k": sizes == {3}, "min_p": min(sizes) < 4}
+    assert all(wanted[name] for name in filters) and (filters or sizes == {4})
 
 
 def test_a_run_begins_with_them(
@@ -50,6 +72,26 @@ def test_a_run_begins_with_them(
         assert {*range(300)} <= {*rows_of(kept["greedy.rows"])}
 
 
+def test_a_run_of_samples_begins_with_theirs(
+    chat_path: str, make_bench: Callable[..., Path], tmp_path: Path
+) -> None:
+    state, folder = tmp_path / "rows.npz", tmp_path / "answers"
+    flags = ["--model-path", chat_path, "--dtype", "float32", "--device", "cpu"]
+    sampling = ["--temperature", "0.9"]
+    assert main([*flags, *sampling, "--output", str(state), "--tokens", "300"]) == 0
+    arrays = read_state(state, "calibrated", None).arrays
+    rows = scored_of(arrays["sampled.scored"], arrays["sampled.logs"])
+    assert rows_of(arrays["sampled.rows"]) == rows_of(arrays["greedy.rows"])
+    assert rows_of(arrays["greedy.rows"]) == {token: ids[:8] for token, (ids, _) in rows.items()}
+    assert [*rows] == [*range(300)] and {len(ids) for ids, _ in rows.values()} == {64}
+    make_bench(question(1, "Who?"))
+    argv = [*flags, *sampling, "--model-id", "x", "--bench-name", "mine", "--methods", "calibrated"]
+    argv += ["--max-new-tokens", "8", "--answer-dir", str(folder)]
+    assert run([*argv, "--evidence", str(state)]) == 0
+    with np.load(folder / "x-calibrated.state.npz") as kept:
+        assert {*range(300)} <= {*scored_of(kept["sampled.scored"], kept["sampled.logs"])}
+
+
 def test_what_it_refuses(
     chat_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,6 +101,9 @@ def test_what_it_refuses(
     ]:
         assert main(["--model-path", chat_path, "--output", str(output)]) == 2
         assert said in capsys.readouterr().err
+    argv = ["--model-path", chat_path, "--output", str(tmp_path / "rows.npz"), "--top-k", "5"]
+    assert main(argv) == 2
+    assert "temperature 0 takes none" in capsys.readouterr().err
 
 
 def test_a_tokenizer_without_line_breaks(
