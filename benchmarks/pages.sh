@@ -124,6 +124,8 @@ performance() {
     measure sampling sampling --model-path "$GGUF" --question-stride $((40 * SPARSER))
     measure sampling-others sampling --model-path "$GGUF" --question-stride $((60 * SPARSER)) --seeds 1 --others \
         --only "temperature 0.7" "temperature 1"
+    measure sampling-rows sampling --model-path "$GGUF" --question-stride $((40 * SPARSER)) --seeds 1 --rows \
+        --only "temperature 0.7" "temperature 1"
     measure contexts-default contexts --model-path "$GGUF" --questions $((SPARSER < 5 ? 5 / SPARSER : 1))
     if [ -n "$SECOND" ]; then
         measure contexts-second contexts --model-path "$SECOND" --benches govreport_8k govreport_16k --questions 1 \

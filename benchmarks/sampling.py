@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,15 +21,18 @@ from evaluation.asking.engines import KVEngine
 from evaluation.asking.questions import Question
 from evaluation.command.flags import add_machine_flags
 from evaluation.command.parser import Parser, at_least
+from evaluation.vocabulary import state_of_vocabulary
 from model.logitspec import (
     CalibratedDrafter,
     Drafter,
+    InputError,
     LogitSpecDrafter,
     RacerDrafter,
     Sampling,
     TokenRecyclingDrafter,
     VanillaDrafter,
 )
+from model.logitspec.listed import Numbers
 
 from .fit_prior import Questionnaire
 from .measure import Results, add_question_flags, run_benchmark
@@ -82,8 +85,10 @@ class Books:
         return [tokens / steps for tokens, steps in zip(self.tokens, self.steps, strict=True)]
 
 
-def drafters(capacity: int, *, others: bool) -> dict[str, Drafter]:
-    """All methods by the names they have in the table."""
+def drafters(
+    capacity: int, *, others: bool, rows: Mapping[str, Numbers] | None = None
+) -> dict[str, Drafter]:
+    """All methods by the names they have in the table; with rows, those that begin with them."""
     found: dict[str, Drafter] = {BASE: VanillaDrafter()}
     if others:
         found |= {
@@ -95,16 +100,23 @@ def drafters(capacity: int, *, others: bool) -> dict[str, Drafter]:
             "recycling, foresight": TokenRecyclingDrafter(foresight=True),
         }
         return found
-    return found | {
+    ours: dict[str, Drafter] = {
         "calibrated, blind": CalibratedDrafter(capacity, blind=True),
         "calibrated": CalibratedDrafter(capacity),
         "calibrated@auto, blind": CalibratedDrafter("auto", blind=True),
         "calibrated@auto": CalibratedDrafter("auto"),
     }
+    if rows is not None:
+        for name in ("calibrated", "calibrated@auto"):
+            warm = ours[f"{name}, rows"] = CalibratedDrafter("auto" if "@" in name else capacity)
+            warm.warm(rows)
+    return found | ours
 
 
 def run(args: argparse.Namespace) -> None:
     """Have everything answered and print a table."""
+    if args.rows and args.others:
+        raise InputError("--rows is for calibrated, and --others leaves it out; give one of them")
     asked = Questionnaire(args)
     results = Results(args, asked.target.device)
     table = results.table(
@@ -115,8 +127,12 @@ def run(args: argparse.Namespace) -> None:
     for name, sampling in SETTINGS.items():
         if args.only and name not in args.only:
             continue
+        rows = None
+        if args.rows:
+            rows, _ = state_of_vocabulary(asked.models.kv, asked.target.tokenizer, sampling)
         books = {}
-        for label, drafter in drafters(args.draft_tree_capacity, others=args.others).items():
+        methods = drafters(args.draft_tree_capacity, others=args.others, rows=rows)
+        for label, drafter in methods.items():
             engine = KVEngine(asked.models, drafter)
             books[label] = Books(Answerer(asked.target, engine, "", asked.settings))
         seeds = range(args.seeds if sampling.temperature else 1)
@@ -164,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="instead of calibrated the methods LogitSpec, RACER and Token Recycling, as published "
         "and with their option foresight",
     )  # fmt: skip
+    text = "calibrated once more, begun with rows of the whole vocabulary (evaluation.vocabulary)"
+    add("--rows", action="store_true", help=text)
     add_machine_flags(parser)
     return run_benchmark(parser, argv, run)
 

@@ -143,7 +143,7 @@ def sampling_section(contents: Sequence[Content]) -> str:
         for row in content["sampling"]
     ]
     asked = [
-        f"{'with `--others` ' if settings.get('others') else ''}"
+        f"{''.join(f'with `--{flag}` ' for flag in ('others', 'rows') if settings.get(flag))}"
         f"every {settings['question_stride']}th question of {settings['bench_name']}, "
         f"at most {settings['max_new_tokens']} tokens a turn, a sample for each of "
         f"{settings['seeds']} seeds"
@@ -153,9 +153,9 @@ def sampling_section(contents: Sequence[Content]) -> str:
         "## Samples whose noise is known\n\n"
         f"`python -m benchmarks.sampling`: {'; '.join(dict.fromkeys(asked))}. The methods take "
         "turns. `blind` is the method that does not look at the noise, `foresight` the option of "
-        "others that do. Speeds are medians over the seeds of tokens/s over those of the one-node "
-        "loop. An answer is equal if it is the one-node loop's with the same seed.\n\n"
-        + markdown_table(SAMPLES, rows)
+        "others that do; `rows` begins with rows of the whole vocabulary. Speeds are medians over "
+        "the seeds of tokens/s over those of the one-node loop. An answer is equal if it is the "
+        "one-node loop's with the same seed.\n\n" + markdown_table(SAMPLES, rows)
     )
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from model.logitspec.errors import InputError
-from model.logitspec.listed import list_rows, list_scored
+from model.logitspec.listed import Numbers, list_rows, list_scored
+from model.logitspec.modeling_llama_kv import LlamaKVForCausalLM
 from model.logitspec.sampling import Sampling
 from model.logitspec.states import write_state
 from model.logitspec.vocabulary import rows_after
@@ -34,24 +36,27 @@ BEFORE = "\n"
 SAMPLED_WIDTH = 64  # tokens of a row with log-probabilities; those that win are seldom beyond
 
 
-def run(args: argparse.Namespace) -> None:
-    """What main() does once the flags are parsed."""
-    path = args.output
-    if path.suffix != ".npz":
-        raise InputError(f"--output {path}: name it *.npz, by which --evidence knows a state")
-    check_writable(path)
-    sampling = Sampling(args.temperature, args.sampling_top_k, args.top_p, args.min_p)
-    width = find_drafter(METHOD).node_top_k
-    target = Target.resolve(read(TargetSettings, args))
-    model = Models(target, shared=False).kv
-    before = target.tokenizer(BEFORE)["input_ids"]
+def state_of_vocabulary(
+    model: LlamaKVForCausalLM, tokenizer: Any, sampling: Sampling, most: int | None = None
+) -> tuple[dict[str, Numbers], int]:
+    """A state of calibrated with a row for each token of a vocabulary, and how many these are.
+
+    Args:
+        sampling: of the samples that it is for; greedy: it is for greedy answers alone.
+        most: rows, of the first tokens; None: of all.
+
+    Raises:
+        InputError: to this tokenizer a line break is no token.
+    """
+    before = tokenizer(BEFORE)["input_ids"]
     if not before:
         raise InputError(
-            f"--model-path {args.model_path}: to its tokenizer a line break is no token, and rows "
-            "are read behind one; begin without them"
+            f"to the tokenizer of {tokenizer.name_or_path} a line break is no token, and rows are "
+            "read behind one; begin without them"
         )
-    known = min(len(target.tokenizer), model.config.vocab_size)
-    count = min(known, args.tokens or known)
+    known = min(len(tokenizer), model.config.vocab_size)
+    count = min(known, most or known)
+    width = find_drafter(METHOD).node_top_k
     best = SAMPLED_WIDTH if sampling.temperature else width
     found = rows_after(model, before, range(count), best, sampling)
     rows = dict(tqdm(found, total=count, unit="token", disable=None))
@@ -60,9 +65,22 @@ def run(args: argparse.Namespace) -> None:
     if sampling.temperature:
         scored, logs = list_scored(rows)
         arrays |= {"sampled.rows": listed, "sampled.scored": scored, "sampled.logs": logs}
+    return arrays, len(rows)
+
+
+def run(args: argparse.Namespace) -> None:
+    """What main() does once the flags are parsed."""
+    path = args.output
+    if path.suffix != ".npz":
+        raise InputError(f"--output {path}: name it *.npz, by which --evidence knows a state")
+    check_writable(path)
+    sampling = Sampling(args.temperature, args.sampling_top_k, args.top_p, args.min_p)
+    target = Target.resolve(read(TargetSettings, args))
+    model = Models(target, shared=False).kv
+    arrays, count = state_of_vocabulary(model, target.tokenizer, sampling, args.tokens)
     with writing(path), whole_file(path) as file:
         write_state(file, METHOD, arrays, target.tokenizer_fingerprint)
-    print(f"{len(rows)} rows: {path}")
+    print(f"{count} rows: {path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

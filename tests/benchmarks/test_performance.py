@@ -68,6 +68,7 @@ def results(
     assert slowest.main([*asked, "--json", str(folder / "slowest-tiny-0.0.json")]) == 0
     drawn = ["--model-path", chat_path, "--bench-name", "quick", "--question-stride", "12"]
     drawn += ["--max-new-tokens", "8", "--seeds", "2", "--only", "temperature 1", "temperature 0"]
+    drawn += ["--rows"]
     assert sampling.main([*drawn, "--json", str(folder / "sampling.json")]) == 0
     methods = folder / "methods-float32.json"
     assert tables.main([*map(str, traces), "--json", str(methods)]) == 0
@@ -117,11 +118,12 @@ def test_the_page_holds_what_was_measured(
     pld, again = json.loads((results / "slowest-tiny-0.0.json").read_text())["methods"]
     shown = f"{pld['overall']:.2f} | {pld['median']:.2f} | {pld['slowest']:.3f} |"
     assert f"| 0.0 | {len(pld['ratios'])} | pld | {shown} {again['slowest']:.3f} |" in text
-    zero, *_, drawn = json.loads((results / "sampling.json").read_text())["sampling"]
+    zero, *_, warm, drawn = json.loads((results / "sampling.json").read_text())["sampling"]
+    assert warm["method"] == "calibrated, rows" and warm["equal"] == warm["answers"]
     assert len(zero["mats"]) == 1 and zero["equal"] == zero["answers"] == drawn["answers"] // 2
     assert drawn["equal"] == drawn["answers"] and len(drawn["mats"]) == 2
     by_seed = ", ".join(f"{mat:.2f}" for mat in drawn["mats"])
-    assert f"| temperature 1 | calibrated@auto | {drawn['mat']:.2f} | {by_seed} |" in text
+    assert f"| temperature 1 | calibrated@auto, rows | {drawn['mat']:.2f} | {by_seed} |" in text
     kept = json.loads((results / "neighbour.json").read_text())["steps"][0]
     assert f"| {isa} | tiny-llama | float32 | packed | 1 | {kept['quiet']:.1f} |" in text
     later = json.loads((results / "first_token-tiny.json").read_text())["methods"][1]
@@ -180,7 +182,7 @@ def test_every_command_of_the_script_parses(
     lines = commands()
     of_gguf, others = 2 + 2 + 2, 2 + 2  # commands of a model, and beside them
     sets = 1 + ("avx512f" in cpu_info("flags"))
-    performance = sets * (2 * of_gguf + others) + 1 + 2 + 2 + 2 + 1 + 1
+    performance = sets * (2 * of_gguf + others) + 1 + 2 + 3 + 2 + 1 + 1
     performance += 1 + 2 * 2 * 2  # for what was learnt, and samples of one prompt
     assert len(lines) == performance + (1 + 1 + 6 + 4 + 1) + (1 + 2 * 2 + 1)
     for line in lines:
