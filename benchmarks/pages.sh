@@ -10,9 +10,10 @@
 #   sh benchmarks/pages.sh vllm           docs/performance-vllm.md instead; needs VLLM, spec_bench and humaneval
 #
 # What is measured already is kept: the traces in data/BENCH/model_answer/MACHINE-*, the other
-# figures in FIGURES, those of vLLM in FIGURES-vllm. Move them away to measure again.
+# figures in FIGURES, those of vLLM in FIGURES-vllm, and rows and recordings in recordings/MACHINE-*.
+# Move them away to measure again.
 #
-# Every figure of docs/performance.md and docs/performance-vllm.md is measured on the machine's instruction set and, where that
+# Every figure of docs/performance.md, and the first of docs/performance-vllm.md, is measured on the machine's instruction set and, where that
 # is a higher one, with LOGITSPEC_ISA=avx2, which is what most CPUs have.
 #
 # Set any of these in the environment:
@@ -109,7 +110,7 @@ on_instruction_set() { # SUFFIX
     beside_generate "$1" float32 96
 }
 
-lower_one() { # whether there is an instruction set below the machine's, and none is forced
+has_lower_set() { # whether there is an instruction set below the machine's, and none is forced
     grep -qs avx512f /proc/cpuinfo && [ -z "${LOGITSPEC_ISA-}" ]
 }
 
@@ -138,7 +139,7 @@ performance() {
         done
     done
     measure scale scale --model-path "$MODEL_PATH" --rounds 7
-    if lower_one; then
+    if has_lower_set; then
         export LOGITSPEC_ISA=avx2
         on_instruction_set -avx2
         unset LOGITSPEC_ISA
@@ -243,7 +244,7 @@ vllm() { # several servers at a time, as many as memory holds: six of the defaul
             --methods "none,ngram tuned,calibrated"
     fi
     measure proposing proposing
-    if lower_one; then
+    if has_lower_set; then
         export LOGITSPEC_ISA=avx2
         of_vllm default-avx2 "$MODEL_PATH" --prompts 8 16 24 48 --methods "none,ngram,ngram tuned,suffix,calibrated"
         unset LOGITSPEC_ISA

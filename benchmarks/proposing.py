@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="in the batch")  # fmt: skip
     add("--context", type=at_least(2), default=2000, metavar="N", help="tokens of each, at first")
     add("--drafts", type=at_least(1), default=8, metavar="N", help="most of a request in a step")
-    add("--vocabulary", type=at_least(400), default=49152, metavar="N", help="tokens of it")
+    add("--vocabulary", type=at_least(400), default=49152, metavar="N", help="of the logits")
     add("--steps", type=at_least(1), default=100, metavar="N", help="that are timed")
     return run_benchmark(parser, argv, run)
 

@@ -156,8 +156,7 @@ def vllm_section(contents: Sequence[Content], folder: Path) -> str:
     for content in contents:
         settings, (engine,) = content["settings"], content["engine"]
         known = named(content)
-        warm = "-warm" if any(row["method"] == in_vllm.WARM for row in content["cells"]) else ""
-        name = f"vllm-{known['model']}{warm}.png"
+        name = f"{content['file']}.png"
         in_vllm.draw(content["cells"], folder / name)
         text += (
             f"\nvLLM {engine['vllm']}, {known['model']}, {settings['dtype']}, {known['isa']}: "
@@ -224,7 +223,10 @@ def sections(source: Path, pictures: Path) -> tuple[list[str], str]:
         if not paths:
             continue
         try:
-            contents = [{**json.loads(path.read_text(encoding="utf-8"))} for path in paths]
+            contents = [
+                {**json.loads(path.read_text(encoding="utf-8")), "file": path.stem}
+                for path in paths
+            ]
             parts.append(make(contents, pictures))
         except (OSError, KeyError, IndexError, TypeError, ValueError, StopIteration) as error:
             raise InputError(

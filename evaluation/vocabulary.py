@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from model.logitspec.errors import InputError
-from model.logitspec.listed import Numbers, list_rows, list_scored
+from model.logitspec.listed import Numbers, list_rows, list_scored, without_filtered
 from model.logitspec.modeling_llama_kv import LlamaKVForCausalLM
 from model.logitspec.sampling import Sampling
 from model.logitspec.states import write_state
@@ -63,7 +63,7 @@ def state_of_vocabulary(
     listed = list_rows({token: ids[:width] for token, (ids, _) in rows.items()})
     arrays = {"greedy.rows": listed}
     if sampling.temperature:
-        scored, logs = list_scored(rows)
+        scored, logs = list_scored({token: without_filtered(row) for token, row in rows.items()})
         arrays |= {"sampled.rows": listed, "sampled.scored": scored, "sampled.logs": logs}
     return arrays, len(rows)
 
@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> None:
     model = Models(target, shared=False).kv
     arrays, count = state_of_vocabulary(model, target.tokenizer, sampling, args.tokens)
     with writing(path), whole_file(path) as file:
-        write_state(file, METHOD, arrays, target.tokenizer_fingerprint)
+        fingerprint = target.tokenizer_fingerprint
+        write_state(file, METHOD, arrays, fingerprint, sampling=sampling.settings)
     print(f"{count} rows: {path}")
 
 

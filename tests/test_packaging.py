@@ -36,30 +36,34 @@ def pip(python: str, *words: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def run_the_readmes_lines(python: str, model_path: str, folder: Path, **variables: str) -> None:
-    """In a folder with nothing but the model, and see that the installed package did it."""
+def run_the_readmes_lines(
+    python: str, model_path: str, folder: Path, site: Path, path: str | None = None
+) -> None:
+    """In a folder with nothing but the model, and see that the package in a folder did it."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "smollm2-135m-instruct").symlink_to(Path(model_path).resolve())
     code += "print(logitspec.__file__)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if path is not None:
+        environment["PYTHONPATH"] = path
     done = subprocess.run(
-        [python, "-c", code], cwd=folder, env=os.environ | variables, capture_output=True, text=True
+        [python, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     *text, figure, file = done.stdout.splitlines()
     assert len("\n".join(text)) > 50
     assert re.fullmatch(r"(\d+\.\d\d) tokens per forward", figure) and float(figure[:4]) > 1.5
-    assert "site" in file and not Path(file).is_relative_to(ROOT)
+    assert Path(file) == site / "logitspec" / "__init__.py"
 
 
 @pytest.mark.real
 def test_it_installs_as_the_package_logitspec(
     wheel: Path, default_model_path: str, tmp_path: Path
 ) -> None:
-    pip(sys.executable, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel))
-    run_the_readmes_lines(
-        sys.executable, default_model_path, tmp_path, PYTHONPATH=str(tmp_path / "site")
-    )
+    site = tmp_path / "site"
+    pip(sys.executable, "install", "--no-deps", "--target", str(site), str(wheel))
+    run_the_readmes_lines(sys.executable, default_model_path, tmp_path, site, str(site))
 
 
 @pytest.mark.slow
@@ -72,4 +76,5 @@ def test_it_installs_into_an_empty_environment(
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     python = str(environment / "bin" / "python")
     pip(python, "install", "-c", str(ROOT / "constraints.txt"), str(wheel))
-    run_the_readmes_lines(python, default_model_path, tmp_path)
+    (site,) = environment.glob("lib/python*/site-packages")
+    run_the_readmes_lines(python, default_model_path, tmp_path, site)

@@ -81,6 +81,21 @@ def scored_of(listed: Numbers, logs: Numbers) -> dict[int, ScoredRow]:
     return rows
 
 
+def cut_scored(listed: Numbers, logs: Numbers, width: int) -> tuple[Numbers, Numbers]:
+    """What list_scored() listed, without what is beyond so many tokens of a row."""
+    listed = listed.copy()
+    tokens, kept = np.ones(len(listed), bool), np.ones(len(logs), bool)
+    at = place = 0
+    while at < len(listed):
+        count = int(listed[at + 1])
+        if count > width:
+            tokens[at + 2 + width : at + 2 + count] = False
+            kept[place + width : place + count] = False
+            listed[at + 1] = width
+        at, place = at + 2 + count, place + count
+    return listed[tokens], logs[kept]
+
+
 def are_scored(listed: Numbers, logs: Numbers) -> bool:
     """Whether list_scored() may have listed these."""
     if logs.ndim != 1 or not (np.issubdtype(logs.dtype, np.floating) or not len(logs)):

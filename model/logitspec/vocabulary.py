@@ -8,7 +8,7 @@ import torch
 
 from .cuda_graphs import node_bucket
 from .draft_tree import DraftTree
-from .listed import ScoredRow, scored_row, without_filtered
+from .listed import ScoredRow, scored_row
 from .modeling_llama_kv import LlamaKVForCausalLM
 from .prefill import read_in
 from .sampling import Sampling
@@ -29,8 +29,8 @@ def rows_after(
         before: one token or more that they follow.
         tokens: of which the rows are asked for.
         best: tokens of a row.
-        sampling: how samples will be drawn; then rows hold their log-probabilities, too, and none
-            that are never drawn. None, or greedy: they hold no log-probabilities.
+        sampling: how samples will be drawn; then rows hold the log-probabilities, too, -inf of
+            tokens that are filtered out. None, or greedy: they hold none.
         nodes: of a forward.
     """
     chooser = (sampling or Sampling()).chooser(before[:-1])
@@ -48,4 +48,4 @@ def rows_after(
             for node, token in enumerate(part, start=1):
                 row = found.node_top_ids[node]
                 logs = found.node_top_logprobs[node] if step.wants_logprobs else []
-                yield token, without_filtered(scored_row(row, logs)) if logs else (row, logs)
+                yield token, scored_row(row, logs)

@@ -81,6 +81,20 @@ def argv(
     return [*flags, "--vllm-python", str(python)]
 
 
+def test_no_method_is_late_in_all_rounds(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    orders: list[list[str]] = []
+    ask_turn = in_vllm.ask_turn
+
+    def watched(args: Any, servers: Any, names: list[str], *more: Any) -> None:
+        orders.append(names)
+        ask_turn(args, servers, names, *more)
+
+    monkeypatch.setattr(in_vllm, "ask_turn", watched)
+    assert in_vllm.main([*argv, "--methods", "none,suffix,calibrated"]) == 0
+    assert [names[0] for names in orders] == ["none", "suffix", "suffix", "calibrated"]
+    assert all(sorted(names) == ["calibrated", "none", "suffix"] for names in orders)
+
+
 def test_servers_take_turns_and_all_is_counted(
     argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,9 +120,7 @@ def test_servers_take_turns_and_all_is_counted(
     page = tmp_path / "page.md"
     assert report.main([str(folder), "--output", str(page)]) == 0
     assert "vLLM 0.32.0" in page.read_text() and "| suffix |" in page.read_text()
-    assert (
-        tmp_path / "page" / f"vllm-{Path(argv[argv.index('--model-path') + 1]).name}.png"
-    ).exists()
+    assert (tmp_path / "page" / "vllm-mine.png").exists()
 
 
 def test_on_a_gpu_servers_share_its_memory_and_none_stands_still(

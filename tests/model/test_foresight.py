@@ -32,6 +32,7 @@ from model.logitspec.cpu.layers import best_tokens, log_probabilities
 from model.logitspec.cpu.layers import winners as cpu_winners
 from model.logitspec.drafters.calibrated.corrections import Corrections
 from model.logitspec.drafters.calibrated.foresight import FORESEEN, foresee
+from model.logitspec.listed import list_scored, scored_of
 from model.logitspec.sampling import (
     Chooser,
     Foresight,
@@ -251,6 +252,43 @@ def test_samples_have_a_state_of_their_own() -> None:
     assert drafter.foresight_table is learnt and drafter.table is table
     drafter.forget()
     assert learnt.seen.sum() == 0 and sum(table.seen) == 0
+
+
+def begun_with_rows(core: str, count: int, **options: Any) -> CalibratedDrafter:
+    """A drafter that begins with a row of samples of each of some tokens."""
+    rows = {token: ([(token + 1) % 40, 7, 9], [-0.5, -1.5, -3.0]) for token in range(count)}
+    scored, logs = list_scored(rows)
+    drafter = CalibratedDrafter(8, drafting_core=core, **options)
+    drafter.warm({"sampled.scored": scored, "sampled.logs": logs})
+    return drafter
+
+
+@pytest.mark.parametrize("core", ["native", "python"])
+def test_rows_of_a_large_vocabulary_outlive_prompts(core: str) -> None:
+    drafter = begun_with_rows(core, 70_000)
+    accept_lengths(drafter, 5)
+    accept_lengths(drafter, 5)
+    state = drafter.state()
+    kept = scored_of(state["sampled.scored"], state["sampled.logs"])
+    assert {*range(70_000)} <= {*kept} and kept[60_000][0] == [60_001 % 40, 7, 9]
+
+
+@pytest.mark.parametrize("options", [{}, {"reset_rows": True}])
+def test_both_cores_draft_alike_from_rows_that_they_began_with(options: dict[str, bool]) -> None:
+    some, others = (
+        [accept_lengths(begun_with_rows(core, 40, **options), 40) for _ in range(2)]
+        for core in ("native", "python")
+    )
+    cold = accept_lengths(CalibratedDrafter(8, **options), 40)
+    assert some == others and some[0] != cold
+
+
+@pytest.mark.parametrize("core", ["native", "python"])
+def test_rows_that_a_drafter_begins_with_are_no_wider_than_its_own(core: str) -> None:
+    drafter = begun_with_rows(core, 40, row_width=2, sampled_row_width=2)
+    state = drafter.state()
+    kept = scored_of(state["sampled.scored"], state["sampled.logs"])
+    assert kept == {token: ([(token + 1) % 40, 7], [-0.5, -1.5]) for token in range(40)}
 
 
 def test_a_drafter_may_be_blind() -> None:

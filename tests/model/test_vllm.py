@@ -314,6 +314,38 @@ def test_where_all_steps_read_prompts_they_tell_what_a_step_costs() -> None:
     assert run.proposer.seen is None  # nothing is kept
 
 
+def test_finding_the_best_tokens_counts_as_drafting() -> None:
+    run = engine()
+    run.add("a", prompt(7), 20)
+    noted: list[float] = []
+    note, propose = run.proposer.budget.note, run.proposer.propose
+
+    def watched(*some: Any, **more: Any) -> None:
+        noted.append(some[3])
+        note(*some, **more)
+
+    def slow(*some: Any, **more: Any) -> Any:
+        assert run.proposer.seen is not None
+        run.proposer.seen = run.proposer.seen._replace(seconds=100.0)
+        return propose(*some, **more)
+
+    run.proposer.budget.note, run.proposer.propose = watched, slow
+    for _ in range(5):
+        run.step()
+    assert noted and all(100 < seconds < 101 for seconds in noted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_best_tokens_of_rows_with_equals_or_without_any(dtype: torch.dtype) -> None:
+    scores = torch.full((3, 8000), -1.0, dtype=dtype)
+    scores[0] = -torch.inf
+    scores[1, 5000:5010] = 2.0
+    none, best, equal = logits.best_tokens(scores, 12).tolist()
+    assert none == [-1] * 12
+    assert {*best[:10]} == {*range(5000, 5010)}
+    assert len({*equal}) == 12 and min(equal) >= 0
+
+
 @pytest.mark.parametrize("vocabulary", [3, 24, 3072, 49152, 50257])
 def test_best_tokens_are_those_of_topk(vocabulary: int) -> None:
     made = torch.Generator().manual_seed(vocabulary)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 from ... import origins
 from ...draft_tree import DraftTree
 from ...errors import InputError, require_positive
-from ...listed import Numbers, are_answers
+from ...listed import Numbers, are_answers, cut_scored
 from ...sampling import Foresight
 from ...sizing.acceptance_table import AcceptanceTable
 from ...sizing.budget import Budget, Capacity, resolve_capacity
@@ -251,7 +251,7 @@ class CalibratedDrafter(Drafter):
     def restore(self, state: Mapping[str, Numbers]) -> None:
         self._check(state)
         self._forget()
-        self._take(state)
+        self._take(self._cut(state))
 
     def warm(self, state: Mapping[str, Numbers]) -> None:
         if "answers" in state:
@@ -266,6 +266,7 @@ class CalibratedDrafter(Drafter):
                     "give fewer"
                 )
         self._check(state)
+        state = self._cut(state)
         self._forget()
         self._take(state)
         for known in self._states.values():
@@ -282,15 +283,24 @@ class CalibratedDrafter(Drafter):
     def _check(self, state: Mapping[str, Numbers]) -> None:
         check(state, self._layout)
 
+    def _cut(self, state: Mapping[str, Numbers]) -> Mapping[str, Numbers]:
+        """The state with rows of samples that are no wider than this drafter's."""
+        begin = STATES[True]
+        if f"{begin}scored" not in state:
+            return state
+        rows = state[f"{begin}scored"], state[f"{begin}logs"]
+        scored, logs = cut_scored(*rows, self._widths[True])
+        return {**state, f"{begin}scored": scored, f"{begin}logs": logs}
+
     def _take(self, state: Mapping[str, Numbers]) -> None:
+        rows = 0
         for sampled in STATES:
             own = parts(state, sampled=sampled)
             if not own:
                 continue
             self._use(sampled=sampled)
             self._core.take({name: own.get(name, NOTHING) for name in KEPT})
-            if self.budget is not None:
-                self.budget.taught(len(own.get("rows", NOTHING)) // (2 + self.evidence.rows.width))
+            rows = max(rows, len(own.get("rows", NOTHING)) // (2 + self.evidence.rows.width))
             if "grades" in own:
                 self.table.take(own)
             if "weights" in own:
@@ -298,6 +308,8 @@ class CalibratedDrafter(Drafter):
             if self.foresight_table is not None and "bins" in own:
                 self.foresight_table.take(own)
         self._use(sampled=False)
+        if self.budget is not None:
+            self.budget.taught(rows)
 
     def draft(self, root: int, top_ids: Sequence[int]) -> DraftTree:
         if self.budget is not None:

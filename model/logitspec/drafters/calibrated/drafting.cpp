@@ -108,7 +108,6 @@ struct Drafting {
         if (!again || !set.keep_rows || pairs.count() > MOST_ROWS) {
             if (set.keep_rows) {
                 single.add_to(kept->rows);
-                if (kept->scored.count() + scored.count() > MOST_ROWS) kept->scored.clear();
                 scored.add_to(kept->scored);
             }
             single.clear();
@@ -160,8 +159,7 @@ struct Drafting {
             single.add_to(all);
             listed = all.listed();
         } else if (what == SCORED && set.keep_rows) {
-            ScoredRows all;
-            if (kept->scored.count() + scored.count() <= MOST_ROWS) all = kept->scored;
+            ScoredRows all = kept->scored;
             scored.add_to(all);
             std::tie(listed, listed_logs) = all.listed();
         }

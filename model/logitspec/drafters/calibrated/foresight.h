@@ -59,8 +59,8 @@ class ScoredRows {
     Row get(Key key) const {
         auto at = places_.find(key);
         if (at == places_.end()) return {};
-        auto [start, count] = at->second;
-        return {tokens_.data() + start, logs_.data() + start, int64_t(count)};
+        const Place& place = at->second;
+        return {tokens_.data() + place.start, logs_.data() + place.start, place.count};
     }
 
     int64_t count() const { return int64_t(places_.size()); }
@@ -72,11 +72,11 @@ class ScoredRows {
     }
 
     void add_to(ScoredRows& other) const {
-        for (auto [key, place] : places_) {
-            auto [start, count] = place;
-            Token* to = other.room(key, count);
-            std::copy_n(tokens_.data() + start, count, to);
-            std::copy_n(logs_.data() + start, count, other.logs_.data() + (to - other.tokens_.data()));
+        for (auto& [key, place] : places_) {
+            Token* to = other.room(key, place.count);
+            float* beside = other.logs_.data() + (to - other.tokens_.data());
+            std::copy_n(tokens_.data() + place.start, place.count, to);
+            std::copy_n(logs_.data() + place.start, place.count, beside);
         }
     }
 
@@ -99,18 +99,21 @@ class ScoredRows {
   private:
     // Where a row of so many tokens is to be written.
     Token* room(Key key, int64_t count) {
-        auto [at, is_new] = places_.try_emplace(key, tokens_.size(), count);
-        auto& [start, held] = at->second;
-        if (is_new || int64_t(held) < count) {
-            start = tokens_.size();
-            tokens_.resize(start + count);
-            logs_.resize(start + count);
+        Place& place = places_[key];
+        if (place.most < count) {
+            place = {tokens_.size(), count};
+            tokens_.resize(place.start + count);
+            logs_.resize(place.start + count);
         }
-        held = count;
-        return tokens_.data() + start;
+        place.count = count;
+        return tokens_.data() + place.start;
     }
 
-    std::unordered_map<Key, std::pair<size_t, size_t>> places_;
+    struct Place {
+        size_t start = 0;
+        int64_t most = 0, count = 0;  // tokens that it has room for, and holds
+    };
+    std::unordered_map<Key, Place> places_;
     std::vector<Token> tokens_;
     std::vector<float> logs_;
 };

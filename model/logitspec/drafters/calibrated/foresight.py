@@ -175,17 +175,15 @@ class SampledCore(ReadableCore):
         self._committed = len(prompt_ids)
         if super().begin(prompt_ids):
             return True
-        self._older = self._all_rows()
+        if self.evidence.rows.keep:
+            self._older = self._all_rows()
         self._single = {}
         self._pair: dict[tuple[int, ...], ScoredRow] = {}
         return False
 
     def _all_rows(self) -> dict[int, ScoredRow]:
         """What is kept for the next prompt."""
-        if not self.evidence.rows.keep:
-            return {}
-        few = len(self._older) + len(self._single) <= MOST_ROWS
-        return {**(self._older if few else {}), **self._single}
+        return {**self._older, **self._single} if self.evidence.rows.keep else {}
 
     def forget(self) -> None:
         super().forget()
