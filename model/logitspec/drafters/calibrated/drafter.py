@@ -288,7 +288,7 @@ class CalibratedDrafter(Drafter):
         begin = STATES[True]
         if f"{begin}scored" not in state:
             return state
-        rows = state[f"{begin}scored"], state[f"{begin}logs"]
+        rows = state[f"{begin}scored"], state.get(f"{begin}logs", NOTHING)
         scored, logs = cut_scored(*rows, self._widths[True])
         return {**state, f"{begin}scored": scored, f"{begin}logs": logs}
 
