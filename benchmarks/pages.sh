@@ -13,8 +13,9 @@
 # figures in FIGURES, those of vLLM in FIGURES-vllm, and rows and recordings in recordings/MACHINE-*.
 # Move them away to measure again.
 #
-# Every figure of docs/performance.md, and the first of docs/performance-vllm.md, is measured on the machine's instruction set and, where that
-# is a higher one, with LOGITSPEC_ISA=avx2, which is what most CPUs have.
+# Every figure of docs/performance.md, and the first of docs/performance-vllm.md, is measured on the
+# machine's instruction set and, where that is a higher one, with LOGITSPEC_ISA=avx2, which is what
+# most CPUs have.
 #
 # Set any of these in the environment:
 #   MACHINE     names the traces and the folder of figures           (default: amd-epyc-2-cores)

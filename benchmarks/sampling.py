@@ -107,9 +107,13 @@ def drafters(
         "calibrated@auto": CalibratedDrafter("auto"),
     }
     if rows is not None:
-        for name in ("calibrated", "calibrated@auto"):
-            warm = ours[f"{name}, rows"] = CalibratedDrafter("auto" if "@" in name else capacity)
-            warm.warm(rows)
+        begun = {
+            "calibrated, rows": CalibratedDrafter(capacity),
+            "calibrated@auto, rows": CalibratedDrafter("auto"),
+        }
+        for drafter in begun.values():
+            drafter.warm(rows)
+        ours |= begun
     return found | ours
 
 
