@@ -121,25 +121,6 @@ class TestBudget:
         some = self.budget(lambda n: 0.01 if n <= 6 else 0.01 + 0.002 * (n - 6))
         assert some.choose([[0.5, 0.4], [0.9, 0.8, 0.7], []], 3, 200) == [0, 3, 0]
 
-    def test_unsure_steps_are_cut_short_where_others_give_more(self) -> None:
-        """Tokens a second of many steps, every second of which has sure drafts."""
-        costs = [0.05 + 0.004 * drafts for drafts in range(9)]
-        kinds = [[0.95**n for n in range(1, 9)], [0.3, 0.25, 0.2, 0.15]]
-        alone, budget = [], None
-        for paths in kinds:  # as drafted if all steps were like this one
-            budget = self.budget(lambda n: 0.05 + 0.004 * (n - 1), requests=1)
-            alone.append(budget.choose([paths], 1, 200)[0])
-        assert budget is not None
-        mixed = [budget.choose([kinds[step % 2]], 1, 200)[0] for step in range(400)][-2:]
-
-        def speed(counts: list[int]) -> float:
-            tokens = sum(1 + sum(p[:n]) for p, n in zip(kinds, counts, strict=True))
-            return tokens / sum(costs[n] for n in counts)
-
-        assert mixed[0] == alone[0] == 8
-        assert mixed[1] < alone[1]
-        assert speed(mixed) > 1.01 * speed(alone)
-
     def test_equal_drafts_are_not_cut_short(self) -> None:
         flat = self.budget(lambda _: 0.01)
         assert flat.choose([[0.5, 0.5], [0.5]], 2, 200) == [2, 1]

@@ -12,8 +12,7 @@ from ..sizing.step_cost import CONTEXTS, StepCost
 
 REMEMBERED = 512.0  # drafts after which it is mostly forgotten how many were right
 GRANTED = 16.0  # drafts that count as having been right as often as expected
-SLACK = 0.01  # of a step's tokens, for which no more drafts are made: costs are not so sure
-PACE = 64.0  # steps after which it is mostly forgotten how many tokens a second they gave
+SLACK = 0.01  # of the tokens a second, for which no more drafts are made: costs are not so sure
 DEAR = 0.02  # of a step's time; where drafting takes more, it rests when nothing is drafted
 IDLE = 8  # steps in turn without a draft after which it rests
 REST = 16  # steps
@@ -22,7 +21,6 @@ WAITS = 32, 4096  # steps between such tries: first, and at most; each wait is t
 CHANGED = 128  # most steps until the next try where the requests become twice as many, or half
 CAME = 16.0  # choices of even steps after which it is mostly forgotten how many came about
 Floats = npt.NDArray[np.float64]
-Gives = tuple[Floats, Floats]
 
 
 class BatchBudget:
@@ -31,12 +29,9 @@ class BatchBudget:
     A step of R requests and M drafts is expected to give R tokens and the sum E of the drafts'
     path probabilities. It costs what a step over R + M tokens costs: sizing/live_cost.py learns
     that as T. What prompts cost that it reads beside them is the same however many drafts there
-    are. The drafts compete: the most probable one, of whichever request, is the first. A step's
-    time could be spent on other steps, which give P tokens a second: the pace of the last steps
-    with as many requests. So the M with the largest R + E - P T is taken, often 0 where many
-    requests already fill the machine; and of several that are nearly as good the smallest. Most
-    tokens a second in the long run are not most tokens a second in every step, (R + E) / T: a
-    step whose drafts are unsure is cut short, and one whose drafts are sure is drawn out.
+    are. The drafts compete: the most probable one, of whichever request, is the first. The M with
+    the largest (R + E) / T is taken, often 0 where many requests already fill the machine; and of
+    several that are nearly as good the smallest.
 
     On a GPU vLLM replays a step as one CUDA graph only where each request has `even` drafts, no
     more and no fewer. Such even steps have a cost of their own, and what they give is compared with
@@ -62,7 +57,6 @@ class BatchBudget:
         self._unknown = 0  # such, before one came about
         self._load = 0  # doublings of the requests
         self._right = self._hoped = 0.0
-        self._paces: dict[int, tuple[float, float]] = {}  # tokens and seconds of a step, by requests
         self._share = 0.0  # of a step's time that drafting takes
         self._idle = 0  # steps in turn without a draft
         self.rest = 0  # steps for which drafts are not looked for
@@ -130,17 +124,14 @@ class BatchBudget:
                 it has paths.
         """
         every = np.sort(np.concatenate([np.zeros(0), *paths]))[::-1]
-        gives = self._gives(every, requests, context)
-        if even and self._is_even_better(every, gives, requests, context):
+        rates = self._rates(every, requests, context)
+        if even and self._is_even_better(every, rates, requests, context):
             self._idle = 0
             self._asked = True
             return [self.even] * len(paths)
-        if gives is None:
+        if rates is None:
             return [len(own) for own in paths]
-        tokens, seconds = gives
-        worth = tokens - self._pace(gives, requests) * seconds
-        most = int(np.argmax(worth >= worth.max() - SLACK * tokens))
-        self._go(requests, tokens[most], seconds[most])
+        most = int(np.argmax(rates >= (1 - SLACK) * rates.max()))
         if not most:
             self._idle += 1
             if self._idle >= IDLE and self._share > DEAR:
@@ -157,8 +148,8 @@ class BatchBudget:
             left -= more
         return counts
 
-    def _gives(self, every: Floats, requests: int, context: int) -> Gives | None:
-        """Tokens and seconds of a step with none, one and more of the drafts; None: not known.
+    def _rates(self, every: Floats, requests: int, context: int) -> Floats | None:
+        """Tokens a second with none, one and more of the drafts; None: not known.
 
         Args:
             every: path probabilities of all drafts, which fall.
@@ -169,47 +160,28 @@ class BatchBudget:
         first = min(requests, len(curve) - 1)
         every = every[: len(curve) - 1 - first]
         tokens = requests + np.concatenate(([0.0], np.cumsum(every))) * min(1.0, self.trust)
-        return tokens, curve[first : first + len(tokens)]
-
-    def _pace(self, gives: Gives, requests: int) -> float:
-        """Tokens a second of the last steps with as many requests; of the first such step, the most
-        that it gives itself."""
-        if (last := self._paces.get(requests)) is None:
-            return float((gives[0] / gives[1]).max())
-        return last[0] / last[1]
-
-    def _go(self, requests: int, tokens: float, seconds: float) -> None:
-        """Take a step into the pace."""
-        old_tokens, old_seconds = self._paces.get(requests, (tokens, seconds))
-        self._paces[requests] = (
-            old_tokens + (tokens - old_tokens) / PACE, old_seconds + (seconds - old_seconds) / PACE,
-        )  # fmt: skip
+        rates: Floats = tokens / curve[first : first + len(tokens)]
+        return rates
 
     def _is_even_better(
-        self, every: Floats, gives: Gives | None, requests: int, context: int
+        self, every: Floats, rates: Floats | None, requests: int, context: int
     ) -> bool:
-        """Whether an even step is to be next: it is worth more than the others, or its turn to be
+        """Whether an even step is to be next: it gives more than the others, or its turn to be
         tried has come."""
         curve, other = (self._kinds[kind].curve(context) for kind in (True, False))
         size = requests * (1 + self.even)
         if size > min(self.most_even, self._sizes[-1]):
             return False
-        step = None  # tokens and seconds
         if curve is None:  # vLLM is built for even steps, so they come first
             self._unknown += 1
-            better = gives is None or self._unknown <= TRIES * 2
-        elif gives is None or other is None:
+            better = rates is None or self._unknown <= TRIES * 2
+        elif rates is None or other is None:
             better = True
         else:
-            tokens = requests + float(every.sum()) * min(1.0, self.trust)
-            seconds = float(self._came * curve[size] + (1 - self._came) * other[size])
-            step = tokens, seconds
-            pace = self._pace(gives, requests)
-            better = tokens - pace * seconds >= (gives[0] - pace * gives[1]).max()
-        chosen = better != self._other_is_tried(requests)
-        if chosen and step is not None:
-            self._go(requests, *step)
-        return chosen
+            tokens = requests + every.sum() * min(1.0, self.trust)
+            seconds = self._came * curve[size] + (1 - self._came) * other[size]
+            better = bool(tokens / seconds >= rates.max())
+        return better != self._other_is_tried(requests)
 
     def _other_is_tried(self, requests: int) -> bool:
         """Count a step; whether the kind that is not the better one is to be tried in it."""
