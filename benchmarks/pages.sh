@@ -247,7 +247,7 @@ vllm() { # several servers at a time, as many as memory holds: six of the defaul
     measure proposing proposing
     if has_lower_set; then
         export LOGITSPEC_ISA=avx2
-        of_vllm default-avx2 "$MODEL_PATH" --prompts 8 16 24 48 --methods "none,ngram,ngram tuned,suffix,calibrated"
+        of_vllm default-avx2 "$MODEL_PATH" --prompts 16 16 24 48 --methods "none,ngram,ngram tuned,suffix,calibrated"
         unset LOGITSPEC_ISA
     fi
     python -m benchmarks.report "$FIGURES" --output "$DOCS/performance-vllm.md" --title "Performance in vLLM"
