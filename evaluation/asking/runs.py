@@ -76,8 +76,11 @@ def answer_benchmark(settings: RunSettings, runs: Sequence[Run]) -> None:
     if settings.step_cost is not None:
         check_writable(settings.step_cost)
         measured_rounds(settings.step_cost, identity)
+    sampling = settings.answers.sampling
     evidence = {
-        run.model_id: read_evidence(settings.evidence, run.method.drafter(**run.options), target)
+        run.model_id: read_evidence(
+            settings.evidence, run.method.drafter(**run.options), target, sampling
+        )
         for run in runs
         if settings.evidence and isinstance(run.method, DrafterMethod) and run.method.takes_evidence
     }

@@ -72,8 +72,9 @@ def test_a_run_begins_with_them(
 
 
 def test_a_run_of_samples_begins_with_theirs(
-    chat_path: str, make_bench: Callable[..., Path], tmp_path: Path
-) -> None:
+    chat_path: str, make_bench: Callable[..., Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     state, folder = tmp_path / "rows.npz", tmp_path / "answers"
     flags = ["--model-path", chat_path, "--dtype", "float32", "--device", "cpu"]
     sampling = ["--temperature", "0.9"]
@@ -89,6 +90,13 @@ def test_a_run_of_samples_begins_with_theirs(
     assert run([*argv, "--evidence", str(state)]) == 0
     with np.load(folder / "x-calibrated.state.npz") as kept:
         assert {*range(300)} <= {*scored_of(kept["sampled.scored"], kept["sampled.logs"])}
+    other = [*argv, "--evidence", str(state), "--overwrite", "--top-p", "0.8"]
+    assert run(other) == 2
+    said = "rows.npz has rows for temperature 0.9, top_k 0, top_p 1.0, and samples are drawn with"
+    assert f"{said} temperature 0.9, top_k 0, top_p 0.8; write" in capsys.readouterr().err
+    assert main([*flags, "--output", str(state), "--tokens", "3"]) == 0
+    assert run([*argv, "--evidence", str(state), "--overwrite"]) == 2
+    assert "rows.npz has rows for greedy answers alone, and" in capsys.readouterr().err
 
 
 def test_what_it_refuses(
