@@ -57,6 +57,13 @@ def run_the_readmes_lines(
     assert Path(file) == site / "logitspec" / "__init__.py"
 
 
+def test_what_is_cited_is_the_version_that_it_has(wheel: Path) -> None:
+    (cited,) = re.findall(
+        r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), flags=re.MULTILINE
+    )
+    assert wheel.name.startswith(f"logitspec-{cited}-")
+
+
 @pytest.mark.real
 def test_it_installs_as_the_package_logitspec(
     wheel: Path, default_model_path: str, tmp_path: Path
