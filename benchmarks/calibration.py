@@ -44,6 +44,7 @@ BY_EXPECTED = {
     "mean": (6, "{expected:.2f}"),
     "observed": (8, "{observed:.2f}"),
     "ratio": (6, "{ratio:.3f}"),
+    "standard error": (14, "{noise:.3f}"),
 }
 Floats = npt.NDArray[np.float64]
 
@@ -112,21 +113,29 @@ def report(drafter: Watched, results: Results) -> None:
         else:
             results.add("bins", row)
     expected, observed = np.array(drafter.steps).T
-    both = {"steps": len(observed), "expected": expected.mean(), "observed": observed.mean()}
+    both = beside(expected, observed)
     results.add("steps", both)
     print(
-        f"\naccept length per step: expected {expected.mean():.3f}, observed {observed.mean():.3f} "
-        f"over {len(observed)} steps"
+        "\naccept length per step: expected {expected:.3f}, observed {observed:.3f} over {steps} "
+        "steps, ratio {ratio:.3f}, standard error {noise:.3f}".format(**both)
     )
     table = results.table("by_expected", "by the expected accept length", BY_EXPECTED)
     edges = np.quantile(expected, (0, 0.2, 0.4, 0.6, 0.8, 1))
     for low, high in pairwise(edges):
         here = (expected >= low) & ((expected < high) | (high == edges[-1]))
         if here.any():
-            row = {"low": low, "high": high, "steps": int(here.sum())}
-            means = expected[here].mean(), observed[here].mean()
-            row |= {"expected": means[0], "observed": means[1], "ratio": means[0] / means[1]}
-            table.add(row)
+            table.add({"low": low, "high": high, **beside(expected[here], observed[here])})
+
+
+def beside(expected: Floats, observed: Floats) -> Figures:
+    """The means over some steps, their ratio, and its standard error: the observed accept lengths
+    scatter around the expected ones."""
+    count, mean = len(observed), observed.mean()
+    return {
+        "steps": count, "expected": expected.mean(), "observed": mean,
+        "ratio": expected.mean() / mean,
+        "noise": (observed - expected).std() / count**0.5 * expected.mean() / mean**2,
+    }  # fmt: skip
 
 
 def draw(bins: Sequence[Figures], path: Path) -> None:

@@ -85,6 +85,16 @@ def test_the_commands(
     assert study.main([*shared, "--variants", "nonsense"]) == 2
 
 
+def test_the_standard_error_is_how_far_the_ratio_scatters() -> None:
+    chance = np.random.default_rng(0)
+    expected = chance.uniform(1, 5, 200)
+    found = [calibration.beside(expected, expected + chance.normal(0, 2, 200)) for _ in range(400)]
+    assert found[0]["steps"] == 200
+    scatter = np.std([each["ratio"] for each in found])
+    assert np.mean([each["noise"] for each in found]) == pytest.approx(scatter, rel=0.1)
+    assert np.mean([each["ratio"] for each in found]) == pytest.approx(1, abs=scatter / 5)
+
+
 def test_a_better_feature_has_a_lower_loss() -> None:
     chance = np.random.default_rng(0)
     told = chance.integers(0, 2, 4000)
