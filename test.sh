@@ -2,7 +2,7 @@
 # Lint, types and tests, in .venv: sh test.sh [fast|default|full] [pytest's arguments]
 #
 #   sh test.sh fast       without the real model and without Ray; no coverage
-#   sh test.sh            all but the slow tests, with line coverage: under ten minutes on two cores
+#   sh test.sh            all but the slow tests, with line coverage: ten to twenty minutes on two cores
 #   sh test.sh full       all tests, every reference trace and quick question to its end, and in vLLM,
 #                         which is installed into .venv-vllm: an hour
 #   sh test.sh -k pool    the tests that pytest selects with these arguments
@@ -15,6 +15,13 @@ if [ -n "${BENCH_FROM-}" ]; then
 fi
 cd "$(dirname "$0")"
 . ./env.sh
+
+case "${1-}" in
+    -h | --help)
+        sed -n '2,/^set -eu/{s/^# \{0,1\}//p;}' test.sh
+        exit
+        ;;
+esac
 
 tier=default
 case "${1-}" in
