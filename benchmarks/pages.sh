@@ -74,14 +74,12 @@ beside_generate() { # SUFFIX DTYPE STRIDE: all methods beside transformers' gene
         --first-turns --json "$FIGURES/methods-$2$1.json"
 }
 
-samples() { # BENCH STRIDE TEMPERATURE: sixteen answers to each question
-    methods=vanilla,suffix,recycling,calibrated,calibrated@auto
+samples() { # NAME BENCH STRIDE TEMPERATURE ANSWERS METHODS: so many answers to each question
     model=$GGUF
-    ask "samples-$3" "$1" "$2" $methods --dtype float32 --temperature "$3" \
-        --num-choices 16 --max-new-tokens 256
+    ask "$1-$4" "$2" "$3" "$6" --dtype float32 --temperature "$4" --num-choices "$5" --max-new-tokens 256
     model=$MODEL_PATH
     # shellcheck disable=SC2046
-    python -m evaluation.tables $(traces "samples-$3" "$1" $methods) --json "$FIGURES/samples-$1-$3.json"
+    python -m evaluation.tables $(traces "$1-$4" "$2" "$6") --json "$FIGURES/$1-$2-$4.json"
 }
 
 of_gguf() { # NAME FILE SUFFIX: what is measured of every model
@@ -134,11 +132,13 @@ performance() {
             --methods vanilla,suffix,calibrated,calibrated@16,calibrated@auto
     fi
     measure warm warm --model-path "$GGUF" --questions $((SPARSER < 5 ? 20 / SPARSER : 4))
+    sampling=vanilla,suffix,recycling,calibrated,calibrated@auto
     for temperature in 0.7 1.0; do
         for each in "math500 167" "aime25 10"; do
-            samples "${each% *}" "${each#* }" $temperature
+            samples samples "${each% *}" "${each#* }" $temperature 16 $sampling
         done
     done
+    samples samples-of-more math500 25 0.7 8 suffix,calibrated
     measure scale scale --model-path "$MODEL_PATH" --rounds 7
     if has_lower_set; then
         export LOGITSPEC_ISA=avx2
