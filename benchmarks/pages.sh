@@ -138,7 +138,7 @@ performance() {
             samples samples "${each% *}" "${each#* }" $temperature 16 $sampling
         done
     done
-    samples samples-of-more math500 25 0.7 8 suffix,calibrated
+    samples samples-of-more math500 25 0.7 8 vanilla,suffix,calibrated
     measure scale scale --model-path "$MODEL_PATH" --rounds 7
     if has_lower_set; then
         export LOGITSPEC_ISA=avx2
