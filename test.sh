@@ -16,15 +16,12 @@ fi
 cd "$(dirname "$0")"
 . ./env.sh
 
+tier=default
 case "${1-}" in
     -h | --help)
         sed -n '2,/^set -eu/{s/^# \{0,1\}//p;}' test.sh
         exit
         ;;
-esac
-
-tier=default
-case "${1-}" in
     fast | default | full)
         tier=$1
         shift

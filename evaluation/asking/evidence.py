@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from model.logitspec import Drafter
 from model.logitspec.errors import InputError
@@ -14,7 +15,7 @@ from model.logitspec.states import Saved, read_state
 from .documents import documents, tokenized
 from .target import Target
 
-DRAWN = "do_sample", "temperature", "top_k", "top_p", "min_p"  # of Sampling.settings
+DRAWN = "temperature", "top_k", "top_p", "min_p"  # of Sampling.settings, which greedy ones lack
 
 
 def read_evidence(
@@ -56,15 +57,14 @@ def check_sampling(path: Path, state: Saved, sampling: Sampling) -> None:
     noted = state.head.get("sampling")
     if noted is None or not sampling.temperature:
         return
-    wanted = sampling.settings
-    differ = [name for name in DRAWN if noted.get(name) != wanted.get(name)]
-    if differ:
-        of, others = (
-            ", ".join(f"{name} {each[name]}" for name in DRAWN[1:] if each.get(name) is not None)
-            for each in (noted, wanted)
-        )
-        of = of or "greedy answers alone"
+    of, wanted = drawn(noted), drawn(sampling.settings)
+    if of != wanted:
         raise InputError(
-            f"{path} has rows for {of}, and samples are drawn with {others}; write another with "
-            "evaluation.vocabulary and these flags"
+            f"{path} has rows for {of or 'greedy answers alone'}, and samples are drawn with "
+            f"{wanted}; write another with evaluation.vocabulary and these flags"
         )
+
+
+def drawn(settings: Mapping[str, Any]) -> str:
+    """How samples are drawn, in words; nothing where answers are greedy."""
+    return ", ".join(f"{name} {settings[name]}" for name in DRAWN if name in settings)
