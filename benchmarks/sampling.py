@@ -45,6 +45,7 @@ SETTINGS = {
     "temperature 1, top-k 50": Sampling(1.0, top_k=50),
 }
 BASE = "vanilla"
+BEGUN = ", rows"  # how the names of those end that begin with rows
 COLUMNS = {
     "sampling": (26, "{sampling}"),
     "method": (24, "{method}"),
@@ -85,10 +86,8 @@ class Books:
         return [tokens / steps for tokens, steps in zip(self.tokens, self.steps, strict=True)]
 
 
-def drafters(
-    capacity: int, *, others: bool, rows: Mapping[str, Numbers] | None = None
-) -> dict[str, Drafter]:
-    """All methods by the names they have in the table; with rows, those that begin with them."""
+def drafters(capacity: int, *, others: bool, rows: bool) -> dict[str, Drafter]:
+    """All methods by the names they have in the table; with rows, those that are to begin so."""
     found: dict[str, Drafter] = {BASE: VanillaDrafter()}
     if others:
         found |= {
@@ -106,14 +105,9 @@ def drafters(
         "calibrated@auto, blind": CalibratedDrafter("auto", blind=True),
         "calibrated@auto": CalibratedDrafter("auto"),
     }
-    if rows is not None:
-        begun = {
-            "calibrated, rows": CalibratedDrafter(capacity),
-            "calibrated@auto, rows": CalibratedDrafter("auto"),
-        }
-        for drafter in begun.values():
-            drafter.warm(rows)
-        ours |= begun
+    if rows:
+        ours["calibrated" + BEGUN] = CalibratedDrafter(capacity)
+        ours["calibrated@auto" + BEGUN] = CalibratedDrafter("auto")
     return found | ours
 
 
@@ -121,6 +115,11 @@ def run(args: argparse.Namespace) -> None:
     """Have everything answered and print a table."""
     if args.rows and args.others:
         raise InputError("--rows is for calibrated, and --others leaves it out; give one of them")
+    kinds = {"others": args.others, "rows": args.rows}
+    _, *names = drafters(args.draft_tree_capacity, **kinds)
+    for name in args.methods or ():
+        if name not in names:
+            raise InputError(f"--methods {name!r}: give some of {names}")
     asked = Questionnaire(args)
     results = Results(args, asked.target.device)
     table = results.table(
@@ -131,12 +130,15 @@ def run(args: argparse.Namespace) -> None:
     for name, sampling in SETTINGS.items():
         if args.only and name not in args.only:
             continue
-        rows = None
+        rows: Mapping[str, Numbers] = {}
         if args.rows:
             rows, _ = state_of_vocabulary(asked.models.kv, asked.target.tokenizer, sampling)
         books = {}
-        methods = drafters(args.draft_tree_capacity, others=args.others, rows=rows)
-        for label, drafter in methods.items():
+        for label, drafter in drafters(args.draft_tree_capacity, **kinds).items():
+            if args.methods and label not in (BASE, *args.methods):
+                continue
+            if label.endswith(BEGUN):
+                drafter.warm(rows)
             engine = KVEngine(asked.models, drafter)
             books[label] = Books(Answerer(asked.target, engine, "", asked.settings))
         seeds = range(args.seeds if sampling.temperature else 1)
@@ -179,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seeds", type=at_least(1), default=3, metavar="N", help="0 to N - 1")
     add("--draft-tree-capacity", type=at_least(2), default=64, metavar="C", help="nodes of a tree")
     add("--only", nargs="+", choices=SETTINGS, metavar="NAME", help=f"of {', '.join(SETTINGS)}")
+    add("--methods", nargs="+", metavar="NAME", help="only these of the table; default: all")
     add(
         "--others", action="store_true",
         help="instead of calibrated the methods LogitSpec, RACER and Token Recycling, as published "
