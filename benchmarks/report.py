@@ -129,10 +129,10 @@ def samples_section(contents: Sequence[Content], _: Path) -> str:
     for content in contents:
         settings = content["settings"]
         parts.append(
-            f"### {settings['bench_name']}, temperature {settings['temperature']}\n\n"
-            f"{settings['model']}, {settings['dtype']}, {content['questions']} questions, at most "
-            f"{settings['max_new_tokens']} new tokens.\n\n"
-            + to_markdown(read_tables(content)["samples"])
+            f"### {settings['bench_name']}, temperature {settings['temperature']}, "
+            f"{content['questions']} questions\n\n"
+            f"{settings['model']}, {settings['dtype']}, at most {settings['max_new_tokens']} new "
+            "tokens.\n\n" + to_markdown(read_tables(content)["samples"])
         )
     return (
         "## Several samples of one prompt\n\n"
