@@ -74,12 +74,13 @@ beside_generate() { # SUFFIX DTYPE STRIDE: all methods beside transformers' gene
         --first-turns --json "$FIGURES/methods-$2$1.json"
 }
 
-samples() { # NAME BENCH STRIDE TEMPERATURE ANSWERS METHODS: so many answers to each question
+samples() { # NAME BENCH STRIDE END TEMPERATURE ANSWERS METHODS: so many answers to each question
     model=$GGUF
-    ask "$1-$4" "$2" "$3" "$6" --dtype float32 --temperature "$4" --num-choices "$5" --max-new-tokens 256
+    ask "$1-$5" "$2" "$3" "$7" --dtype float32 --temperature "$5" --num-choices "$6" --max-new-tokens 256 \
+        --question-end "$4"
     model=$MODEL_PATH
     # shellcheck disable=SC2046
-    python -m evaluation.tables $(traces "$1-$4" "$2" "$6") --json "$FIGURES/$1-$2-$4.json"
+    python -m evaluation.tables $(traces "$1-$5" "$2" "$7") --json "$FIGURES/$1-$2-$5.json"
 }
 
 of_gguf() { # NAME FILE SUFFIX: what is measured of every model
@@ -124,21 +125,30 @@ performance() {
     measure sampling sampling --model-path "$GGUF" --question-stride $((40 * SPARSER))
     measure sampling-others sampling --model-path "$GGUF" --question-stride $((60 * SPARSER)) --seeds 1 --others \
         --only "temperature 0.7" "temperature 1"
-    measure sampling-rows sampling --model-path "$GGUF" --question-stride $((40 * SPARSER)) --seeds 1 --rows \
-        --only "temperature 0.7" "temperature 1"
+    measure sampling-rows sampling --model-path "$GGUF" --question-stride $((40 * SPARSER)) --rows \
+        --only "temperature 0.7" "temperature 1" --methods calibrated "calibrated, rows"
+    measure sampling-rows-auto sampling --model-path "$GGUF" --question-stride $((40 * SPARSER)) --rows \
+        --only "temperature 0.7" "temperature 1" \
+        --methods "calibrated@auto, blind" calibrated@auto "calibrated@auto, rows"
     measure contexts-default contexts --model-path "$GGUF" --questions $((SPARSER < 5 ? 5 / SPARSER : 1))
+    fastest=vanilla,suffix,calibrated@auto
+    measure contexts-more contexts --model-path "$GGUF" --questions $((SPARSER < 10 ? 10 / SPARSER : 1)) \
+        --methods $fastest
     if [ -n "$SECOND" ]; then
+        measure contexts-more-second contexts --model-path "$SECOND" --benches govreport_8k govreport_16k \
+            --questions $((SPARSER < 3 ? 3 / SPARSER : 1)) --methods $fastest
         measure contexts-second contexts --model-path "$SECOND" --benches govreport_8k govreport_16k --questions 1 \
             --methods vanilla,suffix,calibrated,calibrated@16,calibrated@auto
     fi
     measure warm warm --model-path "$GGUF" --questions $((SPARSER < 5 ? 20 / SPARSER : 4))
     sampling=vanilla,suffix,recycling,calibrated,calibrated@auto
     for temperature in 0.7 1.0; do
-        for each in "math500 167" "aime25 10"; do
-            samples samples "${each% *}" "${each#* }" $temperature 16 $sampling
-        done
+        samples samples math500 167 500 $temperature 16 $sampling
+        samples samples aime25 10 30 $temperature 16 $sampling
+        answers=$([ $temperature = 0.7 ] && echo 8 || echo 4)
+        samples samples-of-more math500 25 500 $temperature "$answers" vanilla,suffix,calibrated
+        samples samples-of-more aime25 1 20 $temperature "$answers" vanilla,suffix,calibrated
     done
-    samples samples-of-more math500 25 0.7 8 vanilla,suffix,calibrated
     measure scale scale --model-path "$MODEL_PATH" --rounds 7
     if has_lower_set; then
         export LOGITSPEC_ISA=avx2

@@ -186,8 +186,8 @@ def test_every_command_of_the_script_parses(
     lines = commands()
     of_gguf, others = 2 + 2 + 2, 2 + 2  # commands of a model, and beside them
     sets = 1 + ("avx512f" in cpu_info("flags"))
-    performance = sets * (2 * of_gguf + others) + 1 + 2 + 3 + 2 + 1 + 1
-    performance += 1 + 2 * (2 * 2 + 1)  # for what was learnt, and samples of one prompt
+    performance = sets * (2 * of_gguf + others) + 1 + 2 + 4 + 4 + 1 + 1
+    performance += 1 + 2 * (2 * 2 + 2 * 2)  # for what was learnt, and samples of one prompt
     assert len(lines) == performance + (1 + 1 + 6 + 4 + 1) + (1 + 2 * 2 + 1)
     for line in lines:
         _, module, *argv = line.split("\0")[:-1]
