@@ -41,7 +41,8 @@ class LiveCost:
     """The cost of a step by its nodes, which follows the steps that run.
 
     What is believed are the logarithms of the seconds at `nodes`, at two contexts, as a mean and a
-    covariance. Every step moves them as a Kalman filter does. That all sizes change alike, as on a
+    covariance. The longer context grows with those that steps run behind. Every step moves the
+    beliefs as a Kalman filter does. That all sizes change alike, as on a
     busy machine, is taken for likely; that one changes against the others for less so. Old steps
     are forgotten, and a step that is far from what is believed counts little.
 
@@ -96,6 +97,27 @@ class LiveCost:
             if self.steps < BATCH or len(self._noted) >= BATCH:
                 self._catch_up()
 
+    def _reach(self, context: float) -> None:
+        """Double the longer context until it is no shorter than this one: what is believed there is
+        the line carried on, and so is how little is known."""
+        near, far = self._start.contexts
+        if context <= far:
+            return
+        reached = far
+        while reached < context:
+            reached *= 2
+        part = (reached - near) / (far - near)
+        fast, slow = np.exp(self._mean).reshape(2, -1)
+        there = fast + np.maximum(0.0, slow - fast) * part
+        of_slow = np.where(slow > fast, part * slow / there, 0.0)  # of a change of its logarithm
+        count = len(fast)
+        carried = np.eye(2 * count)
+        carried[count:] = np.hstack([np.diag(1 - of_slow), np.diag(of_slow)])
+        self._doubt = carried @ self._doubt @ carried.T
+        self._mean[count:] = np.log(there)
+        self._start = replace(self._start, contexts=(near, reached))
+        self._drawn = -1
+
     def settle(self) -> None:
         """Learn from what was noted, without waiting for more."""
         with self._lock:
@@ -103,6 +125,7 @@ class LiveCost:
 
     def _catch_up(self) -> None:
         """Learn from what was noted: of steps over as many nodes, from the median."""
+        self._reach(max((context for _, context, _ in self._noted), default=0))
         count = len(self._noted)
         self._doubt += count * self._aging
         self._mean += count * (self._mean[self._first] + self._guess - self._mean) / FADING
@@ -158,6 +181,7 @@ class LiveCost:
     def curve(self, context: int) -> list[float]:
         """As StepCost.curve, of numbers that may be so, by what is believed."""
         with self._lock:
+            self._reach(context)
             if self._drawn != self.version:
                 self._drawn = self.version
                 root = np.linalg.cholesky(self._doubt + 1e-9 * np.eye(len(self._mean)))

@@ -22,7 +22,7 @@ struct Table {  // of acceptance, a number for every grade; then what corrects i
 namespace {
 
 constexpr double EDGES[] = {-3, -1, 0, 1, 2, 3};
-constexpr double SUMS[] = {0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5};
+constexpr double SUMS[] = {0.25, 0.67, 1.5, 4, 9, 19, 49, 99, 199};
 constexpr int64_t ODDS_LEVELS = std::size(EDGES) + 1;
 constexpr double MOST = 30, RATE = 0.2, BELIEF = 20;
 
@@ -37,7 +37,7 @@ double log_odds(double probability) {
 
 struct Below {  // a node
     std::vector<Candidate> all;
-    int64_t bin = -1;  // of the sum of what each would be alone; -1: there is none
+    int64_t bin = -1;  // of the sum of their odds; -1: there is none
 };
 
 class Corrections {
@@ -48,7 +48,7 @@ class Corrections {
 
     // How likely each candidate is right.
     void weigh(Below& below, const Table& table) const {
-        double total = 0, whole = 0;
+        double total = 0;
         for (Candidate& c : below.all) {
             double wrong = 1;
             int64_t choice = 0;
@@ -65,12 +65,11 @@ class Corrections {
             logit += table.weights[c.level];
             c.probability = std::exp(std::min(MOST, std::max(-MOST, logit)));
             total += c.probability;
-            whole += c.probability / (1 + c.probability);
         }
         below.bin = -1;
         if (below.all.empty()) return;
-        below.bin = bin_of(SUMS, whole);
-        double believed = whole / std::sqrt(std::sqrt(1 + whole * whole * whole * whole));
+        below.bin = bin_of(SUMS, total);
+        double believed = total / (1 + total);
         double any_right =
             (table.any_right[below.bin] + BELIEF * believed) / (table.nodes[below.bin] + BELIEF);
         for (Candidate& c : below.all) c.probability = any_right * c.probability / total;

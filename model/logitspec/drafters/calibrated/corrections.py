@@ -8,8 +8,8 @@ probability was off, by steps whose length is AdaGrad's (Duchi, Hazan, Singer, A
 Methods, JMLR 12, 2011).
 
 Of the candidates below a node one at most is right. So what they share is how often any of them is
-right, which is learnt by the sum of their probabilities. Each has a part of that in proportion to
-its odds, as in a conditional logit.
+right, which is learnt by the sum of their odds. Each has a part of that in proportion to its odds,
+as in a conditional logit.
 
 Of samples whose noise is known, a mixture of two estimates is corrected in the same way
 (foresight.py): a mean of the two is too careful where they agree.
@@ -30,7 +30,9 @@ from .source import Grades, Source, is_named
 EDGES = (-3.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # least log-odds of each level but the first
 LEVELS = len(EDGES) + 1
 GUESSES = ("by both", "by the noise alone", "by the table alone")  # who names a token of a sample
-SUMS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)  # least of each bin but the first
+# Least sum of odds of each bin but the first: 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995 as
+# probabilities. Near 1 they are narrow, since long chains are worth so much more there.
+SUMS = (0.25, 0.67, 1.5, 4.0, 9.0, 19.0, 49.0, 99.0, 199.0)
 MOST = 30.0  # log-odds, either way
 LEAST = 1e-12  # probability
 RATE = 0.2  # of learning
@@ -43,7 +45,7 @@ class Weighed(NamedTuple):
 
     tokens: Sequence[int]
     probabilities: Sequence[float]  # that each is right, given that the node is
-    bin: int  # of the sum of what these would be alone; -1: there is no candidate
+    bin: int  # of the sum of their odds; -1: there is no candidate
     weights: Sequence[Sequence[int]]  # the places of all that were added, first those of the grades
 
 
@@ -132,14 +134,13 @@ class Corrections:
         """
         if not odds:
             return [], -1
-        total = whole = 0.0
+        total = 0.0
         for own in odds:
             total += own
-            whole += own / (1 + own)
-        bin_ = bisect_right(SUMS, whole)
-        believed = whole / sqrt(sqrt(1 + whole * whole * whole * whole))
-        whole_share = (self.any_right[bin_] + STRENGTH * believed) / (self.nodes[bin_] + STRENGTH)
-        return [whole_share * own / total for own in odds], bin_
+        bin_ = bisect_right(SUMS, total)
+        believed = total / (1 + total)
+        any_right = (self.any_right[bin_] + STRENGTH * believed) / (self.nodes[bin_] + STRENGTH)
+        return [any_right * own / total for own in odds], bin_
 
     def learn(self, weighed: Weighed, true: int) -> None:
         """Take in which of the candidates below a node that was right is right.

@@ -12,7 +12,7 @@ from .corrections import SUMS, Corrections
 from .evidence import Evidence
 from .foresight import BINS, KINDS, LEVELS
 
-LAYOUT = 3  # version of the arrays below; another one cannot be read
+LAYOUT = 4  # version of the arrays below; another one cannot be read
 NOTHING: Numbers = np.empty(0, np.int64)
 STATES = {False: "greedy.", True: "sampled."}  # what the names of each state's arrays begin with
 KEPT = ("answers", "rows", "scored", "logs")  # evidence; the others are the tables'
