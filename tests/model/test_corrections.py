@@ -55,6 +55,17 @@ def test_how_often_any_candidate_is_right_is_learnt_by_their_sum() -> None:
     assert first == pytest.approx(0.5, abs=0.06) and second == pytest.approx(0.25, abs=0.06)
 
 
+def test_what_is_all_but_certain_is_told_from_what_is_likely() -> None:
+    corrections = Corrections(EVIDENCE.sources)
+    known = ranks(0.998, 0.92)
+    sure, likely = ({1: RANKS[rank]} for rank in (0, 1))
+    for step in range(400):
+        corrections.learn(corrections.weigh(sure, known), 1)
+        corrections.learn(corrections.weigh(likely, known), 1 if step % 13 else 2)
+    assert corrections.weigh(sure, known).probabilities[0] > 0.99
+    assert corrections.weigh(likely, known).probabilities[0] == pytest.approx(0.92, abs=0.03)
+
+
 def test_a_token_is_wrong_only_if_it_is_so_by_all_that_name_it() -> None:
     corrections = Corrections(EVIDENCE.sources)
     last, both = graded(last=2), graded(row=1, last=2)

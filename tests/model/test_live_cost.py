@@ -173,6 +173,30 @@ def test_steps_of_a_padded_size_speak_for_the_whole_bucket() -> None:
     assert cost.curve(128) == curve
 
 
+def behind_long(n: int, context: int) -> float:
+    """A step whose further nodes are dearer the longer the context is."""
+    return 0.004 + 0.001 * n + context * (1e-6 + 3e-7 * n)
+
+
+def test_behind_a_long_context_the_curve_is_that_of_the_steps_there() -> None:
+    seconds = [[behind_long(n, c) for n in MEASURED_NODES] for c in CONTEXTS]
+    seconds[1] = [seconds[1][0], *(1.1 * s for s in seconds[1][1:])]  # measured a little wrong
+    cost = LiveCost(StepCost(CONTEXTS, MEASURED_NODES, seconds))
+    chance = np.random.default_rng(0)
+    near = cost.cost.curve(128)
+    for step in range(100):
+        nodes = (1, 2, 4, 8)[step % 4]
+        took = behind_long(nodes, 8000 + step) * float(np.exp(chance.normal(0, 0.05)))
+        cost.note(nodes, 8000 + step, took)
+    found = cost.cost
+    assert tuple(found.contexts) == (128, 8192)
+    for nodes in (1, 2, 4, 8):
+        assert found.curve(8050)[nodes] == pytest.approx(behind_long(nodes, 8050), rel=0.06)
+    assert found.curve(128)[8] == pytest.approx(near[8], rel=0.2)
+    drawn = [LiveCost(found).curve(8050)[n] / found.curve(8050)[n] for n in (1, 2, 4, 8)]
+    assert max(drawn) < 1.25 * min(drawn)
+
+
 def test_sizes_that_were_not_measured_follow_from_those_that_were() -> None:
     assert completed({1: 2.0}, [1, 51]) == [2.0, 4.0]
     assert completed({1: 1.0, 4: 4.0, 2: 2.0}, [1, 2, 3, 4, 6]) == [1, 2, 3, 4, 6]
