@@ -203,6 +203,16 @@ def test_sizes_that_were_not_measured_follow_from_those_that_were() -> None:
     assert completed({1: 2.0, 2: 1.0}, [1, 2, 9]) == [1.5, 1.5, 1.5]  # never falling
 
 
+def test_what_a_longer_context_costs_grows_with_the_nodes(tiny: LlamaKVForCausalLM) -> None:
+    meter = Meter(tiny, 4, 2)
+    for kind, seconds in {(1, 0): 1.0, (8, 0): 1.7, (32, 0): 4.1, (1, 1): 1.1}.items():
+        meter._took[kind] = [seconds]
+    at = MEASURED_NODES.index(32)
+    assert meter.cost.seconds[1][at] == pytest.approx(4.1 + 0.1 * guessed(32))
+    meter._took[8, 1] = [1.7 + 0.8]
+    assert meter.cost.seconds[1][at] == pytest.approx(4.1 + 0.8 + 24 * 0.1)
+
+
 class SlowVerify:
     """A verification that takes its time by the number of nodes."""
 

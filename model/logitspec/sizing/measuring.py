@@ -209,10 +209,9 @@ class Meter:
             for at in (0, 1)
         )
         fast = completed(near, self._nodes)
-        more = {n: seconds - near[n] for n, seconds in far.items() if n in near}
-        sizes = sorted(more) or [1]
-        further = np.interp(self._nodes, sizes, [more.get(n, near[1] / 10) for n in sizes])
-        slow = [seconds + max(0.0, add) for seconds, add in zip(fast, further, strict=True)]
+        more = {n: max(0.0, seconds - near[n]) for n, seconds in far.items() if n in near}
+        further = completed(more or {1: near[1] / 10}, self._nodes)
+        slow = [seconds + add for seconds, add in zip(fast, further, strict=True)]
         return StepCost(self._contexts, self._nodes, (fast, slow), padded=self._model.graphs)
 
 
