@@ -28,6 +28,7 @@ from .measure import Results, run_benchmark
 
 FIRST = 100  # steps that are told apart from those after them
 GROUPS = 4  # parts of the recording, each begun anew
+TIMES = 8  # that each part is drafted over, with other noise
 JITTER = 0.05  # standard deviation of the logarithm of a step's seconds
 PREEMPTED = 0.01  # share of the steps that take three to ten times as long
 STARTS = {  # sizes measured before, and how many times too dear more than one node is
@@ -124,10 +125,10 @@ def run(args: argparse.Namespace) -> None:
     )
     for name, (sizes, dear) in STARTS.items():
         found = [
-            Watched(true, started(true, sizes, dear, seed), seed).answer(group)
-            for seed, group in enumerate(groups)
+            Watched(true, started(true, sizes, dear, seed), seed).answer(groups[seed % len(groups)])
+            for seed in range(TIMES * len(groups))
         ]
-        first, after = (np.array(found) / ideal).mean(axis=0)
+        first, after = (np.reshape(found, (TIMES, -1, 2)) / ideal).mean(axis=(0, 1))
         table.add({"start": name, "first": float(first), "after": float(after)})
 
 
