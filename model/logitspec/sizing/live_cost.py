@@ -42,9 +42,9 @@ class LiveCost:
 
     What is believed are the logarithms of the seconds at `nodes`, at two contexts, as a mean and a
     covariance. The longer context grows with those that steps run behind. Every step moves the
-    beliefs as a Kalman filter does. That all sizes change alike, as on a
-    busy machine, is taken for likely; that one changes against the others for less so. Old steps
-    are forgotten, and a step that is far from what is believed counts little.
+    beliefs as a Kalman filter does. That all sizes change alike, as on a busy machine, is taken for
+    likely; that one changes against the others for less so. Old steps are forgotten, and a step
+    that is far from what is believed counts little.
 
     The curve that sizes trees is drawn anew every few steps, near what is believed and farther from
     it where less is known: so trees try sizes that may be better. What is believed of a size that

@@ -135,7 +135,7 @@ class Corrections:
         if not odds:
             return [], -1
         total = 0.0
-        for own in odds:
+        for own in odds:  # as C++ adds; sum() compensates from Python 3.12 on
             total += own
         bin_ = bisect_right(SUMS, total)
         believed = total / (1 + total)
