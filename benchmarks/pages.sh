@@ -142,12 +142,12 @@ performance() {
     fi
     measure warm warm --model-path "$GGUF" --questions $((SPARSER < 5 ? 20 / SPARSER : 4))
     sampling=vanilla,suffix,recycling,calibrated,calibrated@auto
-    for temperature in 0.7 1.0; do
-        samples samples math500 167 500 $temperature 16 $sampling
-        samples samples aime25 10 30 $temperature 16 $sampling
-        answers=$([ $temperature = 0.7 ] && echo 8 || echo 4)
-        samples samples-of-more math500 25 500 $temperature "$answers" vanilla,suffix,calibrated
-        samples samples-of-more aime25 1 20 $temperature "$answers" vanilla,suffix,calibrated
+    for each in "0.7 8" "1.0 4"; do
+        temperature=${each% *} answers=${each#* }
+        samples samples math500 167 500 "$temperature" 16 $sampling
+        samples samples aime25 10 30 "$temperature" 16 $sampling
+        samples samples-of-more math500 25 500 "$temperature" "$answers" vanilla,suffix,calibrated
+        samples samples-of-more aime25 1 20 "$temperature" "$answers" vanilla,suffix,calibrated
     done
     measure scale scale --model-path "$MODEL_PATH" --rounds 7
     if has_lower_set; then

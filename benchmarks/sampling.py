@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,28 +87,30 @@ class Books:
         return [tokens / steps for tokens, steps in zip(self.tokens, self.steps, strict=True)]
 
 
-def drafters(capacity: int, *, others: bool, rows: bool) -> dict[str, Drafter]:
-    """All methods by the names they have in the table; with rows, those that are to begin so."""
-    found: dict[str, Drafter] = {BASE: VanillaDrafter()}
+def drafters(capacity: int, *, others: bool, rows: bool) -> dict[str, Callable[[], Drafter]]:
+    """What makes each method, by its name in the table; with rows, also those to begin so."""
+    found: dict[str, Callable[[], Drafter]] = {BASE: VanillaDrafter}
     if others:
         found |= {
-            "logitspec": LogitSpecDrafter(draft_tree_capacity=capacity),
-            "logitspec, foresight": LogitSpecDrafter(draft_tree_capacity=capacity, foresight=True),
-            "racer": RacerDrafter(capacity),
-            "racer, foresight": RacerDrafter(capacity, foresight=True),
-            "recycling": TokenRecyclingDrafter(),
-            "recycling, foresight": TokenRecyclingDrafter(foresight=True),
+            "logitspec": partial(LogitSpecDrafter, draft_tree_capacity=capacity),
+            "logitspec, foresight": partial(
+                LogitSpecDrafter, draft_tree_capacity=capacity, foresight=True
+            ),
+            "racer": partial(RacerDrafter, capacity),
+            "racer, foresight": partial(RacerDrafter, capacity, foresight=True),
+            "recycling": TokenRecyclingDrafter,
+            "recycling, foresight": partial(TokenRecyclingDrafter, foresight=True),
         }
         return found
-    ours: dict[str, Drafter] = {
-        "calibrated, blind": CalibratedDrafter(capacity, blind=True),
-        "calibrated": CalibratedDrafter(capacity),
-        "calibrated@auto, blind": CalibratedDrafter("auto", blind=True),
-        "calibrated@auto": CalibratedDrafter("auto"),
+    ours: dict[str, Callable[[], Drafter]] = {
+        "calibrated, blind": partial(CalibratedDrafter, capacity, blind=True),
+        "calibrated": partial(CalibratedDrafter, capacity),
+        "calibrated@auto, blind": partial(CalibratedDrafter, "auto", blind=True),
+        "calibrated@auto": partial(CalibratedDrafter, "auto"),
     }
     if rows:
-        ours["calibrated" + BEGUN] = CalibratedDrafter(capacity)
-        ours["calibrated@auto" + BEGUN] = CalibratedDrafter("auto")
+        for name in ("calibrated", "calibrated@auto"):
+            ours[name + BEGUN] = ours[name]
     return found | ours
 
 
@@ -115,11 +118,13 @@ def run(args: argparse.Namespace) -> None:
     """Have everything answered and print a table."""
     if args.rows and args.others:
         raise InputError("--rows is for calibrated, and --others leaves it out; give one of them")
-    kinds = {"others": args.others, "rows": args.rows}
-    _, *names = drafters(args.draft_tree_capacity, **kinds)
-    for name in args.methods or ():
-        if name not in names:
-            raise InputError(f"--methods {name!r}: give some of {names}")
+    methods = drafters(args.draft_tree_capacity, others=args.others, rows=args.rows)
+    if args.methods:
+        _, *names = methods
+        for name in args.methods:
+            if name not in names:
+                raise InputError(f"--methods {name!r}: give some of {names}")
+        methods = {name: make for name, make in methods.items() if name in (BASE, *args.methods)}
     asked = Questionnaire(args)
     results = Results(args, asked.target.device)
     table = results.table(
@@ -134,9 +139,8 @@ def run(args: argparse.Namespace) -> None:
         if args.rows:
             rows, _ = state_of_vocabulary(asked.models.kv, asked.target.tokenizer, sampling)
         books = {}
-        for label, drafter in drafters(args.draft_tree_capacity, **kinds).items():
-            if args.methods and label not in (BASE, *args.methods):
-                continue
+        for label, make in methods.items():
+            drafter = make()
             if label.endswith(BEGUN):
                 drafter.warm(rows)
             engine = KVEngine(asked.models, drafter)

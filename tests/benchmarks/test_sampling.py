@@ -1,5 +1,7 @@
 """Which methods of the table are measured, and which flags are refused."""
 
+from __future__ import annotations
+
 import json
 from functools import partial
 from pathlib import Path

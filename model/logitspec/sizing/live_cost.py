@@ -158,13 +158,12 @@ class LiveCost:
             left = right - 1
         share = (nodes - self.nodes[left]) / max(1, self.nodes[right] - self.nodes[left])
         (near, far), count = self._start.contexts, len(self.nodes)
-        part = (context - near) / (far - near)
+        part = max(0.0, (context - near) / (far - near))  # at most 1, see _reach()
         fast, slow = (
             exp((1 - share) * self._mean[first + left] + share * self._mean[first + right])
             for first in (0, count)
         )
-        believed = log(fast + max(0.0, slow - fast) * max(0.0, part))
-        part = min(1.0, max(0.0, part))
+        believed = log(fast + max(0.0, slow - fast) * part)
         at = [left, right, count + left, count + right]
         weights = np.array([(1 - part) * (1 - share), (1 - part) * share])
         weights = np.append(weights, np.array([part * (1 - share), part * share]))
