@@ -1,9 +1,9 @@
 """Rows for calibrated to begin with: python -m evaluation.vocabulary --help.
 
 A row is what the target ranks best after a token. An answer leaves rows of the tokens that it had.
-This reads one for every token of the vocabulary, in the place of a line's first token. No text is
-read, only the model. The file is a state of the method calibrated, for --evidence: of greedy
-answers, and with --temperature of samples that are drawn so, too.
+This reads one for every token of the vocabulary, by its mean logits behind a few other tokens. No
+text is read, only the model. The file is a state of the method calibrated, for --evidence: of
+greedy answers, and with --temperature of samples that are drawn so, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from .command.flags import add_machine_flags, add_model_path, add_sampling_flags
 from .command.parser import Parser, at_least
 
 METHOD = "calibrated"
-BEFORE = "\n"
+# What each token is read behind: chosen by the answers to data/fit (docs/calibrated.md, 2). More of
+# them add little, and each takes as long as the first.
+CONTEXTS = "\n", ",", " it", " with"
 SAMPLED_WIDTH = 64  # tokens of a row with log-probabilities; those that win are seldom beyond
 
 
@@ -46,19 +48,20 @@ def state_of_vocabulary(
         most: rows, of the first tokens; None: of all.
 
     Raises:
-        InputError: to this tokenizer a line break is no token.
+        InputError: to this tokenizer one of CONTEXTS is no token.
     """
-    before = tokenizer(BEFORE)["input_ids"]
-    if not before:
+    contexts = [tokenizer(text)["input_ids"] for text in CONTEXTS]
+    if not all(contexts):
+        text = CONTEXTS[contexts.index([])]
         raise InputError(
-            f"to the tokenizer of {tokenizer.name_or_path} a line break is no token, and rows are "
-            "read behind one; begin without them"
+            f"to the tokenizer of {tokenizer.name_or_path} {text!r} is no token, and rows are read "
+            "behind one; begin without them"
         )
     known = min(len(tokenizer), model.config.vocab_size)
     count = min(known, most or known)
     width = find_drafter(METHOD).node_top_k
     best = SAMPLED_WIDTH if sampling.temperature else width
-    found = rows_after(model, before, range(count), best, sampling)
+    found = rows_after(model, contexts, range(count), best, sampling)
     rows = dict(tqdm(found, total=count, unit="token", disable=None))
     listed = list_rows({token: ids[:width] for token, (ids, _) in rows.items()})
     arrays = {"greedy.rows": listed}

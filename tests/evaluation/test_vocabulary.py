@@ -22,15 +22,19 @@ from model.logitspec.vocabulary import rows_after
 from ..conftest import question
 
 
-@pytest.mark.parametrize("before", [[7], [7, 8, 9]])
+@pytest.mark.parametrize("contexts", [[[7]], [[7, 8, 9]], [[7, 8, 9], [3]]])
 def test_rows_are_what_the_model_says_after_each_token(
-    tiny: LlamaKVForCausalLM, before: list[int]
+    tiny: LlamaKVForCausalLM, contexts: list[list[int]]
 ) -> None:
     tokens = [*range(20), 5]
-    found = list(rows_after(tiny, before, tokens, best=4, nodes=8))
+    found = list(rows_after(tiny, contexts, tokens, best=4, nodes=8))
     assert [token for token, _ in found] == tokens
     for token, row in found:
-        assert row == (last_logits(tiny, [*before, token]).topk(4).indices.tolist(), [])
+        assert row == (mean_logits(tiny, contexts, token).topk(4).indices.tolist(), [])
+
+
+def mean_logits(model: LlamaKVForCausalLM, contexts: list[list[int]], token: int) -> torch.Tensor:
+    return torch.stack([last_logits(model, [*ids, token]) for ids in contexts]).mean(dim=0)
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"min_p": 0.9}])
@@ -38,11 +42,12 @@ def test_rows_of_samples_have_the_log_probabilities_that_they_are_drawn_by(
     tiny: LlamaKVForCausalLM, filters: dict[str, Any]
 ) -> None:
     sampling = Sampling(0.7, **filters)
-    found = list(rows_after(tiny, [7, 8], range(20), 4, sampling, nodes=8))
+    contexts = [[7, 8], [9]]
+    found = list(rows_after(tiny, contexts, range(20), 4, sampling, nodes=8))
     sizes = set()
     for token, (ids, logs) in found:
-        logits = last_logits(tiny, [7, 8, token])[None]
-        kept = sampling.processors()(torch.tensor([[7, 8, token]]), logits)[0].log_softmax(-1)
+        logits = mean_logits(tiny, contexts, token)[None]
+        kept = sampling.processors()(torch.tensor([[token]]), logits)[0].log_softmax(-1)
         count = min(4, int((kept > -torch.inf).sum()))
         assert ids == logits[0].topk(4).indices.tolist()
         if count < 4 or not filters:  # filters are followed as far as these tokens tell
@@ -61,8 +66,8 @@ def test_a_run_begins_with_them(
     rows = rows_of(read_state(state, "calibrated", None).arrays["greedy.rows"])
     assert [*rows] == [*range(300)]
     model = load(chat_path, dtype=torch.float32)
-    newline = 198
-    assert rows[9] == last_logits(model, [newline, 9]).topk(8).indices.tolist()
+    contexts = [[198], [28], [357], [351]]  # of evaluation.vocabulary
+    assert rows[9] == mean_logits(model, contexts, 9).topk(8).indices.tolist()
     make_bench(question(1, "Who?"))
     argv = [*flags, "--model-id", "x", "--bench-name", "mine", "--methods", "calibrated"]
     argv += ["--max-new-tokens", "8", "--answer-dir", str(folder)]
@@ -113,10 +118,10 @@ def test_what_it_refuses(
     assert "temperature 0 takes none" in capsys.readouterr().err
 
 
-def test_a_tokenizer_without_line_breaks(
+def test_a_tokenizer_that_drops_a_context(
     chat_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("evaluation.vocabulary.BEFORE", "")
+    monkeypatch.setattr("evaluation.vocabulary.CONTEXTS", ("\n", ""))
     assert main(["--model-path", chat_path, "--output", str(tmp_path / "rows.npz")]) == 2
-    assert "a line break is no token" in capsys.readouterr().err
+    assert "'' is no token" in capsys.readouterr().err
