@@ -156,6 +156,14 @@ def test_the_page_holds_what_was_measured(
             ["--notes", str(DOCS / "performance-gpu-notes.md"), "--title", "Performance on a GPU"],
         ),
         ("performance-vllm", "amd-epyc-2-cores-vllm", ["--title", "Performance in vLLM"]),
+        (
+            "performance-intel",
+            "intel-xeon-2-cores",
+            [
+                *("--notes", str(DOCS / "performance-intel-notes.md")),
+                *("--title", "Samples on an Intel Xeon"),
+            ],
+        ),
     ],
 )
 def test_the_page_in_the_repository_is_what_its_sources_give(
