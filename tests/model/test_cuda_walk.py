@@ -28,6 +28,7 @@ from model.logitspec.cuda_graphs import GraphVerifier
 from model.logitspec.sampling import Sampling
 from model.logitspec.sizing.measuring import MeasuredModel
 from model.logitspec.verification import EagerVerifier
+from model.logitspec.vocabulary import rows_after
 
 from ..conftest import PACKAGES, new_drafter
 from .fake_cuda import FakeGPU, HiddenWait, NotCaptured, fake_cuda, register_guard
@@ -124,6 +125,13 @@ def test_sampling(tiny_path: str, way: str) -> None:
             chooser=sampling.chooser(PROMPT[:-1]),
         )  # fmt: skip
     assert set(steps) == {(1, 0)}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_of_a_vocabulary(tiny_path: str, way: str) -> None:
+    with loaded(tiny_path, way) as (_, model):
+        found = list(rows_after(model, [[5], [6, 7]], range(20), 4, Sampling(0.7), nodes=8))
+    assert [token for token, _ in found] == [*range(20)]
 
 
 @pytest.mark.parametrize("way", WAYS)
