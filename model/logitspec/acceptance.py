@@ -61,8 +61,7 @@ def accept(
         verdict = read_answer(answer.tolist(), n, n, *widths)
         if logprobs and node_top_k and (foresight := chooser.foresight):
             best = logits.float().topk(widths[1]).values
-            sums = (logits.float() / foresight.temperature).logsumexp(dim=-1)
-            logs = foresight.log_probabilities(best, sums).tolist()
+            logs = foresight.log_probabilities(best, logits).tolist()
             verdict = replace(verdict, node_top_logprobs=logs)
         return verdict
 

@@ -159,16 +159,17 @@ class Foresight:
     top_p: float = 1.0
     min_p: float = 0.0
 
-    def log_probabilities(self, best: torch.Tensor, log_sums: torch.Tensor) -> torch.Tensor:
+    def log_probabilities(self, best: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Of each row's best tokens, [n, k] float32; of those that are filtered out, -inf.
 
         Filters are followed as far as the k best tokens tell: close to the truth, not the truth.
 
         Args:
             best: [n, k] their logits, best first.
-            log_sums: [n] the logarithm of the sum of exp(logit / temperature) of a row's logits.
+            logits: [n, vocab] all of a row's.
         """
-        logs = best.float() / self.temperature - log_sums[:, None]
+        log_sums = (logits.float() / self.temperature).logsumexp(dim=-1, keepdim=True)
+        logs = best.float() / self.temperature - log_sums
         if 0 < self.top_k < logs.shape[1]:
             logs = logs[:, : self.top_k].log_softmax(dim=-1)
         odds = logs.exp()

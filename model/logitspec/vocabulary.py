@@ -47,8 +47,7 @@ def rows_after(
             found = logits.topk(min(best, logits.shape[1]))
             logs: list[list[float]] = [[]] * len(part)
             if foresight is not None:
-                sums = (logits / foresight.temperature).logsumexp(dim=-1)
-                logs = foresight.log_probabilities(found.values, sums).tolist()
+                logs = foresight.log_probabilities(found.values, logits).tolist()
             for token, row, own in zip(part, found.indices.tolist(), logs, strict=True):
                 yield token, scored_row(row, own)
 
