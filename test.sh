@@ -47,7 +47,8 @@ ruff check .
 mypy
 
 # Two processes of one thread are faster than one of two threads, because most of a test is Python.
-parallel="-n 2 --dist loadgroup"
+# The tests of a file run in one process: what its fixtures measure is measured once.
+parallel="-n 2 --dist loadfile"
 coverage="--cov --cov-report=term"
 if [ "$#" -eq 0 ]; then coverage="$coverage --cov-fail-under=90"; fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

@@ -52,7 +52,7 @@ def test_logitspec_gives_the_baselines_output_in_float32(
             "--model-id", script,
             "--bench-name", bench,
             "--answer-file", str(out / f"{script}.jsonl"),
-            "--max-new-tokens", "128" if full else "32",
+            "--max-new-tokens", "128" if full else "16",
             "--temperature", "0.0",
             "--dtype", "float32",
             "--warmup", "0",

@@ -48,6 +48,11 @@ def test_it_is_computed_in_float32_and_transformers_has_a_model_of_its_own(
     assert found.dtype == torch.float32 or not native
     models = Models(found, shared=True)
     assert models.shared is not native
-    assert models.hf.dtype == found.dtype
     assert not Models(target(default_gguf, "bfloat16"), shared=False).shared
     assert Models(target(default_gguf, "bfloat16"), shared=True).shared
+
+
+@pytest.mark.slow  # transformers parses the file several times
+def test_transformers_model_is_of_the_same_dtype(default_gguf: str) -> None:
+    found = target(default_gguf)
+    assert Models(found, shared=True).hf.dtype == found.dtype

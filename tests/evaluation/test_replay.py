@@ -235,7 +235,8 @@ def test_two_processes_find_the_same(
 def test_the_step_costs_of_another_machine_make_the_speed(
     recorded: Callable[..., tuple[int, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, folder = recorded("--tree-rows", "0")
+    one_turn = ["--question-begin", "1", "--question-end", "2"]  # the speed is a mean over turns
+    _, folder = recorded("--tree-rows", "0", *one_turn)
     own = load_step_costs(folder / "step-cost.json")
     assert set(own) == {(0, False), (0, True), (16, False)}
     recording = load_recording(folder)

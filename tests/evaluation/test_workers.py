@@ -28,7 +28,7 @@ from model.logitspec import InputError
 from ..conftest import question
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.workers, pytest.mark.xdist_group("ray")]  # they stop each other
+pytestmark = pytest.mark.workers
 Make = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
 DEADLY = """

@@ -35,8 +35,6 @@ HALVES = (torch.float32, torch.bfloat16, torch.float16)
 FORMS = [*HALVES, *((b, g, m) for b in (4, 6, 8) for g in (16, 32) for m in (False, True))]
 IDS = [*range(3, 60)]
 
-pytestmark = pytest.mark.xdist_group("matrices")  # each instruction set is compiled in one process
-
 
 @pytest.fixture(
     scope="module", params=["", *instruction_set.X86], ids=lambda name: name or "native"

@@ -23,7 +23,6 @@ pytestmark = [
     pytest.mark.skipif(
         not PYTHON, reason="LOGITSPEC_VLLM names no python of an environment with vLLM"
     ),
-    pytest.mark.xdist_group("vllm"),
     pytest.mark.timeout(1200),
 ]
 
