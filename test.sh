@@ -1,10 +1,10 @@
 #!/bin/sh
 # Lint, types and tests, in .venv: sh test.sh [fast|default|full] [pytest's arguments]
 #
-#   sh test.sh fast       without the real model and without Ray; no coverage
-#   sh test.sh            all but the slow tests, with line coverage: ten to twenty minutes on two cores
+#   sh test.sh fast       without the real model and without Ray
+#   sh test.sh            all but the slow tests: ten to twenty minutes on two cores
 #   sh test.sh full       all tests, every reference trace and quick question to its end, and in vLLM,
-#                         which is installed into .venv-vllm: an hour
+#                         which is installed into .venv-vllm; with line coverage: an hour
 #   sh test.sh -k pool    the tests that pytest selects with these arguments
 #
 # BENCH_FROM=DIR takes the published question sets from DIR/NAME/question.jsonl and DIR/raw. The tests
@@ -49,12 +49,12 @@ mypy
 # Two processes of one thread are faster than one of two threads, because most of a test is Python.
 # The tests of a file run in one process: what its fixtures measure is measured once.
 parallel="-n 2 --dist loadfile"
-coverage="--cov --cov-report=term"
+coverage="--cov --cov-report=term" # a quarter more time
 if [ "$#" -eq 0 ]; then coverage="$coverage --cov-fail-under=90"; fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # shellcheck disable=SC2086
 case "$tier" in
     fast) exec python -m pytest $parallel -m "not slow and not real and not workers" "$@" ;;
-    default) exec python -m pytest $parallel -m "not slow" $coverage "$@" ;;
+    default) exec python -m pytest $parallel -m "not slow" "$@" ;;
     full) FULL=1 exec python -m pytest $parallel $coverage "$@" ;;
 esac

@@ -53,9 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_measurements(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What drafters measure of a model is not stored in the user's cache folder, and recorders
-    measure for a moment only."""
-    folder = tmp_path_factory.mktemp("cache")
+    """What is measured and parsed is stored for all processes of this run, not in the user's cache
+    folder; recorders measure for a moment only."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a process's folder is one of the run's
+        folder = folder.parent
+    folder /= "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("model.logitspec.storage.cache_folder", lambda: folder)
         patch.setattr("evaluation.recordings.costs.METER_SECONDS", 0.05)

@@ -131,7 +131,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> LlamaKVForCausalLM:
     ("sampling", "samples"),
     [
         pytest.param(Sampling(temperature=1.0), 20_000, marks=pytest.mark.slow),
-        (Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.2), 4_000),
+        (Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.2), 2_000),
     ],
     ids=["plain", "filtered"],
 )
