@@ -352,11 +352,11 @@ def test_native_verdicts_are_those_of_plain_kernels(
         )
         assert (found.path, found.next_root) == (expected.path, expected.next_root)
         logits = tree_logits(models[1], caches[1], tree)
-        _check_best_tokens(logits[expected.path[-1:]], [found.top_ids], [expected.top_ids])
-        _check_best_tokens(logits, found.node_top_ids, expected.node_top_ids)
+        check_best_tokens(logits[expected.path[-1:]], [found.top_ids], [expected.top_ids])
+        check_best_tokens(logits, found.node_top_ids, expected.node_top_ids)
 
 
-def _check_best_tokens(
+def check_best_tokens(
     logits: torch.Tensor, found: list[list[int]], expected: list[list[int]]
 ) -> None:
     """The same tokens in the same order; two that are as good as equal may change places."""
