@@ -38,6 +38,7 @@ TINY = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+WIDE = TINY | {"hidden_size": 128, "head_dim": 64, "intermediate_size": 96}  # for native layers
 
 
 REAL = {"default_model", "default_model_path", "default_tokenizer", "default_gguf", "either_model"}
@@ -106,6 +107,13 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def tiny(tiny_path: str) -> LlamaKVForCausalLM:
     return load(tiny_path, dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def wide_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small random Llama of a shape that all kernels take."""
+    config = LlamaConfig(**WIDE | {"initializer_range": 0.3})  # wider layers: the same spread
+    return save_tiny(tmp_path_factory.mktemp("wide") / "wide-llama", config)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from model.logitspec import (
@@ -29,22 +29,10 @@ from model.logitspec import (
 from model.logitspec.kv_cache import MOST_IDLE
 from model.logitspec.sizing import budget, measuring
 
-from ..conftest import TINY, save_tiny
-
 THREADS = 4
 NEW = 40
 PROMPTS = [[1, 50 + i, 33 + i, 28, 50 + i, 33 + i] for i in range(THREADS)]
 METHODS = ("vanilla", "pld", "logitspec", "calibrated")
-
-
-@pytest.fixture(scope="module")
-def wide_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A shape that all kernels take."""
-    config = LlamaConfig(
-        **TINY
-        | {"hidden_size": 128, "head_dim": 64, "intermediate_size": 96, "initializer_range": 0.3}
-    )
-    return save_tiny(tmp_path_factory.mktemp("wide") / "wide-llama", config)
 
 
 @pytest.fixture(params=["plain", "packed", "native", "graphs"])

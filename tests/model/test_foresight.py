@@ -6,13 +6,12 @@ import math
 import random
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LogitsProcessorList
+from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
 from model.logitspec import (
@@ -46,8 +45,7 @@ from model.logitspec.sampling import (
 from model.logitspec.sizing.measuring import known_cost
 from model.logitspec.verification import find_verifier
 
-from ..conftest import save_tiny
-from .test_kernels import IDS, WIDE
+from .test_kernels import IDS
 from .test_modeling import prefilled, random_tree
 
 SEEDED = Sampling(1.0, seed=3)
@@ -314,8 +312,7 @@ def test_the_winners(vocab: int) -> None:
     assert torch.equal(cpu_winners(rare, states), winners(rare, states))
 
 
-def test_the_native_verifier_tells_what_the_others_tell(tmp_path: Path) -> None:
-    wide_path = save_tiny(tmp_path / "wide", LlamaConfig(**(WIDE | {"initializer_range": 0.3})))
+def test_the_native_verifier_tells_what_the_others_tell(wide_path: str) -> None:
     tree = random_tree(random.Random(4), 97, 9)
     told = []
     for kernels in ("native", "plain"):

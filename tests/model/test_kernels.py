@@ -29,21 +29,12 @@ from model.logitspec.cpu.packed import packed, why_not_packable
 from model.logitspec.fastest import choose_kernels
 from model.logitspec.layout import matrix
 from model.logitspec.linear import Linear
-from model.logitspec.verification import verify
 
-from ..conftest import TINY, save_tiny
+from ..conftest import WIDE, save_tiny
 from .test_modeling import prefilled, random_tree, tree_logits
 
 CPU = torch.device("cpu")
-WIDE = TINY | {"hidden_size": 128, "head_dim": 64, "intermediate_size": 96}
 IDS = [*range(3, 60)]
-
-
-@pytest.fixture(scope="module")
-def wide_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small random Llama of a shape that the native layers know."""
-    config = LlamaConfig(**WIDE | {"initializer_range": 0.3})
-    return save_tiny(tmp_path_factory.mktemp("wide") / "wide-llama", config)
 
 
 @pytest.fixture
@@ -333,37 +324,6 @@ def test_long_prompts_go_through_in_pieces(wide_path: str, length: int) -> None:
     )
     largest = expected.abs().max().item()
     torch.testing.assert_close(found, expected, atol=1e-4 * largest, rtol=0)
-
-
-@pytest.mark.parametrize(("top_k", "node_top_k"), [(0, 0), (5, 0), (0, 3), (200, 200)])
-def test_native_verdicts_are_those_of_plain_kernels(
-    wide_path: str, top_k: int, node_top_k: int
-) -> None:
-    rng = random.Random(2)
-    models = [
-        load(wide_path, dtype=torch.float32, cpu_kernels=name) for name in ("native", "plain")
-    ]
-    caches = [prefilled(model, IDS)[0] for model in models]
-    for size in (1, 9, 64):
-        tree = random_tree(rng, 97, size)
-        found, expected = (
-            verify(model, tree, cache, top_k, node_top_k)
-            for model, cache in zip(models, caches, strict=True)
-        )
-        assert (found.path, found.next_root) == (expected.path, expected.next_root)
-        logits = tree_logits(models[1], caches[1], tree)
-        check_best_tokens(logits[expected.path[-1:]], [found.top_ids], [expected.top_ids])
-        check_best_tokens(logits, found.node_top_ids, expected.node_top_ids)
-
-
-def check_best_tokens(
-    logits: torch.Tensor, found: list[list[int]], expected: list[list[int]]
-) -> None:
-    """The same tokens in the same order; two that are as good as equal may change places."""
-    assert [len(ids) for ids in found] == [len(ids) for ids in expected]
-    for row, ids, expected_ids in zip(logits, found, expected, strict=False):
-        largest = row.abs().max().item()
-        torch.testing.assert_close(row[ids], row[expected_ids], atol=1e-5 * largest, rtol=0)
 
 
 def test_tensors_that_are_not_the_models_are_refused(wide_path: str) -> None:

@@ -38,7 +38,8 @@ from model.logitspec.verification import EagerVerifier
 
 from ..conftest import TINY, new_drafter, question, save_tiny
 from ..evaluation.test_run import HERE
-from .test_verification import check_same_verdict, random_tree
+from .test_modeling import random_tree
+from .test_verification import check_same_verdict
 
 PROMPT = [5, 6, 7, 8, 5, 6, 7]
 CPU = torch.device("cpu")
@@ -280,7 +281,7 @@ def test_padded_steps_choose_as_plain_ones(tiny_path: str, sampling: Sampling) -
     plain = EagerVerifier(models[0], caches[0], 5, 2, choosers[0])
     padded = GraphVerifier(models[1], caches[1], 5, 2, choosers[1])
     for size in (1, 2, 3, 17, 5, 1):
-        tree = random_tree(rng, size)
+        tree = random_tree(rng, 97, size)
         check_same_verdict(plain, padded, tree)
 
 

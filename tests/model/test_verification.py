@@ -37,6 +37,8 @@ from model.logitspec.sampling import greedy
 from model.logitspec.verification import EagerVerifier, Verifier, find_verifier, verify
 
 from .test_decoding import Oracle
+from .test_kernels import IDS
+from .test_modeling import prefilled, random_tree, tree_logits
 
 
 @pytest.fixture
@@ -45,13 +47,6 @@ def static(tiny: LlamaKVForCausalLM) -> Iterator[LlamaKVForCausalLM]:
     tiny.graphs = True
     yield tiny
     tiny.graphs = False
-
-
-def random_tree(rng: random.Random, size: int) -> DraftTree:
-    tree = DraftTree(rng.randrange(97), size)
-    while not tree.full:
-        tree.add(rng.randrange(97), rng.randrange(len(tree)))
-    return tree
 
 
 def check_same_verdict(one: Verifier, other: Verifier, tree: DraftTree) -> None:
@@ -76,7 +71,7 @@ def test_padded_verdicts_are_those_of_plain_steps(
     plain = EagerVerifier(models[0], caches[0], top_k, node_top_k, greedy())
     padded = GraphVerifier(models[1], caches[1], top_k, node_top_k, greedy())
     for size in (1, 2, 3, 17, 64, 70, 5, 1):  # across 256 slots, and back to smaller buckets
-        tree = random_tree(rng, size)
+        tree = random_tree(rng, 97, size)
         check_same_verdict(plain, padded, tree)
         kept = sorted(rng.sample(range(size), min(size, 3)))
         for cache in caches:
@@ -98,7 +93,7 @@ def test_a_larger_step_serves_until_one_of_the_size_pays(tiny_path: str) -> None
     padded.largest = 30
 
     def verified(size: int) -> None:
-        tree = random_tree(rng, size)
+        tree = random_tree(rng, 97, size)
         check_same_verdict(plain, padded, tree)
 
     used = []
@@ -212,7 +207,7 @@ def test_a_padded_tree_that_does_not_fit_is_refused(static: LlamaKVForCausalLM) 
     step = find_verifier(static, cache, 0)
     cache.length = cache.capacity - 20
     with pytest.raises(InputError, match="24 more tokens after"):
-        step.build(random_tree(random.Random(1), 20))
+        step.build(random_tree(random.Random(1), 97, 20))
 
 
 @given(st.integers(1, 5000))
@@ -240,3 +235,34 @@ def test_graphs_are_for_one_gpu(tiny: LlamaKVForCausalLM) -> None:
         use_graphs(tiny, "on")
     with pytest.raises(InputError, match="CUDA graphs 'yes' are not known; give auto, on or off"):
         use_graphs(tiny, "yes")
+
+
+@pytest.mark.parametrize(("top_k", "node_top_k"), [(0, 0), (5, 0), (0, 3), (200, 200)])
+def test_native_verdicts_are_those_of_plain_kernels(
+    wide_path: str, top_k: int, node_top_k: int
+) -> None:
+    rng = random.Random(2)
+    models = [
+        load(wide_path, dtype=torch.float32, cpu_kernels=name) for name in ("native", "plain")
+    ]
+    caches = [prefilled(model, IDS)[0] for model in models]
+    for size in (1, 9, 64):
+        tree = random_tree(rng, 97, size)
+        found, expected = (
+            verify(model, tree, cache, top_k, node_top_k)
+            for model, cache in zip(models, caches, strict=True)
+        )
+        assert (found.path, found.next_root) == (expected.path, expected.next_root)
+        logits = tree_logits(models[1], caches[1], tree)
+        check_best_tokens(logits[expected.path[-1:]], [found.top_ids], [expected.top_ids])
+        check_best_tokens(logits, found.node_top_ids, expected.node_top_ids)
+
+
+def check_best_tokens(
+    logits: torch.Tensor, found: list[list[int]], expected: list[list[int]]
+) -> None:
+    """The same tokens in the same order; two that are as good as equal may change places."""
+    assert [len(ids) for ids in found] == [len(ids) for ids in expected]
+    for row, ids, expected_ids in zip(logits, found, expected, strict=False):
+        largest = row.abs().max().item()
+        torch.testing.assert_close(row[ids], row[expected_ids], atol=1e-5 * largest, rtol=0)
