@@ -85,6 +85,9 @@ def decode(
         tokens = ledger.result.tokens
         verdict = prefill(model, prompt_ids, cache, drafter.top_k, drafter.prompt_top_k, chooser)
         ledger.lap("prefill")
+        if cost is not None:
+            read = len(prompt_ids) - ledger.result.cached_tokens
+            cost.note_prompt(read, len(prompt_ids) - read, ledger.result.prefill_seconds)
         drafter.reset(prompt_ids, verdict.node_top_ids)
         ledger.lap("draft")
 

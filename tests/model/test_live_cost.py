@@ -197,6 +197,51 @@ def test_behind_a_long_context_the_curve_is_that_of_the_steps_there() -> None:
     assert max(drawn) < 1.25 * min(drawn)
 
 
+def prompt_seconds(tokens: int) -> float:
+    """Of reading as many tokens in one go, each as dear as a further node of a tree."""
+    return tokens * (behind_long(2, tokens // 2) - behind_long(1, tokens // 2))
+
+
+def test_a_long_prompt_tells_what_large_trees_behind_it_cost_at_least() -> None:
+    near, far = ([behind_long(n, c) for n in MEASURED_NODES] for c in (128, 300))
+    cost = LiveCost(StepCost(CONTEXTS, MEASURED_NODES, (near, far)))  # a fifth of what 1,024 add
+    assert cost.cost.curve(8000)[64] < 0.5 * behind_long(64, 8000)
+    cost.note_prompt(8000, 0, prompt_seconds(8000))
+    for nodes in (32, 64, 128):
+        assert cost.cost.curve(8000)[nodes] == pytest.approx(behind_long(nodes, 8000), rel=0.3)
+    assert cost.cost.curve(128)[64] == pytest.approx(behind_long(64, 128), rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "held", "seconds"),
+    [(1024, 0, 99.0), (127, 8000, 99.0), (8000, 0, 0.1)],
+    ids=["behind which steps were measured", "few tokens", "cheaper than a tree"],
+)
+def test_other_prompts_tell_nothing(tokens: int, held: int, seconds: float) -> None:
+    cost = LiveCost(cost_of(flat))
+    before = cost.cost.curve(8000)
+    cost.note_prompt(tokens, held, seconds)
+    assert cost.cost.curve(8000) == pytest.approx(before)
+
+
+def test_what_reading_a_prompt_took_is_told_without_the_tokens_that_were_held(
+    tiny: LlamaKVForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(LiveCost, "note_prompt", lambda _, *read: told.append(read))
+    prompt = list(range(1, 40))
+    drafter = CalibratedDrafter("auto")
+    first = decode(tiny, prompt, drafter, max_new_tokens=4, reuse_prefix=True)
+    longer = [*prompt, *first.tokens, 5, 6, 7]
+    second = decode(tiny, longer, drafter, max_new_tokens=4, reuse_prefix=True)
+    held = second.cached_tokens
+    assert held > len(prompt)
+    assert told == [
+        (len(prompt), 0, first.prefill_seconds),
+        (len(longer) - held, held, second.prefill_seconds),
+    ]
+
+
 def test_sizes_that_were_not_measured_follow_from_those_that_were() -> None:
     assert completed({1: 2.0}, [1, 51]) == [2.0, 4.0]
     assert completed({1: 1.0, 4: 4.0, 2: 2.0}, [1, 2, 3, 4, 6]) == [1, 2, 3, 4, 6]

@@ -97,6 +97,29 @@ class LiveCost:
             if self.steps < BATCH or len(self._noted) >= BATCH:
                 self._catch_up()
 
+    def note_prompt(self, tokens: int, held: int, seconds: float) -> None:
+        """Learn from a prompt that was read, if it is longer than what is known reaches.
+
+        In one go over many tokens each costs least. So a step over n nodes behind half of the
+        prompt takes no less than n of its tokens did.
+
+        Args:
+            tokens: read, held ones left out.
+            held: tokens that were committed before.
+            seconds: of the reading.
+        """
+        with self._lock:
+            if held + tokens <= self._start.contexts[1] or tokens < self.nodes[-1]:
+                return
+            self._catch_up()
+            self._reach(held + tokens)
+            context = held + tokens // 2
+            for nodes in reversed(self.nodes):
+                least = log(nodes * seconds / tokens)
+                if self._look(nodes, context)[0] < least:
+                    self._learn(nodes, context, least, MOST)
+            self.version += 1
+
     def _reach(self, context: float) -> None:
         """Double the longer context until it is no shorter than this one: what is believed there is
         the line carried on, and so is how little is known."""
