@@ -20,7 +20,7 @@ from .modeling_llama_kv import LlamaKVForCausalLM
 from .prefill import prefill
 from .sampling import Chooser, Foresight, greedy
 from .sizing.live_cost import LiveCost
-from .sizing.measuring import MeasuredModel, known_cost
+from .sizing.measuring import MeasuredModel, known_cost, note_prompt
 from .verification import find_verifier
 
 
@@ -85,9 +85,9 @@ def decode(
         tokens = ledger.result.tokens
         verdict = prefill(model, prompt_ids, cache, drafter.top_k, drafter.prompt_top_k, chooser)
         ledger.lap("prefill")
-        if cost is not None:
+        if not drafter.prompt_top_k:  # which takes logits of every token
             read = len(prompt_ids) - ledger.result.cached_tokens
-            cost.note_prompt(read, len(prompt_ids) - read, ledger.result.prefill_seconds)
+            note_prompt(model, read, len(prompt_ids) - read, ledger.result.prefill_seconds)
         drafter.reset(prompt_ids, verdict.node_top_ids)
         ledger.lap("draft")
 

@@ -228,17 +228,22 @@ def test_what_reading_a_prompt_took_is_told_without_the_tokens_that_were_held(
     tiny: LlamaKVForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = []
+    monkeypatch.setattr(measuring, "LIVE", {})
+    monkeypatch.setattr(measuring, "READ", {})
     monkeypatch.setattr(LiveCost, "note_prompt", lambda _, *read: told.append(read))
     prompt = list(range(1, 40))
+    first = decode(tiny, prompt, VanillaDrafter(), max_new_tokens=4)
     drafter = CalibratedDrafter("auto")
-    first = decode(tiny, prompt, drafter, max_new_tokens=4, reuse_prefix=True)
-    longer = [*prompt, *first.tokens, 5, 6, 7]
-    second = decode(tiny, longer, drafter, max_new_tokens=4, reuse_prefix=True)
-    held = second.cached_tokens
-    assert held > len(prompt)
+    second = decode(tiny, prompt, drafter, max_new_tokens=4, reuse_prefix=True)
+    longer = [*prompt, *second.tokens, 5, 6, 7]
+    third = decode(tiny, longer, drafter, max_new_tokens=4, reuse_prefix=True)
+    assert third.cached_tokens > len(prompt)
     assert told == [
-        (len(prompt), 0, first.prefill_seconds),
-        (len(longer) - held, held, second.prefill_seconds),
+        (len(prompt), 0, first.prefill_seconds),  # before anybody asked for step costs
+        *(
+            (done.prompt_tokens - done.cached_tokens, done.cached_tokens, done.prefill_seconds)
+            for done in (second, third)
+        ),
     ]
 
 

@@ -47,6 +47,8 @@ SHAPE = (
 )
 Widths = tuple[int, int]  # a drafter's top_k and node_top_k
 LIVE: WeakKeyDictionary[LlamaKVForCausalLM, dict[Widths, LiveCost]] = WeakKeyDictionary()
+# Of the longest prompt that was read: tokens, tokens that were committed before, seconds
+READ: WeakKeyDictionary[LlamaKVForCausalLM, tuple[int, int, float]] = WeakKeyDictionary()
 FINDING = RLock()  # measurements would disturb each other
 
 
@@ -65,12 +67,24 @@ def live_cost(model: LlamaKVForCausalLM, top_k: int, node_top_k: int = 0) -> Liv
         known = LIVE.setdefault(model, {})
         if (top_k, node_top_k) not in known:
             known[top_k, node_top_k] = begin(model, top_k, node_top_k)
+            if model in READ:
+                known[top_k, node_top_k].note_prompt(*READ[model])
         return known[top_k, node_top_k]
 
 
 def known_cost(model: LlamaKVForCausalLM, top_k: int, node_top_k: int = 0) -> LiveCost | None:
     """The same, if somebody asked for it before."""
     return LIVE.get(model, {}).get((top_k, node_top_k))
+
+
+def note_prompt(model: LlamaKVForCausalLM, tokens: int, held: int, seconds: float) -> None:
+    """Tell all step costs of a model what reading a prompt took, also those that are asked for
+    later: see LiveCost.note_prompt()."""
+    with FINDING:
+        if held + tokens > sum(READ.get(model, (0, 0))[:2]):
+            READ[model] = tokens, held, seconds
+        for cost in LIVE.get(model, {}).values():
+            cost.note_prompt(tokens, held, seconds)
 
 
 def begin(model: LlamaKVForCausalLM, top_k: int, node_top_k: int) -> LiveCost:
