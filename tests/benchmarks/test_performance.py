@@ -162,7 +162,7 @@ def test_the_page_holds_what_was_measured(
             "intel-xeon-2-cores",
             [
                 *("--notes", str(DOCS / "performance-intel-notes.md")),
-                *("--title", "Samples on an Intel Xeon"),
+                *("--title", "Performance on an Intel Xeon"),
             ],
         ),
     ],
