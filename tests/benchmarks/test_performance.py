@@ -165,6 +165,14 @@ def test_the_page_holds_what_was_measured(
                 *("--title", "Performance on an Intel Xeon"),
             ],
         ),
+        (
+            "samples-intel",
+            "intel-xeon-1-core",
+            [
+                *("--notes", str(DOCS / "samples-intel-notes.md")),
+                *("--title", "Samples on an Intel Xeon"),
+            ],
+        ),
     ],
 )
 def test_the_page_in_the_repository_is_what_its_sources_give(
