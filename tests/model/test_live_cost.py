@@ -233,6 +233,7 @@ def test_what_reading_a_prompt_took_is_told_without_the_tokens_that_were_held(
     monkeypatch.setattr(LiveCost, "note_prompt", lambda _, *read: told.append(read))
     prompt = list(range(1, 40))
     first = decode(tiny, prompt, VanillaDrafter(), max_new_tokens=4)
+    decode(tiny, prompt[:9], VanillaDrafter(), max_new_tokens=4)  # has less to tell
     drafter = CalibratedDrafter("auto")
     second = decode(tiny, prompt, drafter, max_new_tokens=4, reuse_prefix=True)
     longer = [*prompt, *second.tokens, 5, 6, 7]

@@ -47,7 +47,7 @@ SHAPE = (
 )
 Widths = tuple[int, int]  # a drafter's top_k and node_top_k
 LIVE: WeakKeyDictionary[LlamaKVForCausalLM, dict[Widths, LiveCost]] = WeakKeyDictionary()
-# Of the longest prompt that was read: tokens, tokens that were committed before, seconds
+# Of the prompt with most tokens to read: these, tokens that were committed before, seconds
 READ: WeakKeyDictionary[LlamaKVForCausalLM, tuple[int, int, float]] = WeakKeyDictionary()
 FINDING = RLock()  # measurements would disturb each other
 
@@ -81,7 +81,7 @@ def note_prompt(model: LlamaKVForCausalLM, tokens: int, held: int, seconds: floa
     """Tell all step costs of a model what reading a prompt took, also those that are asked for
     later: see LiveCost.note_prompt()."""
     with FINDING:
-        if held + tokens > sum(READ.get(model, (0, 0))[:2]):
+        if tokens > READ.get(model, (0, 0, 0.0))[0]:
             READ[model] = tokens, held, seconds
         for cost in LIVE.get(model, {}).values():
             cost.note_prompt(tokens, held, seconds)
